@@ -1,0 +1,1 @@
+"""Compute kernels. This package is the single place where a variant is chosen."""

@@ -1,0 +1,1 @@
+"""CPU kernels: numba functions over LLVM vectors, compiled once per machine."""
