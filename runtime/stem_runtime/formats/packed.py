@@ -1,0 +1,310 @@
+"""The packed model folder: written tensor by tensor, opened by mapping it into memory."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import mmap
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..config import ACTIVATIONS, ModelConfig
+from ..errors import FormatError
+from ..quant import TILE, Kind, PackedMatrix, packed_shapes
+from .header import TensorEntry, map_file, read_header, read_json, view
+
+FORMAT = 1
+WEIGHTS = "model.safetensors"
+INFO = "stem.json"
+ALIGNMENT = 64
+
+_PARTS = {"quants": "U8", "scales": "F16", "minima": "F16"}
+_NUMPY = {"U8": "u1", "F16": "<f2", "F32": "<f4"}
+
+Shape = tuple[int, ...]
+
+
+def expected_tensors(config: ModelConfig) -> Iterator[tuple[str, Shape]]:
+    """Names and shapes of all a model has, in file order: (rows, cols) or (n,) for vectors."""
+    d, ffn = config.d_model, config.ffn_dim
+    q_rows, kv_rows = config.n_heads * config.head_dim, config.kv_heads * config.head_dim
+    layer: list[tuple[str, Shape]] = [
+        ("attn_norm", (d,)),
+        ("q", (q_rows, d)),
+        ("k", (kv_rows, d)),
+        ("v", (kv_rows, d)),
+        ("o", (d, q_rows)),
+        ("ffn_norm", (d,)),
+        ("gate", (ffn, d)),
+        ("up", (ffn, d)),
+        ("down", (d, ffn)),
+    ]
+    if config.qkv_bias:
+        layer += [("q_bias", (q_rows,)), ("k_bias", (kv_rows,)), ("v_bias", (kv_rows,))]
+    if config.qk_norm:
+        layer += [("q_norm", (config.head_dim,)), ("k_norm", (config.head_dim,))]
+    if config.post_norms:
+        layer += [("attn_post_norm", (d,)), ("ffn_post_norm", (d,))]
+    yield "embed", (config.vocab_size, d)
+    for index in range(config.n_layers):
+        for name, shape in layer:
+            yield f"layers.{index}.{name}", shape
+    yield "norm", (d,)
+    if not config.tied_head:
+        yield "head", (config.vocab_size, d)
+
+
+def count_parameters(config: ModelConfig) -> int:
+    return sum(math.prod(shape) for _, shape in expected_tensors(config))
+
+
+def check_config(config: ModelConfig, where: str) -> None:
+    """Refuse sizes that contradict each other. Raises FormatError with `where` in front."""
+    sizes = ("n_layers", "d_model", "n_heads", "kv_heads", "head_dim", "ffn_dim", "vocab_size")
+    for name in (*sizes, "context_length"):
+        if not 0 < getattr(config, name) < 2**31:
+            raise FormatError(f"{where}: config field {name!r} is {getattr(config, name)}.")
+    half = config.head_dim // 2
+    local = config.rope_local_inv_freq
+    problems = {
+        "activation": config.activation not in ACTIVATIONS,
+        "head_dim": config.head_dim % 2 != 0,
+        "kv_heads": config.n_heads % config.kv_heads != 0,
+        "layer_windows": len(config.layer_windows) != config.n_layers
+        or any(window < 0 for window in config.layer_windows),
+        "rope_inv_freq": len(config.rope_inv_freq) != half,
+        "rope_local_inv_freq": bool(local) and len(local) != half,
+        "norm_eps": not 0 <= config.norm_eps < 1,
+    }
+    floats = ("attn_scale", "activation_param", "embed_scale", "residual_scale", "logit_scale")
+    problems |= {name: not math.isfinite(getattr(config, name)) for name in floats}
+    problems["rope_inv_freq"] |= not all(map(math.isfinite, (*config.rope_inv_freq, *local)))
+    for name, wrong in problems.items():
+        if wrong:
+            value = getattr(config, name)
+            raise FormatError(f"{where}: config field {name!r} cannot be {value!r:.80}.")
+
+
+@dataclass(frozen=True, slots=True)
+class PackedModel:
+    """An opened packed folder. Arrays are read-only views of the mapped file.
+
+    `info` is stem.json as read; `nbytes` counts the weights, `parameters` the numbers they hold.
+    """
+
+    folder: Path
+    config: ModelConfig
+    info: dict[str, Any]
+    nbytes: int
+    parameters: int
+    _matrices: Mapping[str, PackedMatrix]
+    _vectors: Mapping[str, NDArray[np.float32]]
+
+    def has(self, name: str) -> bool:
+        return name in self._matrices or name in self._vectors
+
+    def matrix(self, name: str) -> PackedMatrix:
+        """The quantized matrix `name`; KeyError where the model has none."""
+        return self._matrices[name]
+
+    def vector(self, name: str) -> NDArray[np.float32]:
+        """The float32 vector `name`; KeyError where the model has none."""
+        return self._vectors[name]
+
+
+def open_packed(folder: Path) -> PackedModel:
+    """Open a packed model folder without reading its weights.
+
+    Raises FormatError when stem.json or any tensor's dtype, shape, place or size is not what the
+    config asks for.
+    """
+    info = _read_info(folder / INFO)
+    config = ModelConfig.from_dict(info["config"], str(folder / INFO))
+    check_config(config, str(folder / INFO))
+    path = folder / WEIGHTS
+    data = map_file(path)
+    entries = read_header(data, str(path))
+    matrices: dict[str, PackedMatrix] = {}
+    vectors: dict[str, NDArray[np.float32]] = {}
+    parameters = 0
+    for name, shape in expected_tensors(config):
+        parameters += math.prod(shape)
+        if len(shape) == 1:
+            vectors[name] = view(data, _take(entries, name, "F32", shape, path), "<f4")
+        else:
+            matrices[name] = _matrix(data, entries, name, shape, path)
+    if extra := next((name for name in entries if not name.startswith("pad.")), None):
+        raise FormatError(f"{path}: unexpected tensor {extra!r:.80}.")
+    nbytes = sum(m.nbytes for m in matrices.values()) + sum(v.nbytes for v in vectors.values())
+    return PackedModel(folder, config, info, nbytes, parameters, matrices, vectors)
+
+
+def _read_info(path: Path) -> dict[str, Any]:
+    info = read_json(path)
+    if info.get("format") != FORMAT:
+        raise FormatError(
+            f"{path}: format {info.get('format')!r:.40} is not the supported {FORMAT}; "
+            "convert or pull the model again."
+        )
+    for key, kind in {"name": str, "config": dict, "tokenizer": dict, "source": dict}.items():
+        if not isinstance(info.get(key), kind):
+            raise FormatError(f"{path}: field {key!r} should be a {kind.__name__}.")
+    return info
+
+
+def _take(
+    entries: dict[str, TensorEntry], name: str, dtype: str, shape: Shape, path: Path
+) -> TensorEntry:
+    entry = entries.pop(name, None)
+    if entry is None:
+        raise FormatError(f"{path}: tensor {name!r} is missing; convert or pull the model again.")
+    if (entry.dtype, entry.shape) != (dtype, shape):
+        raise FormatError(
+            f"{path}: tensor {name!r} should be {dtype} {shape}, found {entry.dtype} {entry.shape}."
+        )
+    if entry.start % ALIGNMENT:
+        raise FormatError(f"{path}: tensor {name!r} is not aligned to {ALIGNMENT} bytes.")
+    return entry
+
+
+def _matrix(
+    data: mmap.mmap, entries: dict[str, TensorEntry], name: str, shape: Shape, path: Path
+) -> PackedMatrix:
+    rows, cols = shape
+    found = entries.get(f"{name}.quants")
+    kind: Kind = "int4"
+    if found is not None and found.shape[2:] == (8, 64):
+        kind = "int8"
+    elif f"{name}.minima" in entries:
+        kind = "int4m"
+    parts: dict[str, NDArray[Any]] = {}
+    for part, part_shape in packed_shapes(rows, cols, kind).items():
+        entry = _take(entries, f"{name}.{part}", _PARTS[part], part_shape, path)
+        parts[part] = view(data, entry, _NUMPY[entry.dtype])
+    return PackedMatrix(name, rows, cols, kind, **parts)
+
+
+class PackedWriter:
+    """Writes model.safetensors and stem.json into `folder`, holding one block of rows at a time.
+
+    `kinds` names the kind of every matrix of `expected_tensors(config)`: with the shapes known,
+    the header goes first and each part is written at its place, in any order. As a context
+    manager it closes the file; only `finish` makes the folder a model.
+    """
+
+    def __init__(self, folder: Path, config: ModelConfig, kinds: Mapping[str, Kind]) -> None:
+        check_config(config, str(folder))
+        self._folder, self._config = folder, config
+        self._shapes = dict(expected_tensors(config))
+        self._kinds = dict(kinds)
+        header, self._places = _layout(self._shapes, self._kinds)
+        self._due = {name: shape[0] for name, shape in self._shapes.items()}
+        folder.mkdir(parents=True, exist_ok=True)
+        self._file = (folder / WEIGHTS).open("w+b")
+        self._file.write(header)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._file.close()
+
+    def matrix(self, name: str, matrix: PackedMatrix, first_row: int = 0) -> None:
+        """Write the rows of `matrix` as rows `first_row` and on of `name`.
+
+        `first_row` is a multiple of 16; a block shorter than that multiple must be the last.
+        """
+        rows, cols = self._shapes[name]
+        ragged = matrix.rows % TILE and first_row + matrix.rows != rows
+        if first_row % TILE or ragged or first_row + matrix.rows > rows:
+            raise ValueError(f"{name}: rows {first_row} + {matrix.rows} of {rows} do not tile")
+        if (matrix.cols, matrix.kind) != (cols, self._kinds[name]):
+            raise ValueError(f"{name}: {matrix.kind} of {matrix.cols} columns was not announced")
+        tile = first_row // TILE
+        parts: dict[str, NDArray[Any] | None]
+        parts = {"quants": matrix.quants, "scales": matrix.scales, "minima": matrix.minima}
+        for part, array in parts.items():
+            if array is not None:
+                per_tile = array.nbytes // array.shape[0]
+                self._write(self._places[f"{name}.{part}"] + tile * per_tile, array)
+        self._due[name] -= matrix.rows
+
+    def vector(self, name: str, values: NDArray[np.float32]) -> None:
+        """Write the float32 vector `name`."""
+        if values.shape != self._shapes[name]:
+            raise ValueError(f"{name}: {values.shape} should be {self._shapes[name]}")
+        self._write(self._places[name], values.astype("<f4", copy=False))
+        self._due[name] -= len(values)
+
+    def finish(self, info: Mapping[str, Any]) -> None:
+        """Flush the weights to disk and write stem.json, its computed fields added to `info`.
+
+        `info` has name, quant, tokenizer, source and license. Raises ValueError when a tensor was
+        not written whole.
+        """
+        if missing := [name for name, due in self._due.items() if due]:
+            raise ValueError(f"tensor {missing[0]} was not written whole")
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        self._file.seek(0)
+        computed = {
+            "format": FORMAT,
+            "config": self._config.to_dict(),
+            "weights_sha256": hashlib.file_digest(self._file, "sha256").hexdigest(),
+            "parameters": count_parameters(self._config),
+        }
+        text = json.dumps({**info, **computed}, indent=1, ensure_ascii=False, allow_nan=False)
+        with (self._folder / INFO).open("w", encoding="utf-8", newline="\n") as file:
+            file.write(text + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+
+    def _write(self, place: int, array: NDArray[Any]) -> None:
+        self._file.seek(place)
+        self._file.write(np.ascontiguousarray(array).data)
+
+
+def _layout(shapes: Mapping[str, Shape], kinds: Mapping[str, Kind]) -> tuple[bytes, dict[str, int]]:
+    """The file's head up to the first tensor, and the place of every tensor in the file.
+
+    safetensors allows no holes, so what alignment skips becomes uint8 tensors named pad.N.
+    """
+    table: dict[str, dict[str, Any]] = {}
+    end = 0
+    for name, dtype, shape in _parts(shapes, kinds):
+        if gap := -end % ALIGNMENT:
+            pad = {"dtype": "U8", "shape": [gap], "data_offsets": [end, end + gap]}
+            table[f"pad.{len(table)}"] = pad
+            end += gap
+        nbytes = math.prod(shape) * np.dtype(_NUMPY[dtype]).itemsize
+        table[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [end, end + nbytes]}
+        end += nbytes
+    text = json.dumps(table, separators=(",", ":")).encode()
+    text += b" " * (-(8 + len(text)) % ALIGNMENT)
+    base = 8 + len(text)
+    places = {name: base + entry["data_offsets"][0] for name, entry in table.items()}
+    return len(text).to_bytes(8, "little") + text, places
+
+
+def _parts(
+    shapes: Mapping[str, Shape], kinds: Mapping[str, Kind]
+) -> Iterator[tuple[str, str, Shape]]:
+    for name, shape in shapes.items():
+        if len(shape) == 1:
+            yield name, "F32", shape
+            continue
+        for part, part_shape in packed_shapes(shape[0], shape[1], kinds[name]).items():
+            yield f"{name}.{part}", _PARTS[part], part_shape

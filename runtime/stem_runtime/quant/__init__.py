@@ -1,0 +1,37 @@
+"""Quantized weights: the packed layout, GGML's block types, and rounding from float."""
+
+from __future__ import annotations
+
+from .layout import (
+    GROUP,
+    TILE,
+    Kind,
+    PackedMatrix,
+    PlainMatrix,
+    dequantize_plain,
+    groups_of,
+    pack,
+    pack_int4,
+    pack_int8,
+    packed_shapes,
+    tiles_of,
+    unpack,
+    unpack_plain,
+)
+
+__all__ = [
+    "GROUP",
+    "TILE",
+    "Kind",
+    "PackedMatrix",
+    "PlainMatrix",
+    "dequantize_plain",
+    "groups_of",
+    "pack",
+    "pack_int4",
+    "pack_int8",
+    "packed_shapes",
+    "tiles_of",
+    "unpack",
+    "unpack_plain",
+]
