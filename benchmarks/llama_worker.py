@@ -1,7 +1,8 @@
 """llama.cpp behind a loop of JSON lines: a request on standard input, an answer on standard output.
 
-Runs under an interpreter that has llama-cpp-python, so that ours never needs it. Only the low-level
-API is used: `llama_decode` on batches, flash attention on, the same threads for prompts and decoding.
+Runs under an interpreter that has llama-cpp-python, so that ours never needs it. Only the
+low-level API is used: `llama_decode` on batches, flash attention on, the same threads for prompts
+and decoding.
 Requests are {"do": NAME, ...}; see the methods of Worker. Start it through llama_client.py.
 """
 
