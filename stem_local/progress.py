@@ -1,0 +1,54 @@
+"""How long work tells its caller where it stands, without knowing any screen."""
+
+from __future__ import annotations
+
+import threading
+import time
+from typing import Protocol
+
+_INTERVAL = 0.1
+"""Seconds between two updates: a bar need not be told of every chunk."""
+
+
+class Reporter(Protocol):
+    """What a caller implements to follow a pull. Calls may come from any thread, one at a time."""
+
+    def note(self, text: str) -> None:
+        """One sentence worth telling the user."""
+
+    def update(self, step: str, done: int, total: int) -> None:
+        """`done` of `total` bytes of the step ("download" or "pack"); `done` never falls."""
+
+
+class Silent:
+    """A reporter that says nothing."""
+
+    def note(self, text: str) -> None:
+        del text
+
+    def update(self, step: str, done: int, total: int) -> None:
+        del step, done, total
+
+
+class Meter:
+    """Counts one step's bytes and passes them on: monotonic, bounded by the total, throttled."""
+
+    def __init__(self, reporter: Reporter, step: str, total: int) -> None:
+        self._reporter = reporter
+        self._step = step
+        self._total = max(total, 1)
+        self._done = -1
+        self._told = 0.0
+        self._lock = threading.Lock()
+
+    def reach(self, done: int, total: int | None = None) -> None:
+        """The step has got to `done` bytes in all; `total` corrects an estimate."""
+        with self._lock:
+            if total is not None:
+                self._total = max(total, 1)
+            done = min(done, self._total)
+            now = time.monotonic()
+            if done <= self._done or (done < self._total and now - self._told < _INTERVAL):
+                return
+            self._done, self._told = done, now
+            self._reporter.update(self._step, done, self._total)
