@@ -1,0 +1,89 @@
+"""The two engines of a comparison behind the same four calls, and the files they run on."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from pathlib import Path
+from typing import Protocol
+
+from llama_client import Llama
+from stem_runtime.engine import Engine, KVCache
+from stem_runtime.formats.convert import convert
+from stem_runtime.formats.packed import PackedModel, open_packed
+
+BATCH = 512
+
+
+class Side(Protocol):
+    """An engine with one model open and one cache of `context` tokens. Times in seconds."""
+
+    def open(self, gguf: Path, context: int) -> None: ...
+
+    def prefill(self, tokens: list[int]) -> float:
+        """Read `tokens` into an empty cache, up to the logits of the last one."""
+
+    def decode(self, tokens: list[int], at: int) -> float:
+        """Take `tokens` one by one after the first `at` of the cache, with the logits of each."""
+
+    def close(self) -> None: ...
+
+
+class LlamaSide:
+    def __init__(self, llama: Llama, threads: int) -> None:
+        self._llama = llama
+        self._threads = threads
+
+    def open(self, gguf: Path, context: int) -> None:
+        self._llama.call(
+            "open", model=str(gguf), threads=self._threads, context=context, batch=BATCH
+        )
+
+    def prefill(self, tokens: list[int]) -> float:
+        return float(self._llama.call("prefill", tokens=tokens)["seconds"])
+
+    def decode(self, tokens: list[int], at: int) -> float:
+        return float(self._llama.call("decode", tokens=tokens, at=at)["seconds"])
+
+    def close(self) -> None:
+        self._llama.call("close")
+
+
+class StemSide:
+    engine: Engine
+    cache: KVCache
+    model: PackedModel
+
+    def __init__(self, threads: int) -> None:
+        self._threads = threads
+
+    def open(self, gguf: Path, context: int) -> None:
+        self.model = open_packed(packed_copy(gguf))
+        self.engine = Engine(self.model, threads=self._threads)
+        self.cache = self.engine.new_cache(context)
+
+    def prefill(self, tokens: list[int]) -> float:
+        self.cache.truncate(0)
+        start = time.perf_counter()
+        self.engine.prefill(self.cache, tokens)
+        return time.perf_counter() - start
+
+    def decode(self, tokens: list[int], at: int) -> float:
+        self.cache.truncate(at)
+        start = time.perf_counter()
+        for token in tokens:
+            self.engine.decode(self.cache, token)
+        return time.perf_counter() - start
+
+    def close(self) -> None:
+        self.engine.close()
+
+
+def packed_copy(gguf: Path) -> Path:
+    """Folder of `gguf` in our format, beside it; made anew when the file is newer."""
+    folder = gguf.with_suffix(".packed")
+    info = folder / "stem.json"
+    if not info.exists() or info.stat().st_mtime < gguf.stat().st_mtime:
+        shutil.rmtree(folder, ignore_errors=True)
+        convert(gguf, folder, name=gguf.stem, origin={"file": gguf.name})
+    return folder

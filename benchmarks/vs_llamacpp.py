@@ -1,0 +1,212 @@
+"""Speed, start and memory beside llama.cpp, on the same files, threads and tokens.
+
+    python benchmarks/vs_llamacpp.py --gguf SmolLM2-135M-Instruct.Q4_1.gguf --llama-python PYTHON
+
+The Q4_0 file is made from the given one by llama.cpp's own quantizer; the large model has the shape
+of Llama-3.2-1B and random weights. The two engines take turns, one at work while the other sleeps,
+and the medians of the rounds are compared. Prints a Markdown table. docs/performance.md says how to
+build llama.cpp for this.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import make_random_gguf
+import peak_memory
+from llama_client import Llama
+from sides import LlamaSide, Side, StemSide, packed_copy
+from stem_runtime import bandwidth
+
+PROMPT = 32
+DECODED = 128
+PREFILLED = 512
+SHORT, LONG, AFTER = 128, 4096, 64
+VOCABULARY = 49152  # of both models
+MB = 1e6
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One line of the table; `bar` is what the project holds itself to."""
+
+    what: str
+    llama: str
+    stem: str
+    ratio: str
+    bar: str
+    note: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Bench:
+    """What every row needs: both engines, the two models, how often to repeat."""
+
+    llama: LlamaSide
+    stem: StemSide
+    small: Path
+    large: Path
+    rounds: int
+    threads: int
+
+    @contextmanager
+    def opened(self, gguf: Path, context: int) -> Iterator[tuple[Side, ...]]:
+        """Both engines, ready with `gguf`."""
+        sides = (self.llama, self.stem)
+        for side in sides:
+            side.open(gguf, context)
+        yield sides
+        for side in sides:
+            side.close()
+
+    def medians(self, sides: tuple[Side, ...], work: Callable[[Side], float]) -> list[float]:
+        """Median of `work` on each engine, in turns, after one unmeasured turn."""
+        times = [[work(side) for side in sides] for _ in range(self.rounds + 1)]
+        return [statistics.median(column) for column in zip(*times[1:], strict=True)]
+
+
+def tokens(count: int) -> list[int]:
+    """Tokens that stand for any text; the first ids are special."""
+    rng = random.Random(0)
+    return [rng.randrange(32, VOCABULARY) for _ in range(count)]
+
+
+def decode_row(bench: Bench, gguf: Path, name: str, bar: float) -> Row:
+    with bench.opened(gguf, PROMPT + DECODED) as sides:
+        for side in sides:
+            side.prefill(tokens(PROMPT))
+        theirs, ours = bench.medians(sides, lambda side: side.decode(tokens(DECODED), PROMPT))
+        bytes_read = bench.stem.engine.weight_bytes_per_token(PROMPT + DECODED // 2)
+    return Row(
+        f"decode, {name}",
+        f"{DECODED / theirs:.1f} tok/s",
+        f"{DECODED / ours:.1f} tok/s",
+        f"{theirs / ours:.2f}x",
+        f"{bar}x",
+        f"{bytes_read * DECODED / ours / 1e9:.1f} GB/s",
+    )
+
+
+def prefill_row(bench: Bench, gguf: Path, name: str, bar: float) -> Row:
+    with bench.opened(gguf, PREFILLED + 1) as sides:
+        theirs, ours = bench.medians(sides, lambda side: side.prefill(tokens(PREFILLED)))
+    return Row(
+        f"prefill of {PREFILLED}, {name}",
+        f"{PREFILLED / theirs:.0f} tok/s",
+        f"{PREFILLED / ours:.0f} tok/s",
+        f"{theirs / ours:.2f}x",
+        f"{bar}x",
+    )
+
+
+def context_row(bench: Bench) -> Row:
+    """Decode far into the context as a share of decode near its start."""
+    with bench.opened(bench.small, LONG + AFTER) as sides:
+        for side in sides:
+            side.prefill(tokens(LONG))
+        far = bench.medians(sides, lambda side: side.decode(tokens(AFTER), LONG))
+        near = bench.medians(sides, lambda side: side.decode(tokens(AFTER), SHORT))
+    theirs, ours = (n / f for n, f in zip(near, far, strict=True))
+    return Row(
+        f"decode at {LONG} against at {SHORT}, SmolLM2-135M Q4_0",
+        f"{theirs:.2f}",
+        f"{ours:.2f}",
+        "",
+        "0.6",
+        f"{AFTER / far[1]:.0f} and {AFTER / near[1]:.0f} tok/s",
+    )
+
+
+def start_row(bench: Bench) -> Row:
+    """Process start to first byte of the answer, with everything cached."""
+    command = [str(Path(sys.executable).with_name("stem-local")), "run"]
+    command += [str(packed_copy(bench.small)), "Say hello.", "--max-tokens", "8"]
+
+    def first_byte() -> float:
+        start = time.perf_counter()
+        with subprocess.Popen(command, stdout=subprocess.PIPE, bufsize=0) as process:
+            assert process.stdout
+            process.stdout.read(1)
+            seconds = time.perf_counter() - start
+            process.stdout.read()
+        if process.returncode:
+            raise SystemExit(f"{' '.join(command)} ended with status {process.returncode}.")
+        return seconds
+
+    first_byte()
+    seconds = statistics.median(first_byte() for _ in range(bench.rounds))
+    return Row("warm start of `stem-local run` to first token", "", f"{seconds:.2f} s", "", "1.5 s")
+
+
+def memory_row(bench: Bench) -> Row:
+    command = [sys.executable, peak_memory.__file__, str(packed_copy(bench.small))]
+    command += ["--context", str(LONG), "--threads", str(bench.threads)]
+    output = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
+    figures = json.loads(output)
+    return Row(
+        f"peak memory beyond packed weights and KV of {LONG} tokens",
+        "",
+        f"{figures['rest'] / MB:.0f} MB",
+        "",
+        "250 MB",
+        f"{figures['peak'] / MB:.0f} = {figures['weights'] / MB:.0f} + {figures['kv'] / MB:.0f} "
+        f"+ {figures['rest'] / MB:.0f} MB",
+    )
+
+
+SMALL, LARGE = "SmolLM2-135M Q4_0", "Llama-3.2-1B shape Q4_0"
+ROWS: dict[str, Callable[[Bench], Row]] = {
+    "decode": lambda bench: decode_row(bench, bench.small, SMALL, 3.0),
+    "prefill": lambda bench: prefill_row(bench, bench.small, SMALL, 1.6),
+    "decode-1b": lambda bench: decode_row(bench, bench.large, LARGE, 1.5),
+    "prefill-1b": lambda bench: prefill_row(bench, bench.large, LARGE, 1.5),
+    "context": context_row,
+    "start": start_row,
+    "memory": memory_row,
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--gguf", type=Path, required=True, help="SmolLM2-135M-Instruct.Q4_1.gguf")
+    parser.add_argument("--llama-python", required=True, help="interpreter with llama-cpp-python")
+    parser.add_argument("--work", type=Path, help="where made files go (default: beside --gguf)")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--only", nargs="+", choices=ROWS, default=list(ROWS))
+    args = parser.parse_args()
+
+    work = args.work or args.gguf.parent
+    small = work / "SmolLM2-135M-Instruct.Q4_0.gguf"
+    large = work / "random-llama-1b.Q4_0.gguf"
+    make_random_gguf.make(args.gguf, large)
+    with Llama(args.llama_python) as llama:
+        llama.quantize(args.gguf, small)
+        sides = LlamaSide(llama, args.threads), StemSide(args.threads)
+        bench = Bench(*sides, small, large, args.rounds, args.threads)
+        reads = bandwidth.measure(args.threads)
+        print(
+            f"{args.threads} threads, medians of {args.rounds}; memory reads at "
+            f"{reads.gb_per_second:.0f} GB/s\n"
+        )
+        print("| | llama.cpp | STEM Local | ratio | bar | |\n|---|---|---|---|---|---|")
+        for name in args.only:
+            row = ROWS[name](bench)
+            print(
+                f"| {row.what} | {row.llama} | {row.stem} | {row.ratio} | {row.bar} | {row.note} |",
+                flush=True,
+            )
+
+
+if __name__ == "__main__":
+    main()
