@@ -8,7 +8,6 @@ from typing import Any
 from ..errors import FormatError
 from . import gemma3, llama, minicpm, qwen
 from .base import Family, TensorSpec, check_tensors
-from .common import validate
 from .fields import Fields
 
 __all__ = [
@@ -18,7 +17,6 @@ __all__ = [
     "check_tensors",
     "for_gguf",
     "for_hf",
-    "validate",
 ]
 
 FAMILIES = (llama.FAMILY, qwen.QWEN2, qwen.QWEN3, gemma3.FAMILY, minicpm.FAMILY)

@@ -176,13 +176,11 @@ def _layer_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
     q_rows, kv_rows = config.n_heads * head, config.kv_heads * head
     shapes: dict[str, tuple[int, ...]] = {"attn_norm": (d,)}
     shapes |= {"q": (q_rows, d), "k": (kv_rows, d), "v": (kv_rows, d), "o": (d, q_rows)}
+    shapes |= {"ffn_norm": (d,), "gate": (ffn, d), "up": (ffn, d), "down": (d, ffn)}
     if config.qkv_bias:
         shapes |= {"q_bias": (q_rows,), "k_bias": (kv_rows,), "v_bias": (kv_rows,)}
     if config.qk_norm:
         shapes |= {"q_norm": (head,), "k_norm": (head,)}
     if config.post_norms:
-        shapes |= {"attn_post_norm": (d,)}
-    shapes |= {"ffn_norm": (d,), "gate": (ffn, d), "up": (ffn, d), "down": (d, ffn)}
-    if config.post_norms:
-        shapes |= {"ffn_post_norm": (d,)}
+        shapes |= {"attn_post_norm": (d,), "ffn_post_norm": (d,)}
     return shapes
