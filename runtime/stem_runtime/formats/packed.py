@@ -16,14 +16,17 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from ..config import ACTIVATIONS, ModelConfig
+from ..config import ModelConfig
 from ..errors import FormatError
+from ..families import validate
 from ..quant import TILE, Kind, PackedMatrix, packed_shapes
 from .header import TensorEntry, map_file, read_header, read_json, view
 
 FORMAT = 1
 WEIGHTS = "model.safetensors"
 INFO = "stem.json"
+PARTIAL = ".partial"
+"""Suffix of files being written: a folder with one and without stem.json was never finished."""
 ALIGNMENT = 64
 
 _PARTS = {"quants": "U8", "scales": "F16", "minima": "F16"}
@@ -66,33 +69,6 @@ def count_parameters(config: ModelConfig) -> int:
     return sum(math.prod(shape) for _, shape in expected_tensors(config))
 
 
-def check_config(config: ModelConfig, where: str) -> None:
-    """Refuse sizes that contradict each other. Raises FormatError with `where` in front."""
-    sizes = ("n_layers", "d_model", "n_heads", "kv_heads", "head_dim", "ffn_dim", "vocab_size")
-    for name in (*sizes, "context_length"):
-        if not 0 < getattr(config, name) < 2**31:
-            raise FormatError(f"{where}: config field {name!r} is {getattr(config, name)}.")
-    half = config.head_dim // 2
-    local = config.rope_local_inv_freq
-    problems = {
-        "activation": config.activation not in ACTIVATIONS,
-        "head_dim": config.head_dim % 2 != 0,
-        "kv_heads": config.n_heads % config.kv_heads != 0,
-        "layer_windows": len(config.layer_windows) != config.n_layers
-        or any(window < 0 for window in config.layer_windows),
-        "rope_inv_freq": len(config.rope_inv_freq) != half,
-        "rope_local_inv_freq": bool(local) and len(local) != half,
-        "norm_eps": not 0 <= config.norm_eps < 1,
-    }
-    floats = ("attn_scale", "activation_param", "embed_scale", "residual_scale", "logit_scale")
-    problems |= {name: not math.isfinite(getattr(config, name)) for name in floats}
-    problems["rope_inv_freq"] |= not all(map(math.isfinite, (*config.rope_inv_freq, *local)))
-    for name, wrong in problems.items():
-        if wrong:
-            value = getattr(config, name)
-            raise FormatError(f"{where}: config field {name!r} cannot be {value!r:.80}.")
-
-
 @dataclass(frozen=True, slots=True)
 class PackedModel:
     """An opened packed folder. Arrays are read-only views of the mapped file.
@@ -128,7 +104,7 @@ def open_packed(folder: Path) -> PackedModel:
     """
     info = _read_info(folder / INFO)
     config = ModelConfig.from_dict(info["config"], str(folder / INFO))
-    check_config(config, str(folder / INFO))
+    validate(config, str(folder / INFO))
     path = folder / WEIGHTS
     data = map_file(path)
     entries = read_header(data, str(path))
@@ -193,22 +169,22 @@ def _matrix(
 
 
 class PackedWriter:
-    """Writes model.safetensors and stem.json into `folder`, holding one block of rows at a time.
+    """Writes model.safetensors and stem.json into `folder`, a block of rows at a time.
 
     `kinds` names the kind of every matrix of `expected_tensors(config)`: with the shapes known,
     the header goes first and each part is written at its place, in any order. As a context
-    manager it closes the file; only `finish` makes the folder a model.
+    manager it closes the file; only `finish` makes the folder a model, with stem.json last.
     """
 
     def __init__(self, folder: Path, config: ModelConfig, kinds: Mapping[str, Kind]) -> None:
-        check_config(config, str(folder))
+        validate(config, str(folder))
         self._folder, self._config = folder, config
         self._shapes = dict(expected_tensors(config))
         self._kinds = dict(kinds)
         header, self._places = _layout(self._shapes, self._kinds)
         self._due = {name: shape[0] for name, shape in self._shapes.items()}
         folder.mkdir(parents=True, exist_ok=True)
-        self._file = (folder / WEIGHTS).open("w+b")
+        self._file = _partial(folder / WEIGHTS).open("w+b")
         self._file.write(header)
 
     def __enter__(self) -> Self:
@@ -267,10 +243,13 @@ class PackedWriter:
             "parameters": count_parameters(self._config),
         }
         text = json.dumps({**info, **computed}, indent=1, ensure_ascii=False, allow_nan=False)
-        with (self._folder / INFO).open("w", encoding="utf-8", newline="\n") as file:
+        with _partial(self._folder / INFO).open("w", encoding="utf-8", newline="\n") as file:
             file.write(text + "\n")
             file.flush()
             os.fsync(file.fileno())
+        self._file.close()
+        for name in (WEIGHTS, INFO):
+            _partial(self._folder / name).replace(self._folder / name)
 
     def _write(self, place: int, array: NDArray[Any]) -> None:
         self._file.seek(place)
