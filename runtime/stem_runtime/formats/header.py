@@ -21,7 +21,7 @@ DTYPES = {
 """Bytes per element of the safetensors dtypes that a header may hold."""
 
 _MAX_HEADER = 100_000_000  # the bound that the safetensors format itself sets
-_MAX_JSON = 64_000_000
+_MAX_TEXT = 64_000_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,21 +45,30 @@ def map_file(path: Path) -> mmap.mmap:
         raise FormatError(f"{path}: cannot be read ({error.strerror or error}).") from None
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """Read a JSON object of at most 64 MB. Raises FormatError naming the file."""
+def read_text(path: Path) -> str:
+    """Read a UTF-8 file of at most 64 MB. Raises FormatError naming the file."""
     try:
-        if path.stat().st_size > _MAX_JSON:
-            raise FormatError(f"{path}: larger than the {_MAX_JSON} bytes that are read as JSON.")
-        text = path.read_bytes()
+        with path.open("rb") as file:
+            text = file.read(_MAX_TEXT + 1)
     except OSError as error:
         raise FormatError(f"{path}: cannot be read ({error.strerror or error}).") from None
-    return parse_json(text, str(path))
+    if len(text) > _MAX_TEXT:
+        raise FormatError(f"{path}: larger than the {_MAX_TEXT} bytes that are read as text.")
+    try:
+        return text.decode("utf-8")
+    except UnicodeDecodeError:
+        raise FormatError(f"{path}: not UTF-8 text.") from None
 
 
-def parse_json(text: bytes, where: str) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON object of at most 64 MB. Raises FormatError naming the file."""
+    return parse_json(read_text(path), str(path))
+
+
+def parse_json(text: str | bytes, where: str) -> dict[str, Any]:
     """Parse a JSON object without repeated keys. Raises FormatError with `where` in front."""
     try:
-        data = json.loads(text.decode("utf-8"), object_pairs_hook=_unique)
+        data = json.loads(text, object_pairs_hook=_unique)
     except (ValueError, RecursionError) as error:
         raise FormatError(f"{where}: not valid JSON ({error!s:.120}).") from None
     if not isinstance(data, dict):

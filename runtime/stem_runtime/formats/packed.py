@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from ..config import ModelConfig
 from ..errors import FormatError
-from ..families import validate
+from ..families.common import validate
 from ..quant import TILE, Kind, PackedMatrix, packed_shapes
 from .header import TensorEntry, map_file, read_header, read_json, view
 
@@ -254,6 +254,10 @@ class PackedWriter:
     def _write(self, place: int, array: NDArray[Any]) -> None:
         self._file.seek(place)
         self._file.write(np.ascontiguousarray(array).data)
+
+
+def _partial(path: Path) -> Path:
+    return path.with_name(path.name + PARTIAL)
 
 
 def _layout(shapes: Mapping[str, Shape], kinds: Mapping[str, Kind]) -> tuple[bytes, dict[str, int]]:
