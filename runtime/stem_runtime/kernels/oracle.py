@@ -113,7 +113,7 @@ def quantize_activations(x: FloatArray) -> tuple[NDArray[np.int8], F32, NDArray[
     peak = np.where(peak > SMALLEST_PEAK, peak, np.float32(0))
     inverse = np.divide(np.float32(127), peak, out=np.zeros_like(peak), where=peak > 0)
     quants = np.rint(grouped * inverse[..., None]).astype(np.int8)
-    scales: F32 = peak / np.float32(127)
+    scales = (peak / np.float32(127)).astype(np.float32)
     sums: NDArray[np.int32] = quants.sum(axis=-1, dtype=np.int32)
     return quants, scales, sums
 
