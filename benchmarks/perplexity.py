@@ -21,6 +21,7 @@ import numpy as np
 from llama_client import Llama
 from numpy.typing import NDArray
 from sides import BATCH, packed_copy
+
 from stem_runtime.engine import Engine
 from stem_runtime.formats.packed import PackedModel, expected_tensors, open_packed
 from stem_runtime.kernels import oracle

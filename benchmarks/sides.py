@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Protocol
 
 from llama_client import Llama
+
 from stem_runtime.engine import Engine, KVCache
 from stem_runtime.formats.convert import convert
 from stem_runtime.formats.packed import PackedModel, open_packed

@@ -26,6 +26,7 @@ import make_random_gguf
 import peak_memory
 from llama_client import Llama
 from sides import LlamaSide, Side, StemSide, packed_copy
+
 from stem_runtime import bandwidth
 
 PROMPT = 32

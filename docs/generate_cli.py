@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import click
+
 from stem_local.cli import main as stem_local
 
 PAGE = Path(__file__).with_name("cli.md")

@@ -1,0 +1,91 @@
+"""The documentation says what is so: links, commands, targets, names and the generated page."""
+
+from __future__ import annotations
+
+import ast
+import importlib.util
+import re
+import shlex
+from pathlib import Path
+from types import ModuleType
+
+import click
+import pytest
+
+import stem_local
+from stem_local.cli import main as command
+from stem_runtime.families import FAMILIES
+
+ROOT = Path(__file__).parents[1]
+PAGES = sorted([ROOT / "README.md", ROOT / "CHANGELOG.md", *ROOT.glob("docs/*.md")])
+
+
+def read(name: str | Path) -> str:
+    return (ROOT / name).read_text(encoding="utf-8")
+
+
+def blocks(page: Path, language: str) -> list[str]:
+    """Code blocks of one language."""
+    return re.findall(rf"^```{language}\n(.*?)^```", read(page), re.MULTILINE | re.DOTALL)
+
+
+def generator() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("generate_cli", ROOT / "docs" / "generate_cli.py")
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_somewhere(page: Path) -> None:
+    links = re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", read(page))
+    local = [link for link in links if not link.startswith("https://")]
+    assert [link for link in local if not (page.parent / link).exists()] == []
+
+
+def test_cli_page_is_current() -> None:
+    assert read("docs/cli.md") == generator().page(), "run `make docs`"
+
+
+def test_changelog_has_this_version() -> None:
+    assert f"\n## [{stem_local.__version__}]" in read("CHANGELOG.md")
+
+
+def test_make_prints_the_targets_there_are() -> None:
+    makefile = read("Makefile")
+    (phony,) = re.findall(r"^\.PHONY: (.*)$", makefile, re.MULTILINE)
+    printed = re.findall(r"^## make (\w+)", makefile, re.MULTILINE)
+    assert set(phony.split()) == {*printed, "help", "model"}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_shell_examples_name_what_exists(page: Path) -> None:
+    targets = set(re.findall(r"^(\w+):", read("Makefile"), re.MULTILINE))
+    for line in "".join(blocks(page, "sh")).replace("\\\n", " ").splitlines():
+        words = shlex.split(line, comments=True)
+        if words[:1] == ["make"]:
+            assert words[1] in targets, line
+        elif words[:1] == ["stem-local"]:
+            context = click.Context(command)
+            verb = command.get_command(context, words[1])
+            assert verb is not None, line
+            verb.make_context(words[1], words[2:], parent=context)
+
+
+def test_python_examples_use_what_exists() -> None:
+    for block in blocks(ROOT / "README.md", "python"):
+        for node in ast.walk(ast.parse(block)):
+            if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
+                if node.value.id == "stem_local":
+                    assert node.attr in stem_local.__all__
+                elif node.value.id == "model":
+                    assert hasattr(stem_local.Model, node.attr)
+
+
+def test_readme_names_every_family() -> None:
+    assert {family.name for family in FAMILIES} == set(
+        re.findall(
+            r"\*\*(\w+)\*\*", re.search(r"^Models of.*?\n\n", read("README.md"), re.M | re.S)[0]
+        )
+    )
