@@ -1,0 +1,364 @@
+"""Text to token ids and back, on top of the `tokenizers` library.
+
+Ordinary text never becomes a control token unless the caller asks for it, and decoding goes through
+one table of bytes, so that text can be streamed token by token at no cost.
+"""
+
+from __future__ import annotations
+
+import codecs
+import json
+import re
+import threading
+from collections.abc import Iterable, Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from tokenizers import AddedToken
+from tokenizers import Tokenizer as Backend
+
+from . import tokenizer_gguf
+from .errors import FormatError, UnsupportedError, UsageError
+
+MAX_FILE_BYTES = 128 << 20
+MAX_CONFIG_BYTES = 16 << 20
+MAX_TEXT_CHARS = 1 << 25
+_REPLACEMENT = "\ufffd".encode()
+_BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
+
+END_TEXTS = frozenset(
+    (
+        *("<|im_end|>", "<|eot_id|>", "<|eom_id|>", "<|end|>", "<|return|>", "<EOT>", "[EOS]"),
+        *("<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>", "<end_of_turn>", "<turn|>"),
+        *("<end_of_utterance>", "<|END_OF_TURN_TOKEN|>", "[|endofturn|]"),
+        "<\uff5cend\u2581of\u2581sentence\uff5c>",
+    )
+)
+"""Control tokens that end a turn or a text in every model that has them."""
+
+
+class Tokenizer:
+    """A vocabulary and its rules.
+
+    `bos` is the id that begins a text (None without one), `add_bos` whether a prompt must start
+    with it, `eos` the ids of which any one ends an answer. Safe to use from several threads.
+    """
+
+    def __init__(
+        self, backend: Backend, *, bos: int | None, eos: Iterable[int], add_bos: bool
+    ) -> None:
+        backend.no_truncation()  # a tokenizer.json may ask for either, and both alter text silently
+        backend.no_padding()
+        self.bos = bos
+        self.eos = frozenset(eos)
+        self.add_bos = add_bos and bos is not None
+        self.vocab_size = backend.get_vocab_size()
+        self._backend = backend
+        self._added: dict[int, AddedToken] = backend.get_added_tokens_decoder()
+        self._spelling = _Spelling(backend)
+        self._bytes: dict[int, bytes] = {}
+        self._lock = threading.Lock()
+
+    @classmethod
+    def from_file(cls, path: Path, info: Mapping[str, Any]) -> Tokenizer:
+        """Load a tokenizer.json with the special ids of `info`: bos, eos, add_bos (see `info`).
+
+        Raises FormatError, UnsupportedError.
+        """
+        backend = _read_backend(path)
+        size = backend.get_vocab_size()
+        bos, eos, add_bos = info.get("bos"), info.get("eos"), info.get("add_bos")
+        if not isinstance(eos, list) or not isinstance(add_bos, bool):
+            raise FormatError(f"{path}: its special tokens (eos, add_bos) are missing or mistyped.")
+        for token in [*eos, *([] if bos is None else [bos])]:
+            if type(token) is not int or not 0 <= token < size:
+                raise FormatError(f"{path}: special token {token!r} is not one of its {size} ids.")
+        return cls(backend, bos=bos, eos=eos, add_bos=add_bos)
+
+    @classmethod
+    def from_gguf(cls, meta: Mapping[str, Any]) -> Tokenizer:
+        """Build from GGUF metadata: keys `tokenizer.ggml.*` to Python values and sequences.
+
+        Raises FormatError, UnsupportedError.
+        """
+        backend = tokenizer_gguf.build(meta)
+        size = backend.get_vocab_size()
+        ends = [tokenizer_gguf.special_id(meta, name, size) for name in ("eos", "eot", "eom")]
+        return cls(
+            backend,
+            bos=tokenizer_gguf.special_id(meta, "bos", size),
+            eos={token for token in ends if token is not None} | _known_ends(backend),
+            add_bos=tokenizer_gguf.adds_bos(meta),
+        )
+
+    @classmethod
+    def from_hf(cls, folder: Path) -> Tokenizer:
+        """Load from a Hugging Face folder: tokenizer.json, and the configs beside it if there.
+
+        Raises FormatError, UnsupportedError.
+        """
+        backend = _read_backend(folder / "tokenizer.json")
+        names = ("tokenizer_config.json", "special_tokens_map.json")
+        settings = [_read_config(folder / name) for name in names]
+        models = [_read_config(folder / name) for name in ("generation_config.json", "config.json")]
+        bos, *_ = [*_named(backend, settings, models, "bos"), None]
+        add_bos = settings[0].get("add_bos_token")
+        if not isinstance(add_bos, bool):
+            start = backend.encode("", add_special_tokens=True).ids[:1]
+            add_bos = bos is not None and start == [bos]
+        eos = {*_named(backend, settings, models, "eos"), *_known_ends(backend)}
+        return cls(backend, bos=bos, eos=eos, add_bos=add_bos)
+
+    @property
+    def info(self) -> dict[str, Any]:
+        """What `from_file` needs besides the file."""
+        return {"bos": self.bos, "eos": sorted(self.eos), "add_bos": self.add_bos}
+
+    @cached_property
+    def control(self) -> dict[str, int]:
+        """Texts of the control tokens and their ids."""
+        return {token.content: i for i, token in self._added.items() if token.special}
+
+    @cached_property
+    def control_pattern(self) -> re.Pattern[str]:
+        """Matches the control tokens in a text as `encode(..., special=True)` does.
+
+        Group 1 is the token, without the blanks around it that some tokens swallow.
+        """
+        tokens = [token for token in self._added.values() if token.special]
+        options = [
+            (r"\s*" if token.lstrip else "")
+            + f"({re.escape(token.content)})"
+            + (r"\s*" if token.rstrip else "")
+            for token in sorted(tokens, key=lambda token: -len(token.content))
+        ]
+        return re.compile("|".join(options) or r"(?!)")
+
+    def encode(self, text: str, *, special: bool = False) -> list[int]:
+        """Return the ids of `text`, without a begin token.
+
+        Control tokens spelled out in `text` stay plain text unless `special`.
+        """
+        if len(text) > MAX_TEXT_CHARS:
+            raise UsageError(
+                f"The text has {len(text)} characters; at most {MAX_TEXT_CHARS} can be tokenized."
+            )
+        return self._encode(self._backend, text, special)
+
+    def encode_parts(self, parts: Sequence[str | int]) -> list[int]:
+        """Return the ids of plain texts with control tokens (ids) between them.
+
+        The same as encoding everything joined with `special=True`, but for control tokens spelled
+        out in the texts, which stay text.
+        """
+        ids: list[int] = []
+        for place, part in enumerate(parts):
+            if isinstance(part, int):
+                ids.append(part)
+            else:
+                ids += self._encode(self._inner if place else self._backend, part, False)
+        return ids
+
+    def decode(self, ids: Iterable[int], *, continues: bool = False) -> str:
+        """Return the text of `ids`; control tokens have none, invalid UTF-8 becomes U+FFFD.
+
+        `continues`: the ids go on from earlier text, so that a leading space is part of them.
+        """
+        stream = self.stream(continues=continues)
+        return "".join(map(stream.push, ids)) + stream.flush()
+
+    def stream(self, *, continues: bool = False) -> TextStream:
+        """Return a decoder to be fed token by token; its pieces join to what `decode` returns."""
+        return TextStream(self, strip=self._spelling.strips_space and not continues)
+
+    def token_bytes(self, token: int) -> bytes:
+        """Return the bytes that a token adds to the text: none for a control token.
+
+        An id inside the model's padding, without a token, gives U+FFFD. Raises UsageError for a
+        number that cannot be an id.
+        """
+        piece = self._bytes.get(token)
+        if piece is None:
+            piece = self._bytes[token] = self._spell(token)
+        return piece
+
+    def token_text(self, token: int) -> str:
+        """Return a token's own text for display, control tokens spelled out."""
+        added = self._added.get(token)
+        return added.content if added else self.token_bytes(token).decode("utf-8", "replace")
+
+    def save(self, folder: Path) -> None:
+        """Write tokenizer.json into `folder`; with `info` it loads equal."""
+        self._backend.save(str(folder / "tokenizer.json"), pretty=False)
+
+    def _spell(self, token: int) -> bytes:
+        try:
+            text = self._backend.id_to_token(token)
+        except (OverflowError, TypeError) as error:
+            raise UsageError(f"{token!r} is not a token id.") from error
+        if text is None:
+            return _REPLACEMENT
+        added = self._added.get(token)
+        if added and added.special:
+            return b""
+        return self._spelling.spell(text, raw=added is not None)
+
+    def _encode(self, backend: Backend, text: str, special: bool) -> list[int]:
+        try:
+            text.encode()
+        except UnicodeEncodeError:  # lone surrogates, which the library cannot take
+            text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+        with self._lock:
+            backend.encode_special_tokens = not special
+            ids: list[int] = backend.encode(text, add_special_tokens=False).ids
+            return ids
+
+    @cached_property
+    def _inner(self) -> Backend:
+        """The backend for text after a control token, where "prefix the first" does not apply."""
+        if b'"prepend_scheme":"first"' not in _state(self._backend.pre_tokenizer):
+            return self._backend
+        spec = json.loads(self._backend.to_str())
+        scheme = json.dumps(spec["pre_tokenizer"]).replace('"first"', '"never"')
+        return Backend.from_str(json.dumps({**spec, "pre_tokenizer": json.loads(scheme)}))
+
+
+class TextStream:
+    """Turns tokens into text as they come, never showing half a character."""
+
+    __slots__ = ("_decode", "_pieces", "_strip", "_tokenizer")
+
+    def __init__(self, tokenizer: Tokenizer, *, strip: bool) -> None:
+        self._tokenizer = tokenizer
+        self._pieces = tokenizer._bytes
+        self._strip = strip
+        self._decode = codecs.getincrementaldecoder("utf-8")("replace").decode
+
+    def push(self, token: int) -> str:
+        """Return the characters that are complete now that `token` has come; may be empty."""
+        piece = self._pieces.get(token)
+        if piece is None:
+            piece = self._tokenizer.token_bytes(token)
+        if self._strip and piece:
+            self._strip = False
+            piece = piece.removeprefix(b" ")
+        return self._decode(piece)
+
+    def flush(self) -> str:
+        """Return what is left at the end: U+FFFD for a character that never got complete."""
+        return self._decode(b"", True)
+
+
+class _Spelling:
+    """How the vocabulary spells bytes, read from the decoder of a tokenizer.json."""
+
+    def __init__(self, backend: Backend) -> None:
+        self.byte_level = False
+        self.byte_fallback = False
+        self.strips_space = False
+        self.replacements: list[tuple[str, str]] = []
+        decoder = json.loads(_state(backend.decoder) or b"{}")
+        steps = decoder["decoders"] if decoder.get("type") == "Sequence" else [decoder]
+        for step in steps:
+            self._read(step)
+
+    def _read(self, step: dict[str, Any]) -> None:
+        kind = step.get("type")
+        if kind == "ByteLevel":
+            self.byte_level = True
+        elif kind == "ByteFallback":
+            self.byte_fallback = True
+        elif kind == "Replace" and "String" in step["pattern"]:
+            self.replacements.append((step["pattern"]["String"], step["content"]))
+        elif kind == "Strip" and step["content"] == " ":
+            self.strips_space = step["start"] > 0
+        elif kind == "Metaspace":
+            self.replacements.append((step["replacement"], " "))
+            self.strips_space = step.get("prepend_scheme", "always") != "never"
+        elif kind != "Fuse":
+            raise UnsupportedError(
+                f"The tokenizer decodes by {kind or 'no rule'!r}, which is not supported; "
+                "supported are byte-level and SentencePiece-style tokenizers."
+            )
+
+    def spell(self, text: str, *, raw: bool) -> bytes:
+        """Return the bytes of the token `text`; `raw` tokens hold plain text."""
+        if self.byte_level:
+            if raw or not _BYTE_OF.keys() >= set(text):
+                return text.encode()
+            return bytes(map(_BYTE_OF.__getitem__, text))
+        if self.byte_fallback and not raw and (byte := _BYTE_TOKEN.fullmatch(text)):
+            return bytes.fromhex(byte[1])
+        for old, new in self.replacements:
+            text = text.replace(old, new)
+        return text.encode()
+
+
+def _byte_alphabet() -> dict[str, int]:
+    """GPT-2's printable stand-ins for bytes: those Latin-1 prints stand for themselves."""
+    printable = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
+    others = (byte for byte in range(256) if byte not in printable)
+    moved = {chr(0x100 + place): byte for place, byte in enumerate(others)}
+    return {chr(byte): byte for byte in printable} | moved
+
+
+_BYTE_OF = _byte_alphabet()
+
+
+def _state(component: Any) -> bytes:
+    return component.__getstate__() if component is not None else b""
+
+
+def _known_ends(backend: Backend) -> set[int]:
+    added = backend.get_added_tokens_decoder().items()
+    return {i for i, token in added if token.special and token.content in END_TEXTS}
+
+
+def _named(
+    backend: Backend, settings: list[dict[str, Any]], models: list[dict[str, Any]], name: str
+) -> list[int]:
+    """Ids that the configs give for `name` (bos or eos), the most specific source first."""
+    found: list[int] = []
+    for config in settings:
+        token = config.get(f"{name}_token")
+        text = token.get("content") if isinstance(token, dict) else token
+        if isinstance(text, str) and (known := backend.token_to_id(text)) is not None:
+            found.append(known)
+    for config in models:
+        ids = config.get(f"{name}_token_id")
+        given = ids if isinstance(ids, list) else [ids]
+        size = backend.get_vocab_size()
+        found += [i for i in given if type(i) is int and 0 <= i < size]
+    return found
+
+
+def _read_backend(path: Path) -> Backend:
+    try:
+        return Backend.from_str(_read_text(path, MAX_FILE_BYTES))
+    except (FormatError, OSError, KeyboardInterrupt):
+        raise
+    except BaseException as error:  # the library also panics, outside the Exception family
+        raise FormatError(f"{path} is not a usable tokenizer.json: {error}.") from error
+
+
+def _read_config(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        return {}
+    try:
+        config = json.loads(_read_text(path, MAX_CONFIG_BYTES))
+    except (ValueError, RecursionError) as error:
+        raise FormatError(f"{path} is not valid JSON: {error}.") from error
+    return config if isinstance(config, dict) else {}
+
+
+def _read_text(path: Path, limit: int) -> str:
+    try:
+        size = path.stat().st_size
+        if size > limit:
+            raise FormatError(f"{path} has {size} bytes; at most {limit} are accepted.")
+        return path.read_text(encoding="utf-8")
+    except FileNotFoundError as error:
+        raise FormatError(f"{path} is missing; the model folder is incomplete.") from error
+    except UnicodeDecodeError as error:
+        raise FormatError(f"{path} is not UTF-8 text.") from error
