@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import filelock
+
 from stem_runtime import paths
 from stem_runtime.errors import StemError, UsageError
 
@@ -141,7 +142,7 @@ def locked(name: str, waiting: Callable[[], None] | None = None) -> Iterator[Non
 
 
 def install(name: str, build: Callable[[Path], None]) -> InstalledModel:
-    """Make the folder that `build` fills the installed model `name`. Call it while holding the lock.
+    """Make the folder that `build` fills the installed model `name`. Call it holding the lock.
 
     `build` gets a path that does not exist yet, on the same file system; if it raises, nothing of
     it stays and the model installed before is untouched.

@@ -1,0 +1,107 @@
+"""What verbs share in writing to a terminal or a pipe."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+import time
+from collections.abc import Iterable, Sequence
+from typing import Any, Self
+
+import click
+
+
+def as_json(value: Any) -> None:
+    """Print a value as JSON on standard output."""
+    click.echo(json.dumps(value, indent=2, ensure_ascii=False))
+
+
+def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+    """Print aligned columns; without the heading when not on a terminal, to be read by programs."""
+    lines = [list(row) for row in rows]
+    if sys.stdout.isatty():
+        lines.insert(0, list(head))
+    widths = [max(len(line[i]) for line in lines) for i in range(len(head))] if lines else []
+    for line in lines:
+        click.echo("  ".join(cell.ljust(w) for cell, w in zip(line, widths, strict=True)).rstrip())
+
+
+def facts(pairs: Iterable[tuple[str, object]]) -> None:
+    """Print one `name: value` line for each pair whose value is known."""
+    known = [(name, str(value)) for name, value in pairs if value not in (None, "")]
+    width = max((len(name) for name, _ in known), default=0) + 2
+    for name, value in known:
+        click.echo(f"{name + ':':<{width}}{value}")
+
+
+def size(count: float) -> str:
+    """Bytes for people, in decimal units."""
+    for unit in ("B", "kB", "MB"):
+        if count < 1000:
+            return f"{count:.0f} {unit}"
+        count /= 1000
+    return f"{count:.1f} GB"
+
+
+def parameters(count: float) -> str:
+    """A number of parameters for people."""
+    return f"{count / 1e9:.2f}B" if count >= 9.95e8 else f"{count / 1e6:.0f}M"
+
+
+class Bar:
+    """Follows a pull on standard error: one line that is drawn over; notes only when piped.
+
+    Implements `stem_local.progress.Reporter`. Use as a context manager, so that the line is ended.
+    """
+
+    def __init__(self) -> None:
+        self._live = sys.stderr.isatty()
+        self._step = ""
+        self._since = (0.0, 0)
+        self._width = 0
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._end_line()
+
+    def note(self, text: str) -> None:
+        self._end_line()
+        click.echo(text, err=True)
+
+    def update(self, step: str, done: int, total: int) -> None:
+        if not self._live:
+            return
+        now = time.monotonic()
+        if step != self._step:
+            self._end_line()
+            self._step, self._since = step, (now, done)
+        rate = (done - self._since[1]) / max(now - self._since[0], 1e-3)
+        self._draw(_line(step, done, total, rate))
+
+    def _draw(self, text: str) -> None:
+        text = text[: shutil.get_terminal_size().columns - 1]
+        sys.stderr.write("\r" + text.ljust(self._width))
+        sys.stderr.flush()
+        self._width = len(text)
+
+    def _end_line(self) -> None:
+        if self._width:
+            sys.stderr.write("\n")
+        self._step, self._width = "", 0
+
+
+def _line(step: str, done: int, total: int, rate: float) -> str:
+    names = {"download": "Downloading", "pack": "Packing"}
+    filled = round(24 * done / total)
+    text = f"{names.get(step, step):<12}{'#' * filled:.<24} {100 * done // total:3d}% {size(done)}"
+    if 0 < done < total and rate > 0:
+        left = (total - done) / rate
+        text += (
+            f" of {size(total)}, {size(rate)}/s, {left / 60:.0f} min"
+            if left >= 90
+            else (f" of {size(total)}, {size(rate)}/s, {left:.0f} s")
+        )
+    return text

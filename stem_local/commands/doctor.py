@@ -1,0 +1,169 @@
+"""stem-local doctor"""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+from pathlib import Path
+from typing import Any
+
+import click
+
+from ._output import as_json, facts, size
+
+_FEATURES = (
+    *("avx2", "fma", "f16c", "avxvnni", "avx512f", "avx512bw", "avx512vnni", "avx512bf16"),
+    *("amx-int8", "neon", "dotprod", "i8mm", "bf16", "sve", "sve2"),
+)
+"""CPU features that matter to kernels, by LLVM's names."""
+
+
+@click.command()
+@click.option("--json", "json_", is_flag=True, help="Print JSON.")
+def command(json_: bool) -> None:
+    """Tell what this machine offers, which kernels run on it, and what is set up.
+
+    \b
+    Examples:
+      stem-local doctor
+      stem-local doctor --json
+    """
+    found = {
+        "machine": _machine(),
+        "kernels": _kernels(),
+        "memory_bandwidth": _bandwidth(),
+        "gpu": "not used: this version computes on the CPU only",
+        "folders": _folders(),
+        "network": _network(),
+        "models": _models(),
+    }
+    if json_:
+        as_json(found)
+    else:
+        _show(found)
+
+
+def _machine() -> dict[str, Any]:
+    import llvmlite.binding as llvm
+
+    has = llvm.get_host_cpu_features()
+    return {
+        "version": _version(),
+        "python": platform.python_version(),
+        "system": f"{platform.system()} {platform.release()} {platform.machine()}",
+        "cpu": llvm.get_host_cpu_name(),
+        "cpu_features": [name for name in _FEATURES if has.get(name)],
+        "cpus": os.cpu_count(),
+    }
+
+
+def _version() -> str:
+    from .._version import __version__
+
+    return __version__
+
+
+def _kernels() -> dict[str, Any]:
+    from stem_runtime import kernels
+    from stem_runtime.engine import default_threads
+    from stem_runtime.errors import StemError
+
+    try:
+        choice = kernels.choose()
+    except StemError as error:
+        return {"variant": None, "reason": str(error), "available": list(kernels.available())}
+    return {
+        "variant": choice.name,
+        "reason": choice.reason,
+        "available": list(kernels.available()),
+        "threads": default_threads(),
+    }
+
+
+def _bandwidth() -> dict[str, Any]:
+    from stem_runtime.bandwidth import measure
+    from stem_runtime.engine import default_threads
+
+    measured = measure(default_threads())
+    return {"gb_per_second": round(measured.gb_per_second, 1), "threads": measured.threads}
+
+
+def _folders() -> dict[str, Any]:
+    from stem_runtime import paths
+
+    from .. import store
+
+    folders = {
+        "models": store.models_dir(),
+        "kernel_cache": paths.cache_dir() / "kernels",
+        "downloads": paths.cache_dir() / "downloads",
+        "config": paths.config_dir(),
+    }
+    return {name: _folder(path) for name, path in folders.items()}
+
+
+def _folder(path: Path) -> dict[str, Any]:
+    standing = next(p for p in (path, *path.parents) if p.exists())
+    held = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
+    return {
+        "path": str(path),
+        "bytes": held,
+        "free": shutil.disk_usage(standing).free,
+        "writable": os.access(standing, os.W_OK),
+    }
+
+
+def _network() -> dict[str, Any]:
+    from huggingface_hub import constants, get_token
+
+    return {
+        "hub": constants.ENDPOINT,
+        "hub_cache": constants.HF_HUB_CACHE,
+        "offline": bool(constants.HF_HUB_OFFLINE),
+        "logged_in": get_token() is not None,
+    }
+
+
+def _models() -> list[dict[str, Any]]:
+    from .. import store
+
+    return [
+        {"name": model.name, "size": model.size, "damage": model.damage}
+        for model in store.installed()
+    ]
+
+
+def _show(found: dict[str, Any]) -> None:
+    machine, kernels, network = found["machine"], found["kernels"], found["network"]
+    bandwidth = found["memory_bandwidth"]
+    facts(
+        [
+            ("stem-local", f"{machine['version']}, Python {machine['python']}"),
+            ("system", machine["system"]),
+            ("cpu", f"{machine['cpu']}, {machine['cpus']} logical cores"),
+            ("cpu features", " ".join(machine["cpu_features"]) or "none that kernels use"),
+            ("kernels", f"{kernels['variant'] or 'none'} ({kernels['reason']})"),
+            ("could run", ", ".join(kernels["available"])),
+            ("threads", kernels.get("threads")),
+            (
+                "memory",
+                f"{bandwidth['gb_per_second']} GB/s read by {bandwidth['threads']} threads",
+            ),
+            ("gpu", found["gpu"]),
+            *((name.replace("_", " "), _told(about)) for name, about in found["folders"].items()),
+            ("hub", network["hub"] + (", offline (HF_HUB_OFFLINE)" if network["offline"] else "")),
+            ("hub login", "yes" if network["logged_in"] else "no (needed for gated models only)"),
+            ("hub cache", network["hub_cache"]),
+            ("installed", ", ".join(_model(model) for model in found["models"]) or "no model yet"),
+        ]
+    )
+
+
+def _told(folder: dict[str, Any]) -> str:
+    told = f"{folder['path']} ({size(folder['bytes'])}, {size(folder['free'])} free)"
+    return told if folder["writable"] else told + " NOT WRITABLE"
+
+
+def _model(model: dict[str, Any]) -> str:
+    return f"{model['name']} ({'damaged' if model['damage'] else size(model['size'])})"
