@@ -1,5 +1,61 @@
-"""Run language models on your own machine."""
+"""Run language models on your own machine.
+
+    import stem_local
+
+    print(stem_local.generate("Why is the sky blue?"))
+
+Everything below is loaded on first use, so that importing this package costs next to nothing.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
 
 from ._version import __version__
 
-__all__ = ["__version__"]
+if TYPE_CHECKING:
+    from stem_runtime.errors import StemError
+
+    from .api import Model, generate, load, stream
+    from .chat import Session
+    from .completion import Chunk, Completion
+    from .hub import pull
+
+__all__ = [
+    "Chunk",
+    "Completion",
+    "Model",
+    "Session",
+    "StemError",
+    "__version__",
+    "generate",
+    "load",
+    "pull",
+    "stream",
+]
+
+_HOMES = {
+    "Chunk": "stem_local.completion",
+    "Completion": "stem_local.completion",
+    "Model": "stem_local.api",
+    "Session": "stem_local.chat",
+    "StemError": "stem_runtime.errors",
+    "generate": "stem_local.api",
+    "load": "stem_local.api",
+    "pull": "stem_local.hub",
+    "stream": "stem_local.api",
+}
+
+
+def __getattr__(name: str) -> object:
+    home = _HOMES.get(name)
+    if home is None:
+        raise AttributeError(f"module 'stem_local' has no attribute {name!r}")
+    value = getattr(import_module(home), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

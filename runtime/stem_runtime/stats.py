@@ -1,0 +1,67 @@
+"""What one completion cost: token counts, times, and the memory traffic behind them."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Stats:
+    """Figures of one completion. Times are wall-clock seconds spent in this process.
+
+    `prompt_tokens` counts the whole prompt; the first `reused_tokens` of it were already in the KV
+    cache and were not evaluated again. `decode_steps` single-token evaluations took
+    `decode_seconds`, sampling included and the caller's own time between chunks excluded.
+    `time_to_first_token` runs from the call to the first sampled token, 0 when there was none.
+    `bytes_per_token` is the weights and KV entries one decode step reads at the mean context.
+    """
+
+    model: str
+    kernels: str
+    threads: int
+    prompt_tokens: int
+    reused_tokens: int
+    completion_tokens: int
+    decode_steps: int
+    prefill_seconds: float
+    decode_seconds: float
+    time_to_first_token: float
+    bytes_per_token: int
+
+    @property
+    def tokens_per_second(self) -> float:
+        """Decode speed, 0 when nothing was decoded."""
+        return _rate(self.decode_steps, self.decode_seconds)
+
+    @property
+    def prefill_tokens_per_second(self) -> float:
+        """Speed over the prompt tokens really evaluated."""
+        return _rate(self.prompt_tokens - self.reused_tokens, self.prefill_seconds)
+
+    @property
+    def gb_per_second(self) -> float:
+        """Memory read while decoding, in 1e9 bytes per second."""
+        return self.bytes_per_token * self.tokens_per_second / 1e9
+
+    def to_dict(self) -> dict[str, str | int | float]:
+        """Every field and derived speed, ready for JSON."""
+        return {
+            **dataclasses.asdict(self),
+            "tokens_per_second": self.tokens_per_second,
+            "prefill_tokens_per_second": self.prefill_tokens_per_second,
+            "gb_per_second": self.gb_per_second,
+        }
+
+    def __str__(self) -> str:
+        evaluated = self.prompt_tokens - self.reused_tokens
+        return (
+            f"{self.model}: prompt {self.prompt_tokens} tokens ({evaluated} evaluated at "
+            f"{self.prefill_tokens_per_second:.0f} tok/s), answer {self.completion_tokens} tokens "
+            f"at {self.tokens_per_second:.1f} tok/s ({self.gb_per_second:.1f} GB/s), first token "
+            f"after {self.time_to_first_token:.2f} s, {self.kernels} x{self.threads}"
+        )
+
+
+def _rate(count: int, seconds: float) -> float:
+    return count / seconds if count > 0 and seconds > 0 else 0.0

@@ -1,0 +1,134 @@
+"""The calls that a script makes: load a model, or just generate with one."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Literal, Unpack, overload
+
+from stem_runtime.engine import Engine
+from stem_runtime.errors import UsageError
+from stem_runtime.formats.packed import open_packed
+from stem_runtime.tokenizer import Tokenizer
+
+from . import store
+from .chat import Prompt
+from .completion import Chunk, Completion
+from .generation import GenerateOptions
+from .model import Model
+
+DEFAULT_CONTEXT = 8192
+"""Tokens a model's KV cache holds unless asked otherwise, or its own limit where that is less."""
+
+_loaded: dict[str, Model] = {}
+_loading = threading.Lock()
+
+
+def load(
+    model: str | Path | None = None,
+    *,
+    threads: int | None = None,
+    context: int | None = None,
+    kernels: str | None = None,
+    notify: Callable[[str], None] | None = None,
+) -> Model:
+    """Open an installed model, by name or by the path of its packed folder; None is the default.
+
+    `threads` defaults to the physical cores. `context` is how many tokens of prompt and answer
+    there is room for: 8192 unless told, and never more than the model was made for; memory for it
+    is used only as it fills. `kernels` names a kernel variant instead of the best one here.
+    `notify` receives a sentence when the kernels have to be compiled, which takes a while and
+    happens once per machine. Raises NotInstalledError, FormatError, UsageError, KernelError.
+    """
+    folder = store.resolve(model)
+    packed = open_packed(folder)
+    longest = packed.config.context_length
+    if context is None:
+        context = min(longest, DEFAULT_CONTEXT)
+    elif not 2 <= context <= longest:
+        raise UsageError(
+            f"context is from 2 to {longest} tokens for {packed.info['name']}, not {context}."
+        )
+    tokenizer = Tokenizer.from_file(folder / "tokenizer.json", packed.info["tokenizer"])
+    engine = Engine(packed, threads=threads, kernels=kernels, notify=notify)
+    return Model(packed, engine, tokenizer, context)
+
+
+@overload
+def generate(
+    prompt: Prompt,
+    *,
+    model: str | Path | Model | None = None,
+    system: str | None = None,
+    raw: bool = False,
+    stream: Literal[False] = False,
+    **options: Unpack[GenerateOptions],
+) -> Completion: ...
+@overload
+def generate(
+    prompt: Prompt,
+    *,
+    model: str | Path | Model | None = None,
+    system: str | None = None,
+    raw: bool = False,
+    stream: Literal[True],
+    **options: Unpack[GenerateOptions],
+) -> Iterator[Chunk]: ...
+@overload
+def generate(
+    prompt: Prompt,
+    *,
+    model: str | Path | Model | None = None,
+    system: str | None = None,
+    raw: bool = False,
+    stream: bool,
+    **options: Unpack[GenerateOptions],
+) -> Completion | Iterator[Chunk]: ...
+def generate(
+    prompt: Prompt,
+    *,
+    model: str | Path | Model | None = None,
+    system: str | None = None,
+    raw: bool = False,
+    stream: bool = False,
+    **options: Unpack[GenerateOptions],
+) -> Completion | Iterator[Chunk]:
+    """Answer a prompt with a model that is loaded once per process.
+
+    A string is one user message in the model's chat template, or with `raw`, and for a model
+    without a template, the text to continue. A list of messages is a conversation.
+
+    Options: `max_tokens` (512), `temperature`, `top_k`, `top_p`, `min_p`, `repetition_penalty`,
+    `seed` (same seed, same text), `stop` (strings that end the answer and are left out of it),
+    `logprobs` (how many of the likeliest tokens to report at every place), `cancel` (a
+    threading.Event or a function, asked between tokens), `context_policy` ("stop", or
+    "drop_oldest" to leave out the oldest turns of a conversation that outgrows the context).
+
+    Returns a Completion, or with `stream` an iterator of Chunks. Raises TypeError for an unknown
+    option, UsageError for a bad one, NotInstalledError, ContextFullError.
+    """
+    chosen = model if isinstance(model, Model) else _shared(model)
+    return chosen.generate(prompt, system=system, raw=raw, stream=stream, **options)
+
+
+def stream(
+    prompt: Prompt,
+    *,
+    model: str | Path | Model | None = None,
+    system: str | None = None,
+    raw: bool = False,
+    **options: Unpack[GenerateOptions],
+) -> Iterator[Chunk]:
+    """`generate(..., stream=True)`: the answer piece by piece."""
+    return generate(prompt, model=model, system=system, raw=raw, stream=True, **options)
+
+
+def _shared(name: str | Path | None) -> Model:
+    """The process's own copy of a model, loaded at its first use."""
+    key = str(name or "")
+    with _loading:
+        model = _loaded.get(key)
+        if model is None or model.closed:
+            model = _loaded[key] = load(name)
+        return model

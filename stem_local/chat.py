@@ -1,0 +1,178 @@
+"""Conversations: messages to prompt tokens, what to do when they outgrow the context, sessions."""
+
+from __future__ import annotations
+
+import time
+from bisect import bisect_left
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, TypedDict, Unpack
+
+from stem_runtime.errors import ContextFullError, UnsupportedError, UsageError
+
+from .completion import Chunk, Completion, collect
+from .generation import GenerateOptions, Generation, Options
+
+if TYPE_CHECKING:
+    from .model import Model
+
+ROLES = ("system", "user", "assistant", "tool")
+
+
+class Message(TypedDict):
+    """One message: `role` is one of ROLES."""
+
+    role: str
+    content: str
+
+
+Prompt = str | Sequence[Message]
+
+
+def check_messages(messages: Sequence[Mapping[str, Any]]) -> list[Message]:
+    """Copy messages into plain ones. Raises UsageError naming the first that is not a message."""
+    checked: list[Message] = []
+    for number, message in enumerate(messages, 1):
+        role = message.get("role") if isinstance(message, Mapping) else None
+        content = message.get("content") if isinstance(message, Mapping) else None
+        if role not in ROLES or not isinstance(content, str):
+            raise UsageError(
+                f"Message {number} is not a mapping with a role ({', '.join(ROLES)}) and a "
+                "content string."
+            )
+        checked.append({"role": str(role), "content": content})
+    if not checked:
+        raise UsageError("There are no messages to answer.")
+    return checked
+
+
+def with_system(messages: list[Message], system: str | None) -> list[Message]:
+    """Put a system message in front. Raises UsageError where there is one already."""
+    if system is None:
+        return messages
+    if messages and messages[0]["role"] == "system":
+        raise UsageError("The messages begin with a system message already; drop `system`.")
+    return [{"role": "system", "content": system}, *messages]
+
+
+def encode_raw(model: Model, text: str) -> list[int]:
+    """Tokens of a text as it stands, after the beginning-of-text token where the model has one."""
+    tokens = model.begin_tokens + model.tokenizer.encode(text)
+    if not tokens:
+        raise UsageError("The prompt is empty.")
+    return tokens
+
+
+def encode_messages(model: Model, messages: Sequence[Message]) -> list[int]:
+    """Tokens of a conversation in the model's own template, ready for its answer."""
+    if model.template is None:
+        raise UnsupportedError(
+            f"{model.name} has no chat template, so it cannot take messages; "
+            "give it a string with raw=True."
+        )
+    # templates write the model's special tokens themselves, the first one included
+    return model.tokenizer.encode(model.template.render(messages), special=True)
+
+
+def split_turns(messages: Sequence[Message]) -> tuple[list[Message], list[list[Message]]]:
+    """Split into leading system messages and turns, each from one user message to the next."""
+    first = next((i for i, m in enumerate(messages) if m["role"] != "system"), len(messages))
+    turns: list[list[Message]] = []
+    for message in messages[first:]:
+        if message["role"] == "user" or not turns:
+            turns.append([])
+        turns[-1].append(message)
+    return list(messages[:first]), turns
+
+
+def fit(model: Model, messages: Sequence[Message], options: Options) -> tuple[list[int], int]:
+    """Encode a conversation so that an answer fits too. Returns (tokens, dropped turns).
+
+    Under "drop_oldest" the answer is promised `max_tokens` or a quarter of the context, whichever
+    is less. Raises ContextFullError when it cannot be done, or may not.
+    """
+    tokens = encode_messages(model, messages)
+    if options.context_policy == "stop":
+        return check_room(model, tokens, ", or choose the context policy drop_oldest"), 0
+    if len(tokens) + min(options.max_tokens, model.context // 4) <= model.context:
+        return tokens, 0
+    head, turns = split_turns(messages)
+
+    def without(dropped: int) -> list[int]:
+        return encode_messages(model, head + [m for turn in turns[dropped:] for m in turn])
+
+    # Dropping moves everything after it and costs a prefill of the whole prompt, so it goes down
+    # to half of the context, to happen once in many turns and not in each.
+    half = model.context // 2
+    dropped = bisect_left(range(len(turns) - 1), True, key=lambda n: len(without(n)) <= half)
+    return check_room(model, without(dropped)), dropped
+
+
+def check_room(model: Model, tokens: list[int], hint: str = "") -> list[int]:
+    """Return the tokens if at least one more fits. Raises ContextFullError."""
+    if len(tokens) < model.context:
+        return tokens
+    if model.context < model.config.context_length:
+        hint = f", load the model with a context of up to {model.config.context_length}" + hint
+    raise ContextFullError(
+        f"The prompt is {len(tokens)} tokens long and the context of {model.name} holds "
+        f"{model.context}, the answer included; shorten the prompt{hint}."
+    )
+
+
+class Session:
+    """A conversation that remembers its turns. Made by `Model.chat`; for one thread at a time.
+
+    `messages` is the whole conversation and may be edited between turns. An answer that was
+    cancelled, or whose stream was closed half-way, stays in it as far as it came; a turn that ends
+    before its first piece of text leaves no trace.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        *,
+        system: str | None = None,
+        messages: Sequence[Message] = (),
+        **options: Unpack[GenerateOptions],
+    ) -> None:
+        Options.parse(options, "chat")
+        start = check_messages(messages) if messages else []
+        self.messages = with_system(start, system)
+        self._model = model
+        self._options = options
+        self._forgotten = 0
+
+    def send(self, text: str, **options: Unpack[GenerateOptions]) -> Completion:
+        """Say something and wait for the whole answer. Options override the session's."""
+        return collect(self.stream(text, **options))
+
+    def stream(self, text: str, **options: Unpack[GenerateOptions]) -> Iterator[Chunk]:
+        """Say something and receive the answer piece by piece."""
+        started = time.perf_counter()
+        parsed = Options.parse({**self._options, **options}, "stream")
+        turn: list[Message] = [{"role": "user", "content": text}]
+        head, turns = split_turns(check_messages([*self.messages, *turn]))
+        self._forgotten = min(self._forgotten, len(turns) - 1)
+        kept = head + [m for turn in turns[self._forgotten :] for m in turn]
+        tokens, dropped = fit(self._model, kept, parsed)
+        self._forgotten += dropped
+        generation = Generation(self._model, tokens, parsed, started, self._forgotten)
+        return self._record(text, generation)
+
+    def clear(self) -> None:
+        """Forget every turn; system messages stay."""
+        self.messages = split_turns(self.messages)[0]
+        self._forgotten = 0
+
+    def _record(self, question: str, generation: Generation) -> Iterator[Chunk]:
+        said: list[str] = []
+        try:
+            for chunk in generation.chunks():
+                said.append(chunk.text)
+                yield chunk
+        finally:
+            if answer := "".join(said):
+                self.messages += [
+                    {"role": "user", "content": question},
+                    {"role": "assistant", "content": answer},
+                ]

@@ -1,0 +1,134 @@
+"""stem-local run"""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from stem_runtime.errors import UsageError
+
+from .. import catalog
+from ..errors import NotInstalledError
+from ..terminal import interruptible, line_chat, print_answer, print_json, tell
+
+if TYPE_CHECKING:
+    from ..model import Model
+
+MAX_INPUT = 16 << 20
+INTERRUPTED = 130
+
+
+@click.command()
+@click.argument("model", required=False)
+@click.argument("prompt", required=False)
+@click.option("--system", metavar="TEXT", help="System message to begin with.")
+@click.option("--max-tokens", type=int, metavar="N", help="Most tokens to answer with (512).")
+@click.option("--temperature", type=float, metavar="T", help="0 always takes the likeliest token.")
+@click.option("--top-k", type=int, metavar="K", help="Choose among the K likeliest tokens.")
+@click.option("--top-p", type=float, metavar="P", help="Choose among tokens that make up P.")
+@click.option("--min-p", type=float, metavar="P", help="Leave out tokens under P of the likeliest.")
+@click.option("--repetition-penalty", type=float, metavar="R", help="Over 1: repeat less.")
+@click.option("--seed", type=int, metavar="N", help="Same seed, same text.")
+@click.option("--stop", multiple=True, metavar="TEXT", help="End the answer here; repeatable.")
+@click.option("--raw", is_flag=True, help="Continue the prompt as it stands, without a template.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object at the end.")
+@click.option("--stats", is_flag=True, help="Print a line of figures on standard error.")
+@click.option(
+    "--context-policy",
+    type=click.Choice(["stop", "drop_oldest"]),
+    help="What to do when the conversation outgrows the context (stop).",
+)
+@click.option("--threads", type=int, metavar="N", help="Threads to compute with.")
+@click.option("--context", type=int, metavar="N", help="Tokens of prompt and answer (8192).")
+@click.option("--kernels", metavar="NAME", help="Kernel variant; see stem-local doctor.")
+def command(
+    model: str | None,
+    prompt: str | None,
+    system: str | None,
+    stop: tuple[str, ...],
+    raw: bool,
+    as_json: bool,
+    stats: bool,
+    threads: int | None,
+    context: int | None,
+    kernels: str | None,
+    **sampling: Any,
+) -> None:
+    """Answer PROMPT with MODEL, or chat when there is no prompt.
+
+    Piped input is the prompt, or follows PROMPT after an empty line. MODEL is a name or a folder,
+    the default model if left out.
+
+    \b
+    Examples:
+      stem-local run
+      stem-local run smollm2-135m "Why is the sky blue?"
+      stem-local run smollm2-135m "Summarise this:" < notes.txt
+      stem-local run smollm2-135m --raw "Once upon a time" --seed 7
+      stem-local run smollm2-135m "Name a colour" --json
+    """
+    text = full_prompt(prompt, piped_input())
+    if text is None and (raw or as_json):
+        raise UsageError("--raw and --json need a prompt: give one, or pipe it in.")
+    options = {name: value for name, value in sampling.items() if value is not None}
+    if stop:
+        options["stop"] = stop
+    with open_model(model, threads=threads, context=context, kernels=kernels) as loaded:
+        if text is None:
+            line_chat(loaded.chat(system=system, **options), stats)
+            return
+        with interruptible() as cancel:
+            chunks = loaded.stream(text, system=system, raw=raw, cancel=cancel, **options)
+            last = print_json(chunks) if as_json else print_answer(chunks)
+    if stats:
+        tell(str(last.stats))
+    if last.finish_reason == "cancelled":
+        raise click.exceptions.Exit(INTERRUPTED)
+
+
+def piped_input() -> str | None:
+    """All of standard input, None when it is a terminal or closed."""
+    if sys.stdin is None or sys.stdin.closed or sys.stdin.isatty():
+        return None
+    data = click.get_binary_stream("stdin").read(MAX_INPUT + 1)
+    if len(data) > MAX_INPUT:
+        raise UsageError(f"Standard input is over {MAX_INPUT >> 20} MB; no context holds that.")
+    return data.decode("utf-8", errors="replace")
+
+
+def full_prompt(prompt: str | None, piped: str | None) -> str | None:
+    """The prompt and what was piped in as one text; None means to chat."""
+    if piped is None and prompt is None:
+        return None
+    parts = [part for part in (prompt, (piped or "").rstrip("\r\n")) if part and part.strip()]
+    if not parts:
+        raise UsageError("The prompt is empty.")
+    return "\n\n".join(parts)
+
+
+def open_model(
+    name: str | None, *, threads: int | None, context: int | None, kernels: str | None
+) -> Model:
+    """Load a model; the default one is fetched first if it is missing and someone is watching."""
+    from ..api import load
+
+    notify = tell if sys.stderr.isatty() else None
+    try:
+        return load(name, threads=threads, context=context, kernels=kernels, notify=notify)
+    except NotInstalledError:
+        entry = catalog.find(name or catalog.DEFAULT_MODEL)
+        if entry is None or entry.name != catalog.DEFAULT_MODEL or notify is None:
+            raise
+    tell(f"The default model {entry.name} is not on this machine yet; getting it, once.")
+    fetch(entry.name)
+    return load(name, threads=threads, context=context, kernels=kernels, notify=notify)
+
+
+def fetch(name: str) -> None:
+    from ..hub import pull
+    from ._output import Bar
+
+    with Bar() as bar:
+        pull(name, progress=bar)

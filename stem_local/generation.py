@@ -1,0 +1,245 @@
+"""One generation: prompt tokens in, chunks of text out."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, Any, Literal, TypedDict
+
+from stem_runtime.engine import Cancelled
+from stem_runtime.errors import UsageError
+from stem_runtime.sampling import Sampler, SamplingParams, StopMatcher
+from stem_runtime.stats import Stats
+
+from .completion import Chunk, FinishReason, TokenLogprob
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from stem_runtime.engine import KVCache
+
+    from .model import Model
+
+ContextPolicy = Literal["stop", "drop_oldest"]
+Cancel = threading.Event | Callable[[], bool]
+
+DEFAULT_MAX_TOKENS = 512
+MAX_LOGPROBS = 100
+MAX_STOPS = 64
+
+
+class GenerateOptions(TypedDict, total=False):
+    """Keyword options that every generating call takes; `Options` says what they mean."""
+
+    max_tokens: int
+    temperature: float
+    top_k: int
+    top_p: float
+    min_p: float
+    repetition_penalty: float
+    seed: int | None
+    stop: str | Sequence[str] | None
+    logprobs: int | None
+    cancel: Cancel | None
+    context_policy: ContextPolicy
+
+
+_SAMPLING = {field.name for field in fields(SamplingParams)}
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """Checked options of one generation.
+
+    `max_tokens`: most tokens to answer with. `stop`: strings that end the answer and are not part
+    of it. `logprobs`: report each token's log-probability and that many of the likeliest.
+    `cancelled`: asked between prefill chunks and between tokens. `context_policy`: what to do when
+    a conversation outgrows the context; "stop" raises ContextFullError, "drop_oldest" leaves out
+    the oldest turns and reports how many.
+    """
+
+    sampling: SamplingParams
+    max_tokens: int
+    stop: tuple[str, ...]
+    logprobs: int | None
+    cancelled: Callable[[], bool] | None
+    context_policy: ContextPolicy
+
+    @classmethod
+    def parse(cls, given: Mapping[str, Any], caller: str) -> Options:
+        """Build from keyword arguments. Raises TypeError for unknown ones, UsageError for bad."""
+        if unknown := sorted(set(given) - GenerateOptions.__optional_keys__):
+            raise TypeError(f"{caller}() got an unexpected keyword argument {unknown[0]!r}")
+        policy = given.get("context_policy", "stop")
+        if policy not in ("stop", "drop_oldest"):
+            raise UsageError(f"context_policy is 'stop' or 'drop_oldest', not {policy!r:.40}.")
+        logprobs = given.get("logprobs")
+        if logprobs is not None:
+            logprobs = _integer("logprobs", logprobs, 0, MAX_LOGPROBS)
+        return cls(
+            sampling=SamplingParams(**{k: v for k, v in given.items() if k in _SAMPLING}),
+            max_tokens=_integer("max_tokens", given.get("max_tokens", DEFAULT_MAX_TOKENS), 1),
+            stop=_stops(given.get("stop")),
+            logprobs=logprobs,
+            cancelled=_cancelled(given.get("cancel")),
+            context_policy=policy,
+        )
+
+
+def _integer(name: str, value: object, least: int, most: int | None = None) -> int:
+    whole = isinstance(value, int) and not isinstance(value, bool)
+    if whole and least <= value and (most is None or value <= most):
+        return value
+    allowed = f"from {least} to {most}" if most is not None else f"of at least {least}"
+    raise UsageError(f"{name} is an integer {allowed}, not {value!r:.40}.")
+
+
+def _stops(value: str | Sequence[str] | None) -> tuple[str, ...]:
+    stops = (value,) if isinstance(value, str) else tuple(value or ())
+    if len(stops) > MAX_STOPS or not all(isinstance(s, str) and s for s in stops):
+        raise UsageError(f"stop is a string or up to {MAX_STOPS} strings, none of them empty.")
+    return stops
+
+
+def _cancelled(cancel: Cancel | None) -> Callable[[], bool] | None:
+    return cancel.is_set if isinstance(cancel, threading.Event) else cancel
+
+
+class Generation:
+    """Runs one prompt on a model. Not shared between threads; the model may be.
+
+    The engine works for one generation at a time: each prefill and each token takes the model's
+    lock, and several generations take turns, every one on a KV cache of its own.
+    """
+
+    def __init__(
+        self, model: Model, prompt: list[int], options: Options, started: float, dropped: int = 0
+    ) -> None:
+        """`prompt` fits in the model's context; `started` is the perf_counter of the call."""
+        self._model = model
+        self._prompt = prompt
+        self._options = options
+        self._started = started
+        self._dropped = dropped
+        self._sampler = Sampler(options.sampling, model.config.vocab_size)
+        self._history = list(prompt)
+        self._reused = 0
+        self._steps = 0
+        self._prefill_seconds = 0.0
+        self._decode_seconds = 0.0
+        self._first_token_seconds = 0.0
+        self._unsent: list[int] = []
+        self._logprobs: list[TokenLogprob] = []
+
+    def chunks(self) -> Iterator[Chunk]:
+        """Yield the answer as it comes; the last chunk carries the reason and the figures."""
+        cache = self._model.borrow_cache()
+        try:
+            first = self._prefill(cache)
+            if first is None:
+                yield self._chunk("", "cancelled")
+            else:
+                yield from self._decode(cache, first)
+        finally:
+            self._model.give_back_cache(cache)
+
+    def _prefill(self, cache: KVCache) -> int | None:
+        """Evaluate what the cache does not hold yet. Returns the first token, None if cancelled."""
+        model, cancelled = self._model, self._options.cancelled
+        start = time.perf_counter()
+        self._reused = common_prefix(cache.tokens, self._prompt)
+        cache.truncate(self._reused)
+        if cancelled is not None and cancelled():
+            return None
+        try:
+            with model.engine_lock:
+                rest = self._prompt[self._reused :]
+                logits = model.engine.prefill(cache, rest, cancel=cancelled)
+                self._prefill_seconds = time.perf_counter() - start
+                token = self._sample(logits)
+        except Cancelled:
+            self._prefill_seconds = time.perf_counter() - start
+            return None
+        self._first_token_seconds = time.perf_counter() - self._started
+        return token
+
+    def _decode(self, cache: KVCache, token: int) -> Iterator[Chunk]:
+        model, options, sample = self._model, self._options, self._sample
+        lock, cancelled, clock = model.engine_lock, options.cancelled, time.perf_counter
+        ends, stream = model.tokenizer.eos, model.tokenizer.stream()
+        matcher = StopMatcher(options.stop)
+        history, unsent = self._history, self._unsent
+        room = cache.capacity - len(self._prompt)
+        limit = len(self._prompt) + min(options.max_tokens, room)
+        reason: FinishReason = "stop"
+        text, stopped = "", False
+        resumed = clock()
+        while token not in ends:
+            history.append(token)
+            unsent.append(token)
+            text, stopped = matcher.push(stream.push(token))
+            if stopped:
+                break
+            if len(history) == limit:
+                reason = "length" if options.max_tokens <= room else "context"
+                break
+            if cancelled is not None and cancelled():
+                reason = "cancelled"
+                break
+            if text:
+                self._decode_seconds += clock() - resumed
+                yield self._chunk(text)
+                text, resumed = "", clock()
+            with lock:
+                token = sample(model.engine.decode(cache, token))
+            self._steps += 1
+        self._decode_seconds += clock() - resumed
+        if not stopped:
+            more, stopped = matcher.push(stream.flush())
+            text += more if stopped else more + matcher.flush()
+        yield self._chunk(text, reason)
+
+    def _sample(self, logits: NDArray[np.float32]) -> int:
+        token = self._sampler.sample(logits, self._history)
+        if self._options.logprobs is not None:
+            chosen, top = self._sampler.logprobs(logits, token, self._options.logprobs)
+            self._logprobs.append(TokenLogprob(token, chosen, top))
+        return token
+
+    def _chunk(self, text: str, reason: FinishReason | None = None) -> Chunk:
+        tokens = tuple(self._unsent)
+        self._unsent.clear()
+        logprobs = None
+        if self._options.logprobs is not None:
+            # the token that ended the turn was sampled too, and stays behind
+            logprobs = tuple(self._logprobs[: len(tokens)])
+            del self._logprobs[: len(tokens)]
+        stats = None if reason is None else self._stats()
+        return Chunk(text, tokens, reason, stats, logprobs, self._dropped)
+
+    def _stats(self) -> Stats:
+        engine = self._model.engine
+        prompt = len(self._prompt)
+        answer = len(self._history) - prompt
+        return Stats(
+            model=self._model.name,
+            kernels=engine.kernels.name,
+            threads=engine.threads,
+            prompt_tokens=prompt,
+            reused_tokens=self._reused,
+            completion_tokens=answer,
+            decode_steps=self._steps,
+            prefill_seconds=self._prefill_seconds,
+            decode_seconds=self._decode_seconds,
+            time_to_first_token=self._first_token_seconds,
+            bytes_per_token=engine.weight_bytes_per_token(prompt + answer // 2),
+        )
+
+
+def common_prefix(held: Sequence[int], prompt: Sequence[int]) -> int:
+    """Count the leading tokens of `prompt` found in `held`, leaving at least one to evaluate."""
+    most = min(len(held), len(prompt) - 1)
+    return next((i for i in range(most) if held[i] != prompt[i]), most)

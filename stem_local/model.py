@@ -1,0 +1,255 @@
+"""A loaded model and all that can be asked of it."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Self, Unpack, overload
+
+from stem_runtime.errors import UsageError
+
+from . import scoring
+from .chat import Message, Prompt, Session, check_messages, check_room, encode_raw, fit, with_system
+from .completion import Chunk, Completion, collect
+from .generation import GenerateOptions, Generation, Options
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from stem_runtime.chat_template import ChatTemplate
+    from stem_runtime.config import ModelConfig
+    from stem_runtime.engine import Engine, KVCache
+    from stem_runtime.formats.packed import PackedModel
+    from stem_runtime.tokenizer import Tokenizer
+
+
+@dataclass(frozen=True, slots=True)
+class ModelInfo:
+    """What a loaded model is. `nbytes` is the size of its packed weights."""
+
+    name: str
+    family: str
+    parameters: int
+    quant: str
+    nbytes: int
+    vocab_size: int
+    context: int
+    context_length: int
+    license: str | None
+    folder: Path
+    kernels: str
+    threads: int
+
+    def to_dict(self) -> dict[str, Any]:
+        return {**asdict(self), "folder": str(self.folder)}
+
+
+class Model:
+    """A loaded model. Made by `load`; a context manager; usable from several threads.
+
+    Calls from several threads take turns on the engine. The KV cache of the last generation is
+    kept, and the next prompt is evaluated only from where it departs from it.
+    """
+
+    def __init__(
+        self, packed: PackedModel, engine: Engine, tokenizer: Tokenizer, context: int
+    ) -> None:
+        self.packed = packed
+        self.config: ModelConfig = packed.config
+        self.name = str(packed.info["name"])
+        self.tokenizer = tokenizer
+        self.context = context
+        self.engine_lock = threading.Lock()
+        self._engine: Engine | None = engine
+        self._cache_lock = threading.Lock()
+        self._idle_cache: KVCache | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        state = "closed" if self._engine is None else f"context={self.context}"
+        return f"<Model {self.name} {state}>"
+
+    @property
+    def engine(self) -> Engine:
+        """The engine; its calls are made holding `engine_lock`. UsageError after `close`."""
+        if self._engine is None:
+            raise UsageError(f"The model {self.name} is closed; load it again.")
+        return self._engine
+
+    @property
+    def closed(self) -> bool:
+        return self._engine is None
+
+    @cached_property
+    def template(self) -> ChatTemplate | None:
+        """The model's chat template, None for a model that only continues text."""
+        return load_template(self.packed.folder, self.tokenizer)
+
+    @property
+    def info(self) -> ModelInfo:
+        """What the model is and how it is run."""
+        engine, stem = self.engine, self.packed.info
+        return ModelInfo(
+            name=self.name,
+            family=self.config.family,
+            parameters=self.packed.parameters,
+            quant=str(stem["quant"]),
+            nbytes=self.packed.nbytes,
+            vocab_size=self.config.vocab_size,
+            context=self.context,
+            context_length=self.config.context_length,
+            license=stem.get("license"),
+            folder=self.packed.folder,
+            kernels=engine.kernels.name,
+            threads=engine.threads,
+        )
+
+    @property
+    def begin_tokens(self) -> list[int]:
+        """What a text starts with: the beginning-of-text token for a model that wants it."""
+        bos = self.tokenizer.bos
+        return [bos] if self.tokenizer.add_bos and bos is not None else []
+
+    def close(self) -> None:
+        """Stop the threads and let go of the memory. A generation under way raises UsageError."""
+        with self.engine_lock:
+            engine, self._engine, self._idle_cache = self._engine, None, None
+            if engine is not None:
+                engine.close()
+
+    @overload
+    def generate(
+        self,
+        prompt: Prompt,
+        *,
+        system: str | None = None,
+        raw: bool = False,
+        stream: Literal[False] = False,
+        **options: Unpack[GenerateOptions],
+    ) -> Completion: ...
+    @overload
+    def generate(
+        self,
+        prompt: Prompt,
+        *,
+        system: str | None = None,
+        raw: bool = False,
+        stream: Literal[True],
+        **options: Unpack[GenerateOptions],
+    ) -> Iterator[Chunk]: ...
+    @overload
+    def generate(
+        self,
+        prompt: Prompt,
+        *,
+        system: str | None = None,
+        raw: bool = False,
+        stream: bool,
+        **options: Unpack[GenerateOptions],
+    ) -> Completion | Iterator[Chunk]: ...
+    def generate(
+        self,
+        prompt: Prompt,
+        *,
+        system: str | None = None,
+        raw: bool = False,
+        stream: bool = False,
+        **options: Unpack[GenerateOptions],
+    ) -> Completion | Iterator[Chunk]:
+        """Answer a prompt or a list of messages; see `stem_local.generate` for the options."""
+        started = time.perf_counter()
+        parsed = Options.parse(options, "generate")
+        tokens, dropped = self._prompt_tokens(prompt, system, raw, parsed)
+        chunks = Generation(self, tokens, parsed, started, dropped).chunks()
+        return chunks if stream else collect(chunks)
+
+    def stream(
+        self,
+        prompt: Prompt,
+        *,
+        system: str | None = None,
+        raw: bool = False,
+        **options: Unpack[GenerateOptions],
+    ) -> Iterator[Chunk]:
+        """`generate(..., stream=True)`."""
+        return self.generate(prompt, system=system, raw=raw, stream=True, **options)
+
+    def chat(
+        self,
+        *,
+        system: str | None = None,
+        messages: Sequence[Message] = (),
+        **options: Unpack[GenerateOptions],
+    ) -> Session:
+        """Begin a conversation, or go on with `messages`. Options hold for all of its turns."""
+        return Session(self, system=system, messages=messages, **options)
+
+    def tokenize(self, text: str, *, special: bool = False) -> list[int]:
+        """Token ids of a text. With `special`, names of special tokens in it become those."""
+        return self.tokenizer.encode(text, special=special)
+
+    def detokenize(self, tokens: Sequence[int]) -> str:
+        """Text of token ids, special tokens left out."""
+        return self.tokenizer.decode(self._checked_ids(tokens))
+
+    def logits(self, token_ids: Sequence[int]) -> NDArray[np.float32]:
+        """Logits after each token of a sequence: float32 [n, vocab].
+
+        Raises UsageError for an empty sequence or an id outside the vocabulary, ContextFullError
+        for more tokens than the context.
+        """
+        return scoring.logits(self, self._checked_ids(token_ids))
+
+    def perplexity(self, text: str, window: int = 512) -> float:
+        """Perplexity of a text: exp of the mean negative log-likelihood of its tokens.
+
+        The text is cut into windows of `window` tokens that share nothing, the last one shorter.
+        Each begins with the beginning-of-text token where the model uses one; the first token of a
+        window is context and not scored. Raises UsageError for a text with nothing to score.
+        """
+        return scoring.perplexity(self, text, window)
+
+    def borrow_cache(self) -> KVCache:
+        """A KV cache of the whole context for one generation, the last one used if it is free."""
+        with self._cache_lock:
+            cache, self._idle_cache = self._idle_cache, None
+        return cache if cache is not None else self.engine.new_cache(self.context)
+
+    def give_back_cache(self, cache: KVCache) -> None:
+        with self._cache_lock:
+            self._idle_cache = None if self.closed else cache
+
+    def _prompt_tokens(
+        self, prompt: Prompt, system: str | None, raw: bool, options: Options
+    ) -> tuple[list[int], int]:
+        if isinstance(prompt, str) and (raw or self.template is None):
+            if system is not None:
+                raise UsageError("A system message needs a chat template; put it in the prompt.")
+            return check_room(self, encode_raw(self, prompt)), 0
+        if raw:
+            raise UsageError("raw=True takes a string; messages need the chat template.")
+        messages: list[Message] = (
+            [{"role": "user", "content": prompt}]
+            if isinstance(prompt, str)
+            else check_messages(prompt)
+        )
+        return fit(self, with_system(messages, system), options)
+
+    def _checked_ids(self, token_ids: Sequence[int]) -> list[int]:
+        ids = [int(token) for token in token_ids]
+        vocab = self.config.vocab_size
+        if wrong := next((i for i in ids if not 0 <= i < vocab), None):
+            raise UsageError(
+                f"Token {wrong} is outside the vocabulary of {self.name}, 0..{vocab - 1}."
+            )
+        return ids
