@@ -87,21 +87,21 @@ $(MADE):
 
 $(CORE): $(MADE) pyproject.toml
 	@echo "Installing STEM Local into $(VENV)"
-	@$(PY) -m pip install --quiet --editable .
+	@$(PY) -m pip install -qq --editable .
 	@touch $@
 
 $(TEST): $(CORE)
 	@echo "Installing what the tests need"
-	@$(PY) -m pip install --quiet --editable '.[test]'
+	@$(PY) -m pip install -qq --editable '.[test]'
 	@touch $@
 
 $(DEV): $(CORE)
 	@echo "Installing the formatter, linter and type checker"
-	@$(PY) -m pip install --quiet --editable '.[dev]'
+	@$(PY) -m pip install -qq --editable '.[dev]'
 	@touch $@
 
 $(GOLDENS): tests/goldens/requirements.txt
 	@echo "Making $(GOLDENS_VENV), with torch and transformers"
 	@$(PYTHON) -m venv $(GOLDENS_VENV)
-	@$(GOLDENS_VENV)/$(BIN)/python -m pip install --quiet -r tests/goldens/requirements.txt
+	@$(GOLDENS_VENV)/$(BIN)/python -m pip install -qq -r tests/goldens/requirements.txt
 	@touch $@
