@@ -21,6 +21,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from subprocess import DEVNULL, PIPE
 
 import make_random_gguf
 import peak_memory
@@ -135,7 +136,7 @@ def start_row(bench: Bench) -> Row:
 
     def first_byte() -> float:
         start = time.perf_counter()
-        with subprocess.Popen(command, stdout=subprocess.PIPE, bufsize=0) as process:
+        with subprocess.Popen(command, stdin=DEVNULL, stdout=PIPE, bufsize=0) as process:
             assert process.stdout
             process.stdout.read(1)
             seconds = time.perf_counter() - start
@@ -152,7 +153,7 @@ def start_row(bench: Bench) -> Row:
 def memory_row(bench: Bench) -> Row:
     command = [sys.executable, peak_memory.__file__, str(packed_copy(bench.small))]
     command += ["--context", str(LONG), "--threads", str(bench.threads)]
-    output = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
+    output = subprocess.run(command, check=True, stdout=PIPE, text=True).stdout
     figures = json.loads(output)
     return Row(
         f"peak memory beyond packed weights and KV of {LONG} tokens",
