@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import os
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterator
 from importlib import import_module
+from typing import IO, Any
 
 import click
 
@@ -28,7 +31,17 @@ VERBS = {
 
 _INTERNAL_ERROR = 70
 _INTERRUPTED = 130
-_BROKEN_PIPE = 141
+
+
+class Failure(click.ClickException):
+    """An error as the command line tells it: one line on standard error, and an exit code."""
+
+    def __init__(self, message: str, exit_code: int) -> None:
+        super().__init__(" ".join(message.split()))
+        self.exit_code = exit_code  # type: ignore[misc]
+
+    def show(self, file: IO[Any] | None = None) -> None:
+        click.echo(f"error: {self.message}", file=file, err=True)
 
 
 class LazyGroup(click.Group):
@@ -53,6 +66,20 @@ class LazyGroup(click.Group):
             raise click.UsageError(f"there is no verb {args[0]!r}; see stem-local --help", ctx)
         return super().resolve_command(ctx, args)
 
+    def make_context(
+        self,
+        info_name: str | None,
+        args: list[str],
+        parent: click.Context | None = None,
+        **extra: Any,
+    ) -> click.Context:
+        with _told_in_one_line():
+            return super().make_context(info_name, args, parent, **extra)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        with _told_in_one_line():
+            return super().invoke(ctx)
+
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         del ctx
         with formatter.section("Verbs"):
@@ -60,13 +87,14 @@ class LazyGroup(click.Group):
 
 
 @click.group(
+    "stem-local",
     cls=LazyGroup,
     context_settings={"help_option_names": ["-h", "--help"]},
     epilog="Run stem-local VERB --help for a verb's options and examples.",
 )
 @click.option("--debug", is_flag=True, help="Show the traceback of an error (or set STEM_DEBUG=1).")
 @click.version_option(__version__, prog_name="stem-local")
-def cli(debug: bool) -> None:
+def main(debug: bool) -> None:
     """Run language models on your own machine.
 
     \b
@@ -76,43 +104,35 @@ def cli(debug: bool) -> None:
     """
     if debug:
         os.environ["STEM_DEBUG"] = "1"
-
-
-def main(args: Sequence[str] | None = None) -> None:
-    """Run the command line and exit with its code."""
-    sys.exit(run(args))
-
-
-def run(args: Sequence[str] | None = None) -> int:
-    """Run the command line; the exit code, every error told in one line on standard error."""
     for stream in (sys.stdout, sys.stderr):
         # A console that cannot show a character should not end an answer.
-        if hasattr(stream, "reconfigure"):
+        if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")
+
+
+@contextlib.contextmanager
+def _told_in_one_line() -> Iterator[None]:
+    """Turn whatever ends a verb into Failure, or into the exit code of an interruption."""
     try:
-        result = cli.main(args=args, prog_name="stem-local", standalone_mode=False)
-        sys.stdout.flush()
-    except BrokenPipeError:
-        # Python flushes standard output once more at exit, which must not fail aloud either.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return _BROKEN_PIPE
+        yield
     except (KeyboardInterrupt, click.Abort):
         click.echo("interrupted", err=True)
-        return _INTERRUPTED
-    except click.ClickException as error:
-        return _failed(error.format_message(), error.exit_code)
-    except StemError as error:
-        return _failed(str(error), error.exit_code)
-    except OSError as error:
-        return _failed(f"{error.strerror or error}: {error.filename or 'the system refused'}", 1)
+        raise click.exceptions.Exit(_INTERRUPTED) from None
+    except (Failure, click.exceptions.Exit, click.exceptions.NoArgsIsHelpError, BrokenPipeError):
+        raise
     except Exception as error:
-        about = f"this is a fault of stem-local, {type(error).__name__}: {error}"
-        return _failed(f"{about} (--debug shows where)", _INTERNAL_ERROR)
-    return result if isinstance(result, int) else 0
+        if os.environ.get("STEM_DEBUG", "") not in ("", "0"):
+            traceback.print_exc()
+        raise _failure(error) from error
 
 
-def _failed(message: str, code: int) -> int:
-    if os.environ.get("STEM_DEBUG", "") not in ("", "0"):
-        traceback.print_exc()
-    click.echo(f"error: {' '.join(message.split())}", err=True)
-    return code
+def _failure(error: Exception) -> Failure:
+    if isinstance(error, click.ClickException):
+        return Failure(error.format_message(), error.exit_code)
+    if isinstance(error, StemError):
+        return Failure(str(error), error.exit_code)
+    if isinstance(error, OSError):
+        where = f" ({error.filename})" if error.filename else ""
+        return Failure(f"{error.strerror or error}{where}", 1)
+    about = f"{type(error).__name__}: {error} (a fault of stem-local; --debug shows where)"
+    return Failure(about, _INTERNAL_ERROR)

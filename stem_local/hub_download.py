@@ -21,9 +21,9 @@ from typing import Any, BinaryIO, cast
 import filelock
 import huggingface_hub
 from huggingface_hub.file_download import http_get
-from huggingface_hub.utils import (
+from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]
+from huggingface_hub.utils.tqdm import (
     are_progress_bars_disabled,
-    build_hf_headers,
     disable_progress_bars,
     enable_progress_bars,
 )
