@@ -20,22 +20,13 @@ from tokenizers import Tokenizer as Backend
 
 from . import tokenizer_gguf
 from .errors import FormatError, UnsupportedError, UsageError
+from .tokenizer_gguf import END_TEXTS
 
 MAX_FILE_BYTES = 128 << 20
 MAX_CONFIG_BYTES = 16 << 20
 MAX_TEXT_CHARS = 1 << 25
 _REPLACEMENT = "\ufffd".encode()
 _BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
-
-END_TEXTS = frozenset(
-    (
-        *("<|im_end|>", "<|eot_id|>", "<|eom_id|>", "<|end|>", "<|return|>", "<EOT>", "[EOS]"),
-        *("<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>", "<end_of_turn>", "<turn|>"),
-        *("<end_of_utterance>", "<|END_OF_TURN_TOKEN|>", "[|endofturn|]"),
-        "<\uff5cend\u2581of\u2581sentence\uff5c>",
-    )
-)
-"""Control tokens that end a turn or a text in every model that has them."""
 
 
 class Tokenizer:

@@ -21,6 +21,16 @@ _Number = TypeVar("_Number", int, float)
 Vocab = dict[str, int]
 Merges = list[tuple[str, str]]
 
+END_TEXTS = frozenset(
+    (
+        *("<|im_end|>", "<|eot_id|>", "<|eom_id|>", "<|end|>", "<|return|>", "<EOT>", "[EOS]"),
+        *("<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>", "<end_of_turn>", "<turn|>"),
+        *("<end_of_utterance>", "<|END_OF_TURN_TOKEN|>", "[|endofturn|]"),
+        "<\uff5cend\u2581of\u2581sentence\uff5c>",
+    )
+)
+"""Control tokens that end a turn or a text in every model that has them."""
+
 
 class TokenType(IntEnum):
     """Values of `tokenizer.ggml.token_type`."""
@@ -46,7 +56,7 @@ def build(meta: Mapping[str, Any]) -> Tokenizer:
             "supported are gpt2 (byte-level BPE) and llama (SentencePiece BPE)."
         )
     vocab = _vocab(meta)
-    types = _types(meta, len(vocab))
+    types = _types(meta, vocab)
     tokenizer = _byte_level(meta, vocab, types) if kind == "gpt2" else _spm(meta, vocab, types)
     _mark_added(tokenizer, vocab, types)
     return tokenizer
@@ -168,10 +178,15 @@ def _vocab(meta: Mapping[str, Any]) -> Vocab:
     return vocab
 
 
-def _types(meta: Mapping[str, Any], count: int) -> Sequence[int]:
+def _types(meta: Mapping[str, Any], vocab: Vocab) -> Sequence[int]:
     if "tokenizer.ggml.token_type" not in meta:
-        return [TokenType.NORMAL] * count
-    return _numbers(meta, "token_type", count, int)
+        return [TokenType.NORMAL] * len(vocab)
+    types = _numbers(meta, "token_type", len(vocab), int)
+    # converters have marked end tokens as user-defined, which would let a prompt contain them
+    for text in END_TEXTS & vocab.keys():
+        if types[vocab[text]] == TokenType.USER_DEFINED:
+            types[vocab[text]] = TokenType.CONTROL
+    return types
 
 
 def _numbers(meta: Mapping[str, Any], name: str, count: int, kind: type[_Number]) -> list[_Number]:
