@@ -164,7 +164,7 @@ def main() -> None:
     args = parser.parse_args()
 
     model = open_packed(packed_copy(args.gguf))
-    tokenizer = Tokenizer.from_file(model.folder / "tokenizer.json", model.info)
+    tokenizer = Tokenizer.from_file(model.folder / "tokenizer.json", model.info["tokenizer"])
     parts = windows(tokenizer, read_text(args.text), args.size, args.windows)
     prompts = [tokenizer.encode(prompt) for prompt in PROMPTS]
     with Llama(args.llama_python) as llama:
