@@ -14,7 +14,8 @@ import hashlib
 import importlib
 import os
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -58,29 +59,70 @@ def compile_unit(module: str, variant: str) -> bytes:
     import numba
     from llvmlite import binding
     from numba import types
+    from numba.core.registry import cpu_target
 
     functions = importlib.import_module(module).entries(variant)
     signature = types.void(types.CPointer(types.int64), types.int64)
-    linked = codegen = None
-    for name, function in functions.items():
-        dispatcher = numba.njit(
-            signature,
-            nogil=True,
-            error_model="numpy",
-            no_cpython_wrapper=True,
-            no_cfunc_wrapper=True,
-        )(function)
-        result = next(iter(dispatcher.overloads.values()))
-        part = binding.parse_bitcode(result.library._final_module.as_bitcode())
-        part.link_in(binding.parse_assembly(_shim(name, result.fndesc.llvm_func_name)))
-        codegen = result.library.codegen
-        if linked is None:
-            linked = part
-        else:
-            linked.link_in(part)
-    if linked is None or codegen is None:
-        raise KernelError(f"Kernel unit {module} has no entries.")
+    codegen = cpu_target.target_context.codegen()
+    linked = binding.parse_assembly("")
+    with _translation_only(codegen):
+        for name, function in functions.items():
+            dispatcher = numba.njit(
+                signature,
+                nogil=True,
+                error_model="numpy",
+                no_cpython_wrapper=True,
+                no_cfunc_wrapper=True,
+            )(function)
+            result = next(iter(dispatcher.overloads.values()))
+            linked.link_in(binding.parse_bitcode(result.library._final_module.as_bitcode()))
+            linked.link_in(binding.parse_assembly(_shim(name, result.fndesc.llvm_func_name)))
+    _optimize(linked, codegen._tm)
     return " ".join(functions).encode() + b"\0" + bytes(codegen._tm.emit_object(linked))
+
+
+@contextmanager
+def _translation_only(codegen: Any) -> Iterator[None]:
+    """Keep numba from optimizing and emitting every helper by itself, with all that it calls.
+
+    Only the whole unit is ever run, so one pass over it at the end does in seconds what would
+    take most of a minute.
+    """
+    usual = codegen._library_class
+
+    class Library(usual):  # type: ignore[misc]
+        def _optimize_functions(self, _module: Any) -> None:
+            pass
+
+        def _optimize_final_module(self) -> None:
+            pass
+
+        def _finalize_final_module(self) -> None:
+            self._finalized = True
+
+        def get_pointer_to_function(self, _name: str) -> int:
+            self._ensure_finalized()
+            return 0
+
+    codegen._library_class = Library
+    codegen.set_env = lambda _name, _env: None
+    try:
+        yield
+    finally:
+        codegen._library_class = usual
+        del codegen.set_env
+
+
+def _optimize(module: Any, machine: Any) -> None:
+    from llvmlite import binding
+
+    for function in module.functions:
+        if not function.is_declaration and not function.name.startswith("stem_"):
+            function.linkage = "internal"
+    options = binding.create_pipeline_tuning_options(speed_level=3)
+    options.loop_vectorization = True
+    builder = binding.create_pass_builder(machine, options)
+    builder.getModulePassManager().run(module, builder)
 
 
 def _shim(name: str, target: str) -> str:

@@ -1,0 +1,168 @@
+"""Runs a packed model: logits from tokens, with a cache of what was read before."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+from types import TracebackType
+from typing import Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .errors import ContextFullError, StemError, UsageError
+from .formats.packed import PackedModel
+from .kernels import choose
+from .kernels.cpu import layout as L
+from .kernels.jit import load_unit
+from .kv_cache import KVCache
+from .team import Team
+from .threads import MAX_THREADS, default_threads
+from .workspace import Workspace
+
+Logits = NDArray[np.float32]
+
+
+class Cancelled(StemError):
+    """Work that was stopped on request; the tokens done before are kept in the cache."""
+
+
+class Engine:
+    """A model ready to run on the CPU. One call at a time; the interpreter lock is released.
+
+    `threads` defaults to the physical cores, `kernels` names a variant instead of the best one
+    (see `kernels.choose`), `notify` receives a sentence when kernels must be compiled. Raises
+    KernelError, UsageError.
+    """
+
+    def __init__(
+        self,
+        model: PackedModel,
+        *,
+        threads: int | None = None,
+        kernels: str | None = None,
+        notify: Callable[[str], None] | None = None,
+    ) -> None:
+        if threads is not None and not 1 <= threads <= MAX_THREADS:
+            raise UsageError(f"threads is from 1 to {MAX_THREADS}, not {threads}.")
+        self.config = model.config
+        self.kernels = choose(kernels)
+        self.threads = threads or default_threads()
+        entries = load_unit("stem_runtime.kernels.cpu.step", self.kernels.name, notify)
+        self._work = Workspace(model, self.threads, self.kernels.token_block)
+        self._team = Team(entries, self._work.args, self.threads)
+        self._lock = threading.Lock()
+        self._closed = False
+
+    def new_cache(self, capacity: int) -> KVCache:
+        """A cache for `capacity` tokens. Raises UsageError beyond the model's context length."""
+        if not 1 <= capacity <= self.config.context_length:
+            raise UsageError(
+                f"capacity is from 1 to {self.config.context_length} tokens, not {capacity}."
+            )
+        return KVCache(self.config, capacity)
+
+    def prefill(
+        self,
+        cache: KVCache,
+        tokens: Sequence[int],
+        *,
+        cancel: Callable[[], bool] | None = None,
+        progress: Callable[[int], None] | None = None,
+    ) -> Logits:
+        """Read `tokens` after those in the cache; returns float32 [vocab] after the last.
+
+        `cancel` is asked between chunks, `progress` receives the number of tokens read. Raises
+        Cancelled (whole chunks stay in the cache), ContextFullError, UsageError.
+        """
+        with self._lock:
+            self._check(cache, tokens)
+            if len(tokens) == 1:
+                return self._decode(cache, tokens[0])
+            chunk = self._work.chunk
+            for start in range(0, len(tokens), chunk):
+                part = tokens[start : start + chunk]
+                last = start + chunk >= len(tokens)
+                if cancel is not None and cancel():
+                    raise Cancelled("Reading the prompt was cancelled.")
+                self._run_chunk(cache, part, len(part) - 1 if last else len(part))
+                if progress is not None:
+                    progress(start + len(part))
+            return self._work.logits[0, : self.config.vocab_size]
+
+    def decode(self, cache: KVCache, token: int) -> Logits:
+        """Read one token; returns float32 [vocab], a view that the next call overwrites."""
+        with self._lock:
+            self._check(cache, (token,))
+            return self._decode(cache, token)
+
+    def logits(self, cache: KVCache, tokens: Sequence[int]) -> Logits:
+        """Read `tokens`; returns float32 [n, vocab], the logits after each of them."""
+        with self._lock:
+            self._check(cache, tokens)
+            vocab = self.config.vocab_size
+            out = np.empty((len(tokens), vocab), np.float32)
+            chunk = self._work.chunk
+            for start in range(0, len(tokens), chunk):
+                part = tokens[start : start + chunk]
+                self._work.reserve_logits(len(part))
+                self._run_chunk(cache, part, 0)
+                out[start : start + len(part)] = self._work.logits[: len(part), :vocab]
+            return out
+
+    def interrupt(self) -> None:
+        """Make a running `prefill` or `logits` raise Cancelled after its current layer.
+
+        Callable from any thread; without effect when nothing runs.
+        """
+        self._team.interrupt()
+
+    def weight_bytes_per_token(self, context: int) -> int:
+        """Bytes that one decoded token reads with `context` tokens in the cache."""
+        return self._work.bytes_per_token(context)
+
+    def close(self) -> None:
+        """Stop the threads and let go of the model. Idempotent."""
+        with self._lock:
+            if not self._closed:
+                self._closed = True
+                self._team.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def _check(self, cache: KVCache, tokens: Sequence[int]) -> None:
+        if self._closed:
+            raise UsageError("This model is closed; load it again.")
+        if not len(tokens):
+            raise UsageError("There are no tokens to read.")
+        if min(tokens) < 0 or max(tokens) >= self.config.vocab_size:
+            raise UsageError(f"Token ids are from 0 to {self.config.vocab_size - 1}.")
+        if cache.length + len(tokens) > cache.capacity:
+            raise ContextFullError(
+                f"{len(tokens)} more tokens do not fit: the context holds {cache.capacity} and "
+                f"{cache.length} are taken; shorten the prompt or load with a larger context."
+            )
+
+    def _decode(self, cache: KVCache, token: int) -> Logits:
+        self._work.aim(cache, (token,), 0)
+        self._team.run(L.JOB_DECODE)
+        cache.tokens.append(token)
+        return self._work.logits[0, : self.config.vocab_size]
+
+    def _run_chunk(self, cache: KVCache, tokens: Sequence[int], logits_from: int) -> None:
+        self._work.reserve_prefill()
+        self._work.aim(cache, tokens, logits_from)
+        self._team.interrupt(False)
+        self._team.run(L.JOB_PREFILL)
+        if self._team.interrupted:
+            raise Cancelled("Reading the prompt was cancelled.")
+        cache.tokens.extend(tokens)

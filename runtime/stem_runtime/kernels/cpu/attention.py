@@ -1,0 +1,98 @@
+"""Attention over the fp16 cache: scores by blocks of 16 positions, values row by row.
+
+Keys lie transposed in blocks of 16 positions, [block, head_dim, 16], so that a score needs no sum
+across lanes; values are rows [position, head_dim]. Several query rows (the heads that share a
+key head, and in prefill several tokens) use each load.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from .simd import (
+    F32,
+    I64,
+    V16F32,
+    V16I16,
+    Builder,
+    Value,
+    const,
+    counted_loop,
+    fma,
+    half_to_float,
+    kernel,
+    load,
+    offset,
+    splat,
+    store,
+)
+
+
+def score_kernel(rows: int, native_half: bool) -> Any:
+    """Intrinsic (q, q_stride, keys, head_dim, out, out_stride).
+
+    q: `rows` float32 vectors, strides in bytes; keys: one block, float16 [head_dim, 16]; writes
+    16 scores per row. head_dim is a multiple of 16.
+    """
+    unroll = max(1, 8 // rows)  # enough independent sums to hide the latency of each
+
+    def emit(
+        b: Builder, q: Value, stride: Value, keys: Value, dim: Value, out: Value, out_stride: Value
+    ) -> None:
+        starts = [b.add(q, b.mul(stride, const(I64, row))) for row in range(rows)]
+        zeros = [const(V16F32, 0.0)] * (rows * unroll)
+        steps = b.sdiv(dim, const(I64, unroll))
+        with counted_loop(b, steps, zeros) as (i, accs, results):
+            for part in range(unroll):
+                d = b.add(b.mul(i, const(I64, unroll)), const(I64, part))
+                key = half_to_float(b, load(b, offset(b, keys, d, 32), V16I16), native_half)
+                for row in range(rows):
+                    value = splat(b, load(b, offset(b, starts[row], d, 4), F32))
+                    results.append(fma(b, value, key, accs[part * rows + row]))
+        for row in range(rows):
+            sums = results[row::rows]
+            while len(sums) > 1:
+                sums = [b.fadd(x, y) for x, y in zip(sums[::2], sums[1::2], strict=True)]
+            store(b, sums[0], b.add(out, b.mul(out_stride, const(I64, row))))
+
+    return kernel(emit, 6)
+
+
+def value_kernel(rows: int, vectors: int, native_half: bool) -> Any:
+    """Intrinsic (p, p_stride, values, v_stride, positions, acc, acc_stride).
+
+    acc[row, :16*vectors] += sum over positions of p[row, position] * values[position, :].
+    p, acc float32; values float16 bits; strides in bytes.
+    """
+
+    def emit(
+        b: Builder,
+        p: Value,
+        p_stride: Value,
+        values: Value,
+        v_stride: Value,
+        positions: Value,
+        acc: Value,
+        acc_stride: Value,
+    ) -> None:
+        weights = [b.add(p, b.mul(p_stride, const(I64, row))) for row in range(rows)]
+        cells = [
+            b.add(b.add(acc, b.mul(acc_stride, const(I64, row))), const(I64, 64 * column))
+            for row in range(rows)
+            for column in range(vectors)
+        ]
+        with counted_loop(b, positions, [load(b, c, V16F32) for c in cells]) as (i, accs, results):
+            line = b.add(values, b.mul(i, v_stride))
+            loaded = [
+                half_to_float(b, load(b, b.add(line, const(I64, 32 * c)), V16I16), native_half)
+                for c in range(vectors)
+            ]
+            for row in range(rows):
+                weight = splat(b, load(b, offset(b, weights[row], i, 4), F32))
+                for column in range(vectors):
+                    acc_now = accs[row * vectors + column]
+                    results.append(fma(b, weight, loaded[column], acc_now))
+        for cell, value in zip(cells, results, strict=True):
+            store(b, value, cell)
+
+    return kernel(emit, 7)

@@ -1,0 +1,107 @@
+"""The argument block of a step, as int64 words: addresses, sizes, and the bits of float64s.
+
+The engine fills it, the kernels read it, and this file is the only place that says what is where.
+"""
+
+from __future__ import annotations
+
+(
+    N_LAYERS,
+    D_MODEL,
+    D_PAD,  # d_model rounded up to groups of 32
+    N_HEADS,
+    KV_HEADS,
+    HEAD_DIM,
+    HEAD_PAD,  # head_dim rounded up to 16 lanes
+    ACTIVATION,  # index into config.ACTIVATIONS
+    ACTIVATION_PARAM,  # float64 bits, like all the floats here
+    NORM_EPS,
+    ATTN_SCALE,
+    EMBED_SCALE,
+    RESIDUAL_SCALE,
+    INVERSE_D,  # 1 / d_model
+    LAYERS,  # [N_LAYERS, LAYER_WORDS]
+    EMBED,  # matrix words
+    HEAD,  # matrix words
+    FINAL_NORM,
+    # one call
+    TOKENS,  # int32 [N_TOKENS]
+    N_TOKENS,
+    POSITION,  # of the first token
+    KEYS,  # float16 [layer, kv_head, CAPACITY/16, HEAD_PAD, 16]
+    VALUES,  # float16 [layer, kv_head, CAPACITY, HEAD_PAD]
+    CAPACITY,  # positions, a multiple of 16
+    LOGITS,  # float32 [tokens from LOGITS_FROM on, 16 * tiles of the head]
+    LOGITS_FROM,  # first token of the call whose logits are wanted
+    # buffers
+    X,  # float32 [tokens, D_PAD]: the residual stream of prefill
+    Y,  # float32 [tokens, D_PAD]: what a sublayer adds to it
+    QKV,  # float32 [tokens, QKV_ROWS]
+    QKV_ROWS,
+    ATTENDED,  # float32 [tokens, ATTENDED_PAD]
+    ATTENDED_PAD,
+    PARTIALS,  # float32 [threads, N_HEADS, HEAD_PAD + 16]: maximum, sum, then the weighted values
+    ACTS,  # activations words: inputs of d_model or of all heads
+    HIDDEN,  # activations words: inputs of the down projection
+    SCRATCH,  # one thread's own memory, SCRATCH_BYTES each
+    SCRATCH_BYTES,
+    TEAM,  # team words
+    THREADS,
+    ARGS_WORDS,
+) = range(40)
+
+# a quantized matrix
+QUANTS, SCALES, MINIMA, KIND, TILES, GROUPS, MATRIX_WORDS = range(7)
+
+# quantized activations, by blocks of tokens: [block, group, token of the block, ...]
+A_QUANTS, A_SCALES, A_BIAS, A_SUMS, ACTS_WORDS = range(5)
+
+# one layer: seven matrices, then addresses (0 where the model has no such tensor) and sizes
+_M = MATRIX_WORDS
+Q, K, V, O, GATE, UP, DOWN = range(0, 7 * _M, _M)  # noqa: E741
+(
+    ATTN_NORM,
+    FFN_NORM,
+    Q_BIAS,
+    K_BIAS,
+    V_BIAS,
+    Q_NORM,
+    K_NORM,
+    ATTN_POST_NORM,
+    FFN_POST_NORM,
+    WINDOW,  # positions, 0 for all
+    ROPE,  # float32 [CAPACITY, 2, HEAD_DIM / 2]: cosines and sines
+    LAYER_WORDS,
+) = range(7 * _M, 7 * _M + 12)
+
+# the team: words a cache line apart, so that waiting on one does not slow the others
+LINE = 8
+(
+    ARRIVED,
+    PHASE,
+    COUNTER,
+    GENERATION,
+    JOB,
+    INTERRUPT,
+    STOPPING,
+    YIELD,
+    IDLE_SPINS,
+    WORKERS,
+) = range(0, 10 * LINE, LINE)
+# then per thread, from WORKERS on: state and last generation seen, a line each
+STATE, SEEN, WORKER_WORDS = 0, LINE, 2 * LINE
+ASLEEP, AWAKE = 0, 1
+JOB_QUIT, JOB_DECODE, JOB_PREFILL = 0, 1, 2
+
+ATTENTION_BLOCKS = 8  # of 16 positions: how many are scored before their values are added
+ATTENTION_ROWS = 32  # query rows that share a pass over the keys
+
+
+def scratch_bytes(d_pad: int, attended_pad: int, group: int, head_pad: int, tokens: int) -> int:
+    """Memory of one thread; `decode` and `prefill` cut it up. `group`: queries per key head."""
+    activations = (d_pad + attended_pad) // 32 * (32 + 12) + 16 * ACTS_WORDS
+    vectors = 4 * (2 * d_pad + attended_pad + 2 * head_pad)
+    rows = max(ATTENTION_ROWS, group)
+    attention = 4 * rows * (2 * head_pad + 16 * ATTENTION_BLOCKS + 2)
+    gates = 4 * 2 * 32 * tokens
+    return (vectors + activations + attention + gates + 4095) // 4096 * 4096

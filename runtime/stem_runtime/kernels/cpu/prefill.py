@@ -1,0 +1,249 @@
+"""A chunk of tokens through the whole model: the matrix products are real GEMMs.
+
+Tokens are grouped in blocks of `isa.tokens`; a tile of weights is unpacked once per block. Work is
+handed out in small pieces on demand, since a busy machine slows threads unevenly.
+"""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+from . import layout as L
+from .blocks import clear, quantize, quantize_one, rope_head, share
+from .decode import add_sublayer, key_rows, offset_of
+from .simd import f32_at, i32_at, i64_at
+from .team import atomic_load, atomic_store
+from .vector import float_of_bits, helper, rms_norm
+
+
+def build(blocks: SimpleNamespace, multiply: Any, barrier: Any, grab: Any, width: int) -> Any:
+    """Return prefill(args address, tid) for blocks of `width` tokens."""
+    embed, keep, gate, attend = blocks.embed, blocks.keep, blocks.gate, blocks.attend
+
+    @helper
+    def token_range(args: Any, tid: int) -> tuple[int, int]:
+        """Whole blocks of tokens for one thread, the last block's padding included."""
+        count = (args[L.N_TOKENS] + width - 1) // width
+        first, last = share(count, tid, args[L.THREADS])
+        return first * width, last * width
+
+    @helper
+    def quantize_token(args: Any, token: int, src: int, groups: int) -> None:
+        quantize(src, groups, args[L.ACTS], token // width, token % width, width)
+
+    @helper
+    def norm_tokens(args: Any, weight: int, y: int, post: int, tid: int, memory: int) -> None:
+        """Finish the last sublayer (if `y`), normalize and quantize this thread's tokens."""
+        d_pad = args[L.D_PAD]
+        first, last = token_range(args, tid)
+        for token in range(first, last):
+            x = args[L.X] + 4 * d_pad * token
+            if token >= args[L.N_TOKENS]:
+                clear(memory, d_pad)
+            else:
+                if y != 0:
+                    add_sublayer(args, x, y + 4 * d_pad * token, post, memory)
+                rms_norm(x, weight, memory, d_pad >> 4, args[L.INVERSE_D], args[L.NORM_EPS])
+            quantize_token(args, token, memory, d_pad >> 5)
+
+    @helper
+    def project(args: Any, matrix: int, acts: int, out: int, row: int, count: int) -> None:
+        """All tiles of a matrix times `count` blocks, by whoever grabs them; `row` floats apart."""
+        tiles = i64_at(matrix)[L.TILES]
+        tile = grab(args[L.TEAM])
+        while tile < tiles:
+            for block in range(count):
+                target = out + 4 * block * width * row + 64 * tile
+                multiply(matrix, tile, acts, block, width, target, 4 * row)
+            tile = grab(args[L.TEAM])
+
+    @helper
+    def project_qkv(args: Any, layer: int, count: int) -> None:
+        q, k, v = layer + 8 * L.Q, layer + 8 * L.K, layer + 8 * L.V
+        q_tiles, k_tiles = i64_at(q)[L.TILES], i64_at(k)[L.TILES]
+        row = args[L.QKV_ROWS]
+        tile = grab(args[L.TEAM])
+        while tile < q_tiles + 2 * k_tiles:
+            matrix, inner = q, tile
+            if tile >= q_tiles + k_tiles:
+                matrix, inner = v, tile - q_tiles - k_tiles
+            elif tile >= q_tiles:
+                matrix, inner = k, tile - q_tiles
+            for block in range(count):
+                target = args[L.QKV] + 4 * block * width * row + 64 * tile
+                multiply(matrix, inner, args[L.ACTS], block, width, target, 4 * row)
+            tile = grab(args[L.TEAM])
+
+    @helper
+    def keep_tokens(args: Any, index: int, layer: Any, tid: int, memory: int) -> None:
+        """Rotate the keys of this thread's tokens and put them and their values in the cache."""
+        dim, kv_heads = args[L.HEAD_DIM], args[L.KV_HEADS]
+        k_row, v_row = key_rows(layer)
+        key, tmp = memory, memory + 4 * args[L.HEAD_PAD]
+        first, last = token_range(args, tid)
+        for token in range(first, min(last, args[L.N_TOKENS])):
+            position = args[L.POSITION] + token
+            line = args[L.QKV] + 4 * args[L.QKV_ROWS] * token
+            table = layer[L.ROPE] + 4 * dim * position
+            for kv in range(kv_heads):
+                bias = offset_of(layer[L.K_BIAS], 4 * kv * dim)
+                source = line + 4 * (16 * k_row + kv * dim)
+                rope_head(args, source, bias, layer[L.K_NORM], table, 1.0, key)
+                bias = offset_of(layer[L.V_BIAS], 4 * kv * dim)
+                value = line + 4 * (16 * v_row + kv * dim)
+                keep(args, index, kv, position, key, value, bias, tmp)
+
+    @helper
+    def attend_tokens(args: Any, index: int, layer: Any, memory: int) -> None:
+        """Attention by pieces of (key head, a few tokens): all queries that share the keys."""
+        heads, kv_heads, dim, pad = (
+            args[L.N_HEADS],
+            args[L.KV_HEADS],
+            args[L.HEAD_DIM],
+            args[L.HEAD_PAD],
+        )
+        group, window, tokens = heads // kv_heads, layer[L.WINDOW], args[L.N_TOKENS]
+        step = max(1, L.ATTENTION_ROWS // group)
+        pieces = (tokens + step - 1) // step
+        scale = float_of_bits(args[L.ATTN_SCALE])
+        limit = max(L.ATTENTION_ROWS, group)
+        queries, acc = memory, memory + 4 * pad * limit
+        stats = acc + 4 * pad * limit
+        scores = (stats + 8 * limit + 63) >> 6 << 6
+        piece = grab(args[L.TEAM])
+        while piece < kv_heads * pieces:
+            kv = piece % kv_heads
+            first = (pieces - 1 - piece // kv_heads) * step  # the longest first
+            last = min(first + step, tokens)
+            for token in range(first, last):
+                table = layer[L.ROPE] + 4 * dim * (args[L.POSITION] + token)
+                for g in range(group):
+                    head = kv * group + g
+                    source = args[L.QKV] + 4 * (args[L.QKV_ROWS] * token + head * dim)
+                    target = queries + 4 * pad * ((token - first) * group + g)
+                    bias = offset_of(layer[L.Q_BIAS], 4 * head * dim)
+                    rope_head(args, source, bias, layer[L.Q_NORM], table, scale, target)
+            position = args[L.POSITION] + first
+            oldest = max(0, position - window + 1) if window > 0 else 0
+            end = ((args[L.POSITION] + last - 1) >> 4) + 1
+            rows = (last - first) * group
+            attend(
+                args, index, kv, queries, rows, position, window, oldest >> 4, end, acc, stats, scores
+            )
+            for row in range(rows):
+                token, head = first + row // group, kv * group + row % group
+                y, total = f32_at(acc + 4 * pad * row), f32_at(stats + 8 * row)[1]
+                out = f32_at(args[L.ATTENDED] + 4 * (args[L.ATTENDED_PAD] * token + head * dim))
+                for d in range(dim):
+                    out[d] = y[d] / total
+            piece = grab(args[L.TEAM])
+
+    @helper
+    def quantize_attended(args: Any, tid: int) -> None:
+        wide, used = args[L.ATTENDED_PAD], args[L.N_HEADS] * args[L.HEAD_DIM]
+        first, last = token_range(args, tid)
+        for token in range(first, last):
+            line = args[L.ATTENDED] + 4 * wide * token
+            if token >= args[L.N_TOKENS]:
+                clear(line, wide)
+            clear(line + 4 * used, wide - used)
+            quantize_token(args, token, line, wide >> 5)
+
+    @helper
+    def gate_and_up(args: Any, layer: int, count: int, memory: int) -> None:
+        """Groups of 32 hidden neurons of all tokens, quantized for the down projection."""
+        tiles = i64_at(layer + 8 * L.GATE)[L.TILES]
+        groups = i64_at(layer + 8 * L.DOWN)[L.GROUPS]
+        hidden = i64_at(args[L.HIDDEN])
+        g, u = memory, memory + 128 * width
+        pair = grab(args[L.TEAM])
+        while pair < groups:
+            for block in range(count):
+                for half in range(2):
+                    tile = 2 * pair + half
+                    if tile < tiles:
+                        multiply(
+                            layer + 8 * L.GATE, tile, args[L.ACTS], block, width, g + 64 * half, 128
+                        )
+                        multiply(
+                            layer + 8 * L.UP, tile, args[L.ACTS], block, width, u + 64 * half, 128
+                        )
+                    else:
+                        for token in range(width):
+                            clear(g + 128 * token + 64, 16)
+                            clear(u + 128 * token + 64, 16)
+                gate(args, g, u, g, 2 * width)
+                for token in range(width):
+                    quantize_one(g + 128 * token, hidden, pair, groups, block, token, width)
+            pair = grab(args[L.TEAM])
+
+    @helper
+    def interrupted(args: Any, tid: int) -> bool:
+        """Whether to stop here; all threads agree, since one looks and the rest read its answer."""
+        team = args[L.TEAM]
+        if tid == 0:
+            atomic_store(team + 8 * L.STOPPING, atomic_load(team + 8 * L.INTERRUPT))
+        barrier(team, args[L.THREADS])
+        return atomic_load(team + 8 * L.STOPPING) != 0
+
+    @helper
+    def prefill(block: int, tid: int) -> None:
+        args = i64_at(block)
+        threads, team, tokens = args[L.THREADS], args[L.TEAM], args[L.N_TOKENS]
+        memory = args[L.SCRATCH] + tid * args[L.SCRATCH_BYTES]
+        count = (tokens + width - 1) // width
+        d_pad, y, post = args[L.D_PAD], 0, 0
+        first, last = token_range(args, tid)
+        for token in range(first, min(last, tokens)):
+            embed(args, i32_at(args[L.TOKENS])[token], args[L.X] + 4 * d_pad * token)
+        for index in range(args[L.N_LAYERS]):
+            address = args[L.LAYERS] + 8 * L.LAYER_WORDS * index
+            layer = i64_at(address)
+            norm_tokens(args, layer[L.ATTN_NORM], y, post, tid, memory)
+            if interrupted(args, tid):
+                return
+            project_qkv(args, address, count)
+            barrier(team, threads)
+            keep_tokens(args, index, layer, tid, memory)
+            barrier(team, threads)
+            attend_tokens(args, index, layer, memory)
+            barrier(team, threads)
+            quantize_attended(args, tid)
+            barrier(team, threads)
+            project(args, address + 8 * L.O, args[L.ACTS], args[L.Y], d_pad, count)
+            barrier(team, threads)
+            post = layer[L.ATTN_POST_NORM]
+            norm_tokens(args, layer[L.FFN_NORM], args[L.Y], post, tid, memory)
+            barrier(team, threads)
+            gate_and_up(args, address, count, memory)
+            barrier(team, threads)
+            project(args, address + 8 * L.DOWN, args[L.HIDDEN], args[L.Y], d_pad, count)
+            barrier(team, threads)
+            y, post = args[L.Y], layer[L.FFN_POST_NORM]
+        if args[L.LOGITS_FROM] >= tokens:
+            return
+        finish(args, tid, y, post, memory)
+
+    @helper
+    def finish(args: Any, tid: int, y: int, post: int, memory: int) -> None:
+        """Logits of the tokens from LOGITS_FROM on, one token at a time but for whole blocks."""
+        d_pad, tokens, team = args[L.D_PAD], args[L.N_TOKENS], args[L.TEAM]
+        start, head = args[L.LOGITS_FROM], args[L.HEAD]
+        norm_tokens(args, args[L.FINAL_NORM], y, post, tid, memory)
+        barrier(team, args[L.THREADS])
+        tiles = i64_at(head)[L.TILES]
+        tile = grab(team)
+        while tile < tiles:
+            for token_block in range(start // width, (tokens + width - 1) // width):
+                multiply(head, tile, args[L.ACTS], token_block, width, memory, 64)
+                for token in range(max(start, token_block * width), tokens):
+                    if token < (token_block + 1) * width:
+                        y_out = f32_at(args[L.LOGITS] + 64 * ((token - start) * tiles + tile))
+                        values = f32_at(memory + 64 * (token - token_block * width))
+                        for row in range(16):
+                            y_out[row] = values[row]
+            tile = grab(team)
+        barrier(team, args[L.THREADS])
+
+    return prefill

@@ -1,0 +1,42 @@
+"""The compiled unit of the engine: decode and prefill for one instruction set, and the team's loop."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from . import blocks, decode, layout as L, matmul, prefill, team
+from .isa import VARIANTS
+from .simd import address_of, i64_at
+
+
+def entries(variant: str) -> dict[str, Callable[..., Any]]:
+    """Entries for `load_unit`: decode, prefill, work (a worker's loop) and post (wake it)."""
+    isa = VARIANTS[variant]
+    barrier, grab, wait_for_job, post_job = team.build(variant)
+    multiply, parts = matmul.build(isa), blocks.build(isa)
+    decode_step = decode.build(parts, multiply, barrier)
+    prefill_step = prefill.build(parts, multiply, barrier, grab, isa.tokens)
+
+    def run_decode(ctx: Any, tid: int) -> None:
+        decode_step(address_of(ctx), tid)
+
+    def run_prefill(ctx: Any, tid: int) -> None:
+        prefill_step(address_of(ctx), tid)
+
+    def work(ctx: Any, tid: int) -> None:
+        while True:
+            job = wait_for_job(ctx[L.TEAM], tid)
+            if job == L.JOB_DECODE:
+                decode_step(address_of(ctx), tid)
+            elif job == L.JOB_PREFILL:
+                prefill_step(address_of(ctx), tid)
+            else:
+                return
+
+    def post(ctx: Any, job: int) -> None:
+        """`job` comes in the thread number's place; the answer replaces it in the JOB word's line."""
+        words = i64_at(ctx[L.TEAM])
+        words[L.JOB + 1] = post_job(ctx[L.TEAM], ctx[L.THREADS], job)
+
+    return {"decode": run_decode, "prefill": run_prefill, "work": work, "post": post}

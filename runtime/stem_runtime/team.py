@@ -1,0 +1,78 @@
+"""The Python side of the thread team: starts the workers, wakes those that fell asleep."""
+
+from __future__ import annotations
+
+import threading
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .kernels.cpu import layout as L
+from .kernels.jit import Entry
+from .threads import yield_address
+
+_IDLE_SPINS = 6000
+"""Spins (the later ones yielding) before a worker without work sleeps: some hundred microseconds."""
+
+
+class Team:
+    """`threads - 1` workers and whoever calls `run`, all running the same compiled step.
+
+    Workers spin for the next job for a moment after each one, since the next token is usually
+    microseconds away, and then sleep until woken.
+    """
+
+    def __init__(self, entries: dict[str, Entry], args: NDArray[np.int64], threads: int) -> None:
+        self._entries = entries
+        self._args = args
+        self._words = np.zeros(L.WORKERS + threads * L.WORKER_WORDS + L.LINE, np.int64)
+        self._words[L.IDLE_SPINS] = _IDLE_SPINS
+        self._words[L.YIELD] = yield_address()
+        args[L.TEAM], args[L.THREADS] = self._words.ctypes.data, threads
+        self._address = args.ctypes.data
+        self._wake = [threading.Semaphore(0) for _ in range(threads)]
+        self._workers = [
+            threading.Thread(target=self._work, args=(tid,), daemon=True, name=f"stem-{tid}")
+            for tid in range(1, threads)
+        ]
+        for worker in self._workers:
+            worker.start()
+
+    def run(self, job: int) -> None:
+        """Run JOB_DECODE or JOB_PREFILL on all threads; returns when the last is done."""
+        if self._workers:
+            self._post(job)
+        name = "decode" if job == L.JOB_DECODE else "prefill"
+        self._entries[name](self._address, 0)
+
+    def interrupt(self, stop: bool = True) -> None:
+        """Ask a running prefill to stop after its current layer, or take the request back."""
+        self._words[L.INTERRUPT] = int(stop)
+
+    @property
+    def interrupted(self) -> bool:
+        return bool(self._words[L.INTERRUPT])
+
+    def close(self) -> None:
+        if self._workers:
+            self._post(L.JOB_QUIT)
+            for worker in self._workers:
+                worker.join()
+            self._workers = []
+
+    def _post(self, job: int) -> None:
+        self._entries["post"](self._address, job)
+        asleep = int(self._words[L.JOB + 1])
+        while asleep:
+            tid = (asleep & -asleep).bit_length() - 1
+            self._wake[tid].release()
+            asleep &= asleep - 1
+
+    def _work(self, tid: int) -> None:
+        while self._wake[tid].acquire():
+            self._entries["work"](self._address, tid)
+            if self._words[L.JOB] == L.JOB_QUIT and self._seen(tid) == self._words[L.GENERATION]:
+                return
+
+    def _seen(self, tid: int) -> int:
+        return int(self._words[L.WORKERS + tid * L.WORKER_WORDS + L.SEEN])

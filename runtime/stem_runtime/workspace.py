@@ -1,0 +1,214 @@
+"""The memory that the compiled step works on: its argument block, tables and buffers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .config import ACTIVATIONS
+from .formats.packed import PackedModel
+from .kernels.cpu import layout as L
+from .kv_cache import KVCache
+from .quant import PackedMatrix
+
+_CHUNK = 256
+_CHUNK_WORK = 3e10
+"""Multiply-adds of one prefill chunk at most, so that cancelling between chunks stays quick."""
+
+_KINDS = {"int4": 0, "int4m": 1, "int8": 2}
+_VECTORS = {
+    L.ATTN_NORM: "attn_norm",
+    L.FFN_NORM: "ffn_norm",
+    L.Q_BIAS: "q_bias",
+    L.K_BIAS: "k_bias",
+    L.V_BIAS: "v_bias",
+    L.Q_NORM: "q_norm",
+    L.K_NORM: "k_norm",
+    L.ATTN_POST_NORM: "attn_post_norm",
+    L.FFN_POST_NORM: "ffn_post_norm",
+}
+_MATRICES = {
+    L.Q: "q",
+    L.K: "k",
+    L.V: "v",
+    L.O: "o",
+    L.GATE: "gate",
+    L.UP: "up",
+    L.DOWN: "down",
+}
+
+Floats = NDArray[np.float32]
+Words = NDArray[np.int64]
+
+
+class Workspace:
+    """Owns everything that the argument block points to. Float buffers are float32.
+
+    `chunk` is how many tokens one prefill step takes, `block` how many share a load of a weight.
+    `logits` is [rows, 16 * tiles of the head], overwritten by every step.
+    """
+
+    def __init__(self, model: PackedModel, threads: int, block: int) -> None:
+        config = model.config
+        self._model, self._block, self._threads = model, block, threads
+        self._kept: list[NDArray[np.generic]] = []
+        self.args: Words = np.zeros(L.ARGS_WORDS, np.int64)
+        self._d_pad = _round_up(config.d_model, 32)
+        self._attended_pad = _round_up(config.n_heads * config.head_dim, 32)
+        self._head_pad = _round_up(config.head_dim, 16)
+        fit = int(_CHUNK_WORK / model.parameters) // 16 * 16
+        self.chunk = min(_CHUNK, max(64, fit))
+        self._rope_length = 0
+        self._set_sizes()
+        self._layers = np.zeros((config.n_layers, L.LAYER_WORDS), np.int64)
+        self._set_weights()
+        self._set_decode_buffers()
+        self._has_prefill = False
+        self.logits: Floats
+        self.reserve_logits(1)
+
+    def aim(self, cache: KVCache, tokens: Sequence[int], logits_from: int) -> None:
+        """Point the next step at a cache, the tokens after it and the first wanted logits."""
+        if cache.room > self._rope_length:
+            self._set_rope(cache.room)
+        count = len(tokens)
+        self._tokens[:count] = tokens
+        args = self.args
+        args[L.N_TOKENS], args[L.POSITION], args[L.LOGITS_FROM] = count, cache.length, logits_from
+        args[L.KEYS], args[L.VALUES] = cache.keys.ctypes.data, cache.values.ctypes.data
+        args[L.CAPACITY] = cache.room
+
+    def reserve_logits(self, rows: int) -> None:
+        if not hasattr(self, "logits") or len(self.logits) < rows:
+            width = 16 * int(self._head[L.TILES])
+            self.logits = np.zeros((rows, width), np.float32)
+            self.args[L.LOGITS] = self.logits.ctypes.data
+
+    def reserve_prefill(self) -> None:
+        """Make the buffers of prefill at its first use; decoding alone does without them."""
+        if self._has_prefill:
+            return
+        self._has_prefill = True
+        tokens = _round_up(self.chunk, self._block)
+        self.args[L.X] = self._new_floats(tokens * self._d_pad)
+        self.args[L.Y] = self._new_floats(tokens * self._d_pad)
+        self.args[L.QKV] = self._new_floats(tokens * int(self.args[L.QKV_ROWS]))
+        self.args[L.ATTENDED] = self._new_floats(tokens * self._attended_pad)
+        groups = max(self._d_pad, self._attended_pad) // 32
+        self.args[L.ACTS] = self._new_acts(groups * tokens)
+        self.args[L.HIDDEN] = self._new_acts(self._hidden_groups * tokens)
+
+    def bytes_per_token(self, context: int) -> int:
+        config, model = self._model.config, self._model
+        embed = 0 if config.tied_head else model.matrix("embed").nbytes
+        seen = sum(min(window or context, context) for window in config.layer_windows)
+        return model.nbytes - embed + 4 * config.kv_heads * self._head_pad * seen
+
+    def _set_sizes(self) -> None:
+        config, args = self._model.config, self.args
+        args[L.N_LAYERS], args[L.D_MODEL], args[L.D_PAD] = (
+            config.n_layers,
+            config.d_model,
+            self._d_pad,
+        )
+        args[L.N_HEADS], args[L.KV_HEADS] = config.n_heads, config.kv_heads
+        args[L.HEAD_DIM], args[L.HEAD_PAD] = config.head_dim, self._head_pad
+        args[L.ATTENDED_PAD] = self._attended_pad
+        args[L.ACTIVATION] = ACTIVATIONS.index(config.activation)
+        args[L.ACTIVATION_PARAM] = _bits(config.activation_param)
+        args[L.NORM_EPS], args[L.INVERSE_D] = _bits(config.norm_eps), _bits(1 / config.d_model)
+        args[L.ATTN_SCALE], args[L.EMBED_SCALE] = _bits(config.attn_scale), _bits(config.embed_scale)
+        args[L.RESIDUAL_SCALE] = _bits(config.residual_scale)
+
+    def _set_weights(self) -> None:
+        config, model, args = self._model.config, self._model, self.args
+        for index, words in enumerate(self._layers):
+            prefix = f"layers.{index}."
+            for place, name in _MATRICES.items():
+                words[place : place + L.MATRIX_WORDS] = _matrix_words(model.matrix(prefix + name))
+            for place, name in _VECTORS.items():
+                if model.has(prefix + name):
+                    words[place] = self._padded(model.vector(prefix + name))
+            words[L.WINDOW] = config.layer_windows[index]
+        args[L.LAYERS] = self._layers.ctypes.data
+        embed = model.matrix("embed")
+        self._embed = _matrix_words(embed)
+        self._head = _matrix_words(embed if config.tied_head else model.matrix("head"))
+        args[L.EMBED], args[L.HEAD] = self._embed.ctypes.data, self._head.ctypes.data
+        # the head is linear, so the logits' scale can go into the norm before it
+        args[L.FINAL_NORM] = self._padded(model.vector("norm") * np.float32(config.logit_scale))
+        first = self._layers[0]
+        args[L.QKV_ROWS] = 16 * (first[L.Q + L.TILES] + 2 * first[L.K + L.TILES])
+        self._hidden_groups = int(first[L.DOWN + L.GROUPS])
+
+    def _set_decode_buffers(self) -> None:
+        config, args = self._model.config, self.args
+        self._tokens = np.zeros(self.chunk, np.int32)
+        args[L.TOKENS] = self._tokens.ctypes.data
+        args[L.Y] = self._new_floats(self._d_pad)
+        args[L.QKV] = self._new_floats(int(args[L.QKV_ROWS]))
+        args[L.HIDDEN] = self._new_acts(self._hidden_groups)
+        partial = config.n_heads * (self._head_pad + 16)
+        args[L.PARTIALS] = self._new_floats(self._threads * partial)
+        group = config.n_heads // config.kv_heads
+        size = L.scratch_bytes(self._d_pad, self._attended_pad, group, self._head_pad, self._block)
+        args[L.SCRATCH_BYTES] = size
+        args[L.SCRATCH] = self._new_floats(self._threads * size // 4)
+
+    def _set_rope(self, length: int) -> None:
+        """Cosines and sines [position, 2, head_dim / 2] for both kinds of layers."""
+        config = self._model.config
+        tables = {True: config.rope_local_inv_freq, False: config.rope_inv_freq}
+        addresses = {}
+        for local, frequencies in tables.items():
+            if frequencies:
+                positions = np.arange(length, dtype=np.float32)
+                angles = np.outer(positions, np.asarray(frequencies, np.float32))
+                table = np.stack([np.cos(angles), np.sin(angles)], axis=1)
+                addresses[local] = self._keep(np.ascontiguousarray(table))
+        for words, window in zip(self._layers, config.layer_windows, strict=True):
+            words[L.ROPE] = addresses[bool(window) and True in addresses]
+        self._rope_length = length
+
+    def _keep(self, array: NDArray[np.generic]) -> int:
+        self._kept.append(array)
+        return int(array.ctypes.data)
+
+    def _padded(self, vector: Floats) -> int:
+        padded = np.zeros(_round_up(len(vector), 32), np.float32)
+        padded[: len(vector)] = vector
+        return self._keep(padded)
+
+    def _new_floats(self, count: int) -> int:
+        """Address of `count` zeros on a cache line boundary."""
+        buffer = np.zeros(count + 16, np.float32)
+        return _round_up(self._keep(buffer), 64)
+
+    def _new_acts(self, items: int) -> int:
+        """Address of activations words with room for `items` groups of 32."""
+        words = np.zeros(L.ACTS_WORDS, np.int64)
+        words[L.A_QUANTS] = self._new_floats(8 * items)
+        words[L.A_SCALES], words[L.A_BIAS], words[L.A_SUMS] = (
+            self._new_floats(items) for _ in range(3)
+        )
+        return self._keep(words)
+
+
+def _round_up(value: int, step: int) -> int:
+    return -(-value // step) * step
+
+
+def _bits(value: float) -> int:
+    return int(np.float64(value).view(np.int64))
+
+
+def _matrix_words(matrix: PackedMatrix) -> Words:
+    words = np.zeros(L.MATRIX_WORDS, np.int64)
+    words[L.QUANTS], words[L.SCALES] = matrix.quants.ctypes.data, matrix.scales.ctypes.data
+    if matrix.minima is not None:
+        words[L.MINIMA] = matrix.minima.ctypes.data
+    words[L.KIND] = _KINDS[matrix.kind]
+    words[L.TILES], words[L.GROUPS] = matrix.quants.shape[:2]
+    return words
