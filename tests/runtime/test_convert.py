@@ -323,7 +323,8 @@ def test_mutated_files_convert_or_raise_our_errors(
     path.write_bytes(data[:cut])
     try:
         convert(path, out, name="x", origin={})
-    except StemError:
+    except StemError as error:
+        assert str(path) in str(error)
         assert not out.exists()
     else:
         open_packed(out)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+
 from stem_runtime.config import ModelConfig
 from stem_runtime.formats.packed import PackedWriter, expected_tensors
 from stem_runtime.quant import Kind, PackedMatrix, PlainMatrix, groups_of, pack

@@ -59,7 +59,8 @@ def convert(
 
     `origin` is kept as the `source` of stem.json. `progress(done, total)` counts source bytes. A
     failure removes `out`; what a killed conversion left there is replaced. Raises UsageError for
-    arguments, FormatError for damaged files and UnsupportedError for what cannot be run.
+    arguments, FormatError for damaged files, UnsupportedError for what cannot be run and OSError
+    for a full disk.
     """
     if quant not in (None, *QUANTS):
         raise UsageError(f"quant {quant!r:.40} is not supported; choose {' or '.join(QUANTS)}.")

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..config import ModelConfig
-from ..errors import FormatError, UsageError
+from ..errors import FormatError, UnsupportedError, UsageError
 from ..families import TensorSpec, for_gguf, for_hf
 from ..quant.ggml import FLOATS, to_float
 from ..tokenizer import Tokenizer
@@ -64,9 +64,16 @@ def _open_gguf(file: GgufFile) -> Source:
         family.tensors_gguf(config),
         file.tensors,
         stated if isinstance(stated, str) else None,
-        lambda: Tokenizer.from_gguf(meta),
+        lambda: _gguf_tokenizer(file),
         template if isinstance(template, str) else None,
     )
+
+
+def _gguf_tokenizer(file: GgufFile) -> Tokenizer:
+    try:
+        return Tokenizer.from_gguf(file.metadata)
+    except (FormatError, UnsupportedError) as error:  # it knows no file to name
+        raise type(error)(f"{file.path}: {error}") from None
 
 
 def _rope_freqs(file: GgufFile) -> list[float] | None:
