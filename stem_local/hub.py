@@ -65,6 +65,7 @@ def pull(
         report.note(f"Another process is installing {target}; waiting for it.")
 
     with store.locked(target, waiting):
+        store.sweep(target)
         if not force and (current := _current(target, wanted, quant)):
             report.note(f"{target} is installed already (--force gets it anew).")
             return current

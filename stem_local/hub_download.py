@@ -39,7 +39,6 @@ _TIMEOUT = 10.0
 """Seconds without an answer after which the Hub counts as unreachable."""
 
 _SAFE_NAME = re.compile(r"[\w+-][\w.+-]{0,199}")
-_WEIGHTS = (".safetensors", ".gguf")
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,13 +120,11 @@ def plan(spec: Spec) -> Plan:
 
 
 @contextlib.contextmanager
-def fetched(
-    plan: Plan, reporter: Reporter, check: Callable[[Path], None] | None = None
-) -> Iterator[Path]:
+def fetched(plan: Plan, reporter: Reporter, check: Callable[[Path], None]) -> Iterator[Path]:
     """The plan's GGUF file, or the folder with all its files; deleted when the block succeeds.
 
-    After a failure what has arrived stays for the next try. `check` is called with the folder
-    once the small files are there, before the weights, to refuse a model in time.
+    After a failure what has arrived stays for the next try. `check` is called with the folder once
+    everything but safetensors is there, to refuse a model before its weights are downloaded.
     """
     folder = plan.folder
     folder.mkdir(parents=True, exist_ok=True)
@@ -135,9 +132,9 @@ def fetched(
         _drop_other_revisions(folder)
         meter = Meter(reporter, "download", plan.size)
         before = 0
-        checked = check is None
+        checked = False
         for file in plan.files:
-            if check and not checked and file.name.endswith(_WEIGHTS):
+            if not checked and file.name.endswith(".safetensors"):
                 check(folder)
                 checked = True
             _fetch(plan, file, folder / file.name, meter, before)

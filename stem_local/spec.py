@@ -41,7 +41,7 @@ def parse(text: str) -> Spec:
     if text.startswith("hf:"):
         return _hub_spec(text)
     path = Path(text).expanduser()
-    if path.exists():
+    if text and path.exists():
         return _path_spec(path.resolve())
     if path.suffix == ".gguf" or text.startswith((".", "~", os.sep)):
         raise UsageError(f"{path} does not exist; give a .gguf file or a folder of safetensors.")

