@@ -17,10 +17,11 @@ from ._version import __version__
 if TYPE_CHECKING:
     from stem_runtime.errors import StemError
 
-    from .api import Model, generate, load, stream
+    from .api import generate, load, stream
     from .chat import Session
     from .completion import Chunk, Completion
     from .hub import pull
+    from .model import Model
 
 __all__ = [
     "Chunk",
@@ -38,7 +39,7 @@ __all__ = [
 _HOMES = {
     "Chunk": "stem_local.completion",
     "Completion": "stem_local.completion",
-    "Model": "stem_local.api",
+    "Model": "stem_local.model",
     "Session": "stem_local.chat",
     "StemError": "stem_runtime.errors",
     "generate": "stem_local.api",

@@ -21,7 +21,7 @@ from .model import Model
 DEFAULT_CONTEXT = 8192
 """Tokens a model's KV cache holds unless asked otherwise, or its own limit where that is less."""
 
-_loaded: dict[str, Model] = {}
+_loaded: dict[Path, Model] = {}
 _loading = threading.Lock()
 
 
@@ -126,9 +126,9 @@ def stream(
 
 def _shared(name: str | Path | None) -> Model:
     """The process's own copy of a model, loaded at its first use."""
-    key = str(name or "")
+    folder = store.resolve(name)
     with _loading:
-        model = _loaded.get(key)
+        model = _loaded.get(folder)
         if model is None or model.closed:
-            model = _loaded[key] = load(name)
+            model = _loaded[folder] = load(folder)
         return model

@@ -5,9 +5,10 @@ from __future__ import annotations
 import time
 from bisect import bisect_left
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, TypedDict, Unpack
+from typing import TYPE_CHECKING, Unpack
 
-from stem_runtime.errors import ContextFullError, UnsupportedError, UsageError
+from stem_runtime.chat_template import check_messages, encode_chat
+from stem_runtime.errors import ContextFullError, UsageError
 
 from .completion import Chunk, Completion, collect
 from .generation import GenerateOptions, Generation, Options
@@ -15,40 +16,25 @@ from .generation import GenerateOptions, Generation, Options
 if TYPE_CHECKING:
     from .model import Model
 
-ROLES = ("system", "user", "assistant", "tool")
-
-
-class Message(TypedDict):
-    """One message: `role` is one of ROLES."""
-
-    role: str
-    content: str
-
+Message = Mapping[str, str]
+"""One message: `role` (system, user, assistant or tool) and `content`."""
 
 Prompt = str | Sequence[Message]
 
 
-def check_messages(messages: Sequence[Mapping[str, Any]]) -> list[Message]:
-    """Copy messages into plain ones. Raises UsageError naming the first that is not a message."""
-    checked: list[Message] = []
-    for number, message in enumerate(messages, 1):
-        role = message.get("role") if isinstance(message, Mapping) else None
-        content = message.get("content") if isinstance(message, Mapping) else None
-        if role not in ROLES or not isinstance(content, str):
-            raise UsageError(
-                f"Message {number} is not a mapping with a role ({', '.join(ROLES)}) and a "
-                "content string."
-            )
-        checked.append({"role": str(role), "content": content})
-    if not checked:
-        raise UsageError("There are no messages to answer.")
-    return checked
+def question(text: str) -> Message:
+    """A user message. Raises UsageError for one that asks nothing."""
+    if not text.strip():
+        raise UsageError("The prompt is empty.")
+    return {"role": "user", "content": text}
 
 
-def with_system(messages: list[Message], system: str | None) -> list[Message]:
-    """Put a system message in front. Raises UsageError where there is one already."""
+def with_system(messages: Sequence[Message], system: str | None) -> list[Message]:
+    """Copy messages, a system message in front. Raises UsageError where there is one already."""
+    if messages:
+        check_messages(messages)
     if system is None:
-        return messages
+        return list(messages)
     if messages and messages[0]["role"] == "system":
         raise UsageError("The messages begin with a system message already; drop `system`.")
     return [{"role": "system", "content": system}, *messages]
@@ -56,21 +42,14 @@ def with_system(messages: list[Message], system: str | None) -> list[Message]:
 
 def encode_raw(model: Model, text: str) -> list[int]:
     """Tokens of a text as it stands, after the beginning-of-text token where the model has one."""
-    tokens = model.begin_tokens + model.tokenizer.encode(text)
-    if not tokens:
+    if not text:
         raise UsageError("The prompt is empty.")
-    return tokens
+    return model.begin_tokens + model.tokenizer.encode(text)
 
 
 def encode_messages(model: Model, messages: Sequence[Message]) -> list[int]:
     """Tokens of a conversation in the model's own template, ready for its answer."""
-    if model.template is None:
-        raise UnsupportedError(
-            f"{model.name} has no chat template, so it cannot take messages; "
-            "give it a string with raw=True."
-        )
-    # templates write the model's special tokens themselves, the first one included
-    return model.tokenizer.encode(model.template.render(messages), special=True)
+    return encode_chat(model.tokenizer, model.template, messages)
 
 
 def split_turns(messages: Sequence[Message]) -> tuple[list[Message], list[list[Message]]]:
@@ -136,8 +115,7 @@ class Session:
         **options: Unpack[GenerateOptions],
     ) -> None:
         Options.parse(options, "chat")
-        start = check_messages(messages) if messages else []
-        self.messages = with_system(start, system)
+        self.messages = with_system(messages, system)
         self._model = model
         self._options = options
         self._forgotten = 0
@@ -150,8 +128,8 @@ class Session:
         """Say something and receive the answer piece by piece."""
         started = time.perf_counter()
         parsed = Options.parse({**self._options, **options}, "stream")
-        turn: list[Message] = [{"role": "user", "content": text}]
-        head, turns = split_turns(check_messages([*self.messages, *turn]))
+        parsed = parsed.with_stops(self._model.template.stop)
+        head, turns = split_turns([*self.messages, question(text)])
         self._forgotten = min(self._forgotten, len(turns) - 1)
         kept = head + [m for turn in turns[self._forgotten :] for m in turn]
         tokens, dropped = fit(self._model, kept, parsed)

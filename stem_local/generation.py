@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any, Literal, TypedDict
 
 from stem_runtime.engine import Cancelled
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from stem_runtime.engine import KVCache
+    from stem_runtime.kv_cache import KVCache
 
     from .model import Model
 
@@ -88,10 +88,13 @@ class Options:
             context_policy=policy,
         )
 
+    def with_stops(self, stops: tuple[str, ...]) -> Options:
+        """The same with more strings that end the answer."""
+        return replace(self, stop=self.stop + stops) if stops else self
+
 
 def _integer(name: str, value: object, least: int, most: int | None = None) -> int:
-    whole = isinstance(value, int) and not isinstance(value, bool)
-    if whole and least <= value and (most is None or value <= most):
+    if type(value) is int and least <= value <= (most or value):
         return value
     allowed = f"from {least} to {most}" if most is not None else f"of at least {least}"
     raise UsageError(f"{name} is an integer {allowed}, not {value!r:.40}.")
@@ -116,14 +119,25 @@ class Generation:
     """
 
     def __init__(
-        self, model: Model, prompt: list[int], options: Options, started: float, dropped: int = 0
+        self,
+        model: Model,
+        prompt: list[int],
+        options: Options,
+        started: float,
+        dropped: int,
+        *,
+        continues: bool = False,
     ) -> None:
-        """`prompt` fits in the model's context; `started` is the perf_counter of the call."""
+        """`prompt` fits in the model's context; `started` is the perf_counter of the call.
+
+        `continues`: the answer goes on where the prompt's text ends, a leading space included.
+        """
         self._model = model
         self._prompt = prompt
         self._options = options
         self._started = started
         self._dropped = dropped
+        self._stream = model.tokenizer.stream(continues=continues)
         self._sampler = Sampler(options.sampling, model.config.vocab_size)
         self._history = list(prompt)
         self._reused = 0
@@ -169,7 +183,7 @@ class Generation:
     def _decode(self, cache: KVCache, token: int) -> Iterator[Chunk]:
         model, options, sample = self._model, self._options, self._sample
         lock, cancelled, clock = model.engine_lock, options.cancelled, time.perf_counter
-        ends, stream = model.tokenizer.eos, model.tokenizer.stream()
+        ends, stream = model.tokenizer.eos, self._stream
         matcher = StopMatcher(options.stop)
         history, unsent = self._history, self._unsent
         room = cache.capacity - len(self._prompt)

@@ -10,10 +10,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self, Unpack, overload
 
-from stem_runtime.errors import UsageError
+from stem_runtime.errors import FormatError, UsageError
 
 from . import scoring
-from .chat import Message, Prompt, Session, check_messages, check_room, encode_raw, fit, with_system
+from .chat import Message, Prompt, Session, check_room, encode_raw, fit, question, with_system
 from .completion import Chunk, Completion, collect
 from .generation import GenerateOptions, Generation, Options
 
@@ -23,8 +23,9 @@ if TYPE_CHECKING:
 
     from stem_runtime.chat_template import ChatTemplate
     from stem_runtime.config import ModelConfig
-    from stem_runtime.engine import Engine, KVCache
+    from stem_runtime.engine import Engine
     from stem_runtime.formats.packed import PackedModel
+    from stem_runtime.kv_cache import KVCache
     from stem_runtime.tokenizer import Tokenizer
 
 
@@ -91,8 +92,8 @@ class Model:
         return self._engine is None
 
     @cached_property
-    def template(self) -> ChatTemplate | None:
-        """The model's chat template, None for a model that only continues text."""
+    def template(self) -> ChatTemplate:
+        """The model's own chat template, or a plain one where it has none."""
         return load_template(self.packed.folder, self.tokenizer)
 
     @property
@@ -169,8 +170,13 @@ class Model:
         """Answer a prompt or a list of messages; see `stem_local.generate` for the options."""
         started = time.perf_counter()
         parsed = Options.parse(options, "generate")
-        tokens, dropped = self._prompt_tokens(prompt, system, raw, parsed)
-        chunks = Generation(self, tokens, parsed, started, dropped).chunks()
+        if raw:
+            tokens, dropped = self._raw_tokens(prompt, system), 0
+        else:
+            parsed = parsed.with_stops(self.template.stop)
+            messages = [question(prompt)] if isinstance(prompt, str) else prompt
+            tokens, dropped = fit(self, with_system(messages, system), parsed)
+        chunks = Generation(self, tokens, parsed, started, dropped, continues=raw).chunks()
         return chunks if stream else collect(chunks)
 
     def stream(
@@ -229,21 +235,10 @@ class Model:
         with self._cache_lock:
             self._idle_cache = None if self.closed else cache
 
-    def _prompt_tokens(
-        self, prompt: Prompt, system: str | None, raw: bool, options: Options
-    ) -> tuple[list[int], int]:
-        if isinstance(prompt, str) and (raw or self.template is None):
-            if system is not None:
-                raise UsageError("A system message needs a chat template; put it in the prompt.")
-            return check_room(self, encode_raw(self, prompt)), 0
-        if raw:
-            raise UsageError("raw=True takes a string; messages need the chat template.")
-        messages: list[Message] = (
-            [{"role": "user", "content": prompt}]
-            if isinstance(prompt, str)
-            else check_messages(prompt)
-        )
-        return fit(self, with_system(messages, system), options)
+    def _raw_tokens(self, prompt: Prompt, system: str | None) -> list[int]:
+        if not isinstance(prompt, str) or system is not None:
+            raise UsageError("raw=True takes a string and no system message.")
+        return check_room(self, encode_raw(self, prompt))
 
     def _checked_ids(self, token_ids: Sequence[int]) -> list[int]:
         ids = [int(token) for token in token_ids]
@@ -253,3 +248,20 @@ class Model:
                 f"Token {wrong} is outside the vocabulary of {self.name}, 0..{vocab - 1}."
             )
         return ids
+
+
+def load_template(folder: Path, tokenizer: Tokenizer) -> ChatTemplate:
+    """The chat template of a packed folder, or a plain one. Raises FormatError."""
+    from stem_runtime.chat_template import MAX_TEMPLATE_CHARS, ChatTemplate
+
+    path = folder / "chat_template.jinja"
+    try:
+        with path.open(encoding="utf-8") as file:
+            source = file.read(MAX_TEMPLATE_CHARS + 1)
+    except FileNotFoundError:
+        return ChatTemplate.default(tokenizer.control)
+    except UnicodeDecodeError as error:
+        raise FormatError(f"{path} is not UTF-8 text; pull or convert the model again.") from error
+    bos = "" if tokenizer.bos is None else tokenizer.token_text(tokenizer.bos)
+    eos = tokenizer.token_text(min(tokenizer.eos)) if tokenizer.eos else ""
+    return ChatTemplate(source, bos=bos, eos=eos)

@@ -180,6 +180,7 @@ def peak_memory() -> int | None:
 
 def _windows_peak() -> int | None:
     """PeakWorkingSetSize of PROCESS_MEMORY_COUNTERS (psapi.h)."""
+    assert sys.platform == "win32"
     import ctypes
 
     class Counters(ctypes.Structure):

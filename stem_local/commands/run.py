@@ -92,7 +92,7 @@ def piped_input() -> str | None:
     """All of standard input, None when it is a terminal or closed."""
     if sys.stdin is None or sys.stdin.closed or sys.stdin.isatty():
         return None
-    data = click.get_binary_stream("stdin").read(MAX_INPUT + 1)
+    data = sys.stdin.buffer.read(MAX_INPUT + 1)
     if len(data) > MAX_INPUT:
         raise UsageError(f"Standard input is over {MAX_INPUT >> 20} MB; no context holds that.")
     return data.decode("utf-8", errors="replace")
@@ -114,7 +114,7 @@ def open_model(
     """Load a model; the default one is fetched first if it is missing and someone is watching."""
     from ..api import load
 
-    notify = tell if sys.stderr.isatty() else None
+    notify = tell if watched() else None
     try:
         return load(name, threads=threads, context=context, kernels=kernels, notify=notify)
     except NotInstalledError:
@@ -124,6 +124,11 @@ def open_model(
     tell(f"The default model {entry.name} is not on this machine yet; getting it, once.")
     fetch(entry.name)
     return load(name, threads=threads, context=context, kernels=kernels, notify=notify)
+
+
+def watched() -> bool:
+    """Whether a person reads what is told on standard error."""
+    return sys.stderr.isatty()
 
 
 def fetch(name: str) -> None:
