@@ -20,6 +20,7 @@ from typing import Any, BinaryIO, cast
 
 import filelock
 import huggingface_hub
+from huggingface_hub import constants
 from huggingface_hub.file_download import http_get
 from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]
 from huggingface_hub.utils.tqdm import (
@@ -79,7 +80,7 @@ class Plan:
 
 def offline() -> bool:
     """Whether the user asked for no network (HF_HUB_OFFLINE)."""
-    return bool(huggingface_hub.constants.HF_HUB_OFFLINE)
+    return bool(constants.HF_HUB_OFFLINE)
 
 
 def in_cache(spec: Spec) -> tuple[Path, str] | None:

@@ -6,8 +6,7 @@ import contextlib
 import errno
 from collections.abc import Iterator
 
-import huggingface_hub
-from huggingface_hub import errors
+from huggingface_hub import constants, errors
 
 from .errors import AccessError, DiskSpaceError, NotFoundError, OfflineError, SourceError
 
@@ -23,7 +22,7 @@ def explained(repo: str, revision: str | None) -> Iterator[None]:
     except errors.GatedRepoError as error:
         raise AccessError(
             f"{repo} is shown only to those who accepted its licence: accept it at "
-            f"{huggingface_hub.constants.ENDPOINT}/{repo} , then log in with: hf auth login "
+            f"{constants.ENDPOINT}/{repo} , then log in with: hf auth login "
             "(or set HF_TOKEN), and pull again."
         ) from error
     except errors.RepositoryNotFoundError as error:

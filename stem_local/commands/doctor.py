@@ -45,48 +45,49 @@ def command(json_: bool) -> None:
 
 
 def _machine() -> dict[str, Any]:
-    import llvmlite.binding as llvm
+    from stem_runtime.kernels.jit import host_cpu
 
-    has = llvm.get_host_cpu_features()
+    from .._version import __version__
+
+    cpu, features = host_cpu()
     return {
-        "version": _version(),
+        "version": __version__,
         "python": platform.python_version(),
         "system": f"{platform.system()} {platform.release()} {platform.machine()}",
-        "cpu": llvm.get_host_cpu_name(),
-        "cpu_features": [name for name in _FEATURES if has.get(name)],
+        "cpu": cpu,
+        "cpu_features": [name for name in _FEATURES if name in features],
         "cpus": os.cpu_count(),
     }
 
 
-def _version() -> str:
-    from .._version import __version__
-
-    return __version__
-
-
 def _kernels() -> dict[str, Any]:
-    from stem_runtime import kernels
-    from stem_runtime.engine import default_threads
-    from stem_runtime.errors import StemError
+    from stem_runtime.errors import KernelError
+    from stem_runtime.kernels import available, choose
+    from stem_runtime.threads import default_threads
 
     try:
-        choice = kernels.choose()
-    except StemError as error:
-        return {"variant": None, "reason": str(error), "available": list(kernels.available())}
+        choice = choose()
+        name, reason = choice.name, choice.reason
+    except KernelError as error:
+        name, reason = None, str(error)
     return {
-        "variant": choice.name,
-        "reason": choice.reason,
-        "available": list(kernels.available()),
+        "variant": name,
+        "reason": reason,
+        "missing_for": available(),
         "threads": default_threads(),
     }
 
 
 def _bandwidth() -> dict[str, Any]:
     from stem_runtime.bandwidth import measure
-    from stem_runtime.engine import default_threads
+    from stem_runtime.threads import default_threads
 
-    measured = measure(default_threads())
-    return {"gb_per_second": round(measured.gb_per_second, 1), "threads": measured.threads}
+    threads = default_threads()
+    try:
+        speed = round(measure(threads).gb_per_second, 1)
+    except MemoryError:
+        speed = None
+    return {"gb_per_second": speed, "threads": threads}
 
 
 def _folders() -> dict[str, Any]:
@@ -136,7 +137,7 @@ def _models() -> list[dict[str, Any]]:
 
 def _show(found: dict[str, Any]) -> None:
     machine, kernels, network = found["machine"], found["kernels"], found["network"]
-    bandwidth = found["memory_bandwidth"]
+    speed = found["memory_bandwidth"]["gb_per_second"]
     facts(
         [
             ("stem-local", f"{machine['version']}, Python {machine['python']}"),
@@ -144,12 +145,9 @@ def _show(found: dict[str, Any]) -> None:
             ("cpu", f"{machine['cpu']}, {machine['cpus']} logical cores"),
             ("cpu features", " ".join(machine["cpu_features"]) or "none that kernels use"),
             ("kernels", f"{kernels['variant'] or 'none'} ({kernels['reason']})"),
-            ("could run", ", ".join(kernels["available"])),
-            ("threads", kernels.get("threads")),
-            (
-                "memory",
-                f"{bandwidth['gb_per_second']} GB/s read by {bandwidth['threads']} threads",
-            ),
+            ("could run", ", ".join(n for n, lacks in kernels["missing_for"].items() if not lacks)),
+            ("threads", kernels["threads"]),
+            ("memory", f"{speed} GB/s read" if speed else "too little to measure its speed"),
             ("gpu", found["gpu"]),
             *((name.replace("_", " "), _told(about)) for name, about in found["folders"].items()),
             ("hub", network["hub"] + (", offline (HF_HUB_OFFLINE)" if network["offline"] else "")),

@@ -8,8 +8,8 @@ import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
-import huggingface_hub
 import pytest
+from huggingface_hub import constants
 
 from stem_local import catalog
 from stem_local.catalog import CatalogEntry, WheelSource
@@ -40,7 +40,6 @@ def hub(repos: Path, home: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Fa
     fake.add(REPO, repos / "tiny")
     fake.add(GGUF_REPO, repos / "tiny-GGUF")
     with serving(fake):
-        constants = huggingface_hub.constants
         monkeypatch.setattr(constants, "ENDPOINT", fake.url)
         template = fake.url + "/{repo_id}/resolve/{revision}/{filename}"
         monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)

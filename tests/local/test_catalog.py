@@ -88,7 +88,7 @@ def test_paths(tmp_path: Path) -> None:
     gguf.touch()
     assert spec.parse(str(gguf)).name == "my-model.q4_0"
     (tmp_path / "notes.txt").touch()
-    with pytest.raises(UsageError, match="not a [.]gguf"):
+    with pytest.raises(UsageError, match=r"not a \.gguf"):
         spec.parse(str(tmp_path / "notes.txt"))
     (tmp_path / "stem.json").touch()
     with pytest.raises(UsageError, match="packed already"):
