@@ -22,17 +22,19 @@ from llama_client import Llama
 from numpy.typing import NDArray
 from sides import BATCH, packed_copy
 
+import stem_local
+from stem_local.chat import encode_messages
 from stem_runtime.engine import Engine
-from stem_runtime.formats.packed import PackedModel, expected_tensors, open_packed
+from stem_runtime.formats.packed import PackedModel, expected_tensors
 from stem_runtime.kernels import oracle
 from stem_runtime.tokenizer import Tokenizer
 
 GREEDY = 48
-PROMPTS = (
-    "The capital of France is",
-    "Once upon a time, in a small village by the sea,",
-    "To install a package on a Debian system, you",
-    "The three laws of motion say that",
+QUESTIONS = (
+    "What is the capital of France?",
+    "Name the planets of the solar system in order.",
+    "Write a Python function that adds two numbers.",
+    "How many legs does a spider have?",
 )
 
 
@@ -46,6 +48,11 @@ class Score:
     @property
     def perplexity(self) -> float:
         return math.exp(self.losses.mean())
+
+    def uncertainty(self, other: Score) -> float:
+        """Standard error of the two perplexities' ratio, from how the same tokens differ."""
+        difference = self.losses - other.losses
+        return float(difference.std() / math.sqrt(len(difference)))
 
 
 class TextOnly(HTMLParser):
@@ -163,21 +170,20 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     args = parser.parse_args()
 
-    model = open_packed(packed_copy(args.gguf))
-    tokenizer = Tokenizer.from_file(model.folder / "tokenizer.json", model.info["tokenizer"])
-    parts = windows(tokenizer, read_text(args.text), args.size, args.windows)
-    prompts = [tokenizer.encode(prompt) for prompt in PROMPTS]
+    model = stem_local.load(packed_copy(args.gguf), threads=args.threads)
+    parts = windows(model.tokenizer, read_text(args.text), args.size, args.windows)
+    prompts = [encode_messages(model, [{"role": "user", "content": q}]) for q in QUESTIONS]
     with Llama(args.llama_python) as llama:
         llama.call(
             "open", model=str(args.gguf), threads=args.threads, context=args.size, batch=args.size
         )
         theirs = llama_score(llama, parts)
         greedy_theirs = [llama.call("greedy", tokens=p, count=GREEDY)["tokens"] for p in prompts]
-    with Engine(model, threads=args.threads) as engine:
-        ours = score(parts, lambda tokens: engine.logits(engine.new_cache(args.size), tokens))
-        steps = score(parts, one_by_one(engine, args.size))
-        greedy_ours = [greedy(engine, prompt, GREEDY) for prompt in prompts]
-    plain = score(parts, float_logits(model))
+    with model:
+        ours = score(parts, model.logits)
+        steps = score(parts, one_by_one(model.engine, args.size))
+        greedy_ours = [greedy(model.engine, prompt, GREEDY) for prompt in prompts]
+    plain = score(parts, float_logits(model.packed))
 
     print(f"{args.gguf.name}, {len(plain.losses)} predictions in {args.windows} windows\n")
     print("| | perplexity | against floats | top 1 as floats | top 1 as llama.cpp |")
@@ -190,7 +196,8 @@ def main() -> None:
     }
     for name, row in rows.items():
         print(
-            f"| {name} | {row.perplexity:.4f} | {row.perplexity / plain.perplexity - 1:+.3%} "
+            f"| {name} | {row.perplexity:.3f} | {row.perplexity / plain.perplexity - 1:+.2%} "
+            f"± {row.uncertainty(plain):.2%} "
             f"| {(row.best == plain.best).mean():.2%} | {(row.best == theirs.best).mean():.2%} |"
         )
     same = [common(a, b) for a, b in zip(greedy_ours, greedy_theirs, strict=True)]
