@@ -29,7 +29,7 @@ from huggingface_hub.utils.tqdm import (
     enable_progress_bars,
 )
 
-from .errors import SourceError
+from .errors import OfflineError, SourceError
 from .hub_errors import explained
 from .progress import Meter, Reporter
 from .repo_files import choose
@@ -149,17 +149,13 @@ def _fetch(plan: Plan, file: RemoteFile, target: Path, meter: Meter, before: int
         meter.reach(before + file.size)
         return
     part = _part(target)
-    have = part.stat().st_size if part.exists() else 0
-    url = huggingface_hub.hf_hub_url(plan.repo, file.path, revision=plan.revision)
-    if have < file.size or not part.exists():
-        with explained(plan.repo, plan.revision), _quiet(), _Metered(part, meter, before) as out:
-            http_get(
-                url,
-                cast("BinaryIO", out),
-                resume_size=have,
-                headers=build_hf_headers(),
-                expected_size=file.size,
-            )
+    part.touch()
+    while (have := part.stat().st_size) < file.size:
+        try:
+            _transfer(plan, file, part, meter, before)
+        except OfflineError:
+            if part.stat().st_size == have:
+                raise
     if not _is(part, file):
         part.unlink()
         raise SourceError(
@@ -169,11 +165,23 @@ def _fetch(plan: Plan, file: RemoteFile, target: Path, meter: Meter, before: int
     meter.reach(before + file.size)
 
 
+def _transfer(plan: Plan, file: RemoteFile, part: Path, meter: Meter, before: int) -> None:
+    """Append to `part` what is missing of it, as far as the connection holds."""
+    url = huggingface_hub.hf_hub_url(plan.repo, file.path, revision=plan.revision)
+    with explained(plan.repo, plan.revision), _quiet(), _Metered(part, meter, before) as out:
+        http_get(
+            url,
+            cast("BinaryIO", out),
+            resume_size=out.tell(),
+            headers=build_hf_headers(),
+            expected_size=file.size,
+        )
+
+
 class _Metered(io.BufferedWriter):
     """Goes on at the end of a partial file and tells a meter how far it has got."""
 
     def __init__(self, path: Path, meter: Meter, before: int) -> None:
-        path.touch()
         super().__init__(io.FileIO(path, "r+b"))
         self.seek(0, io.SEEK_END)
         self._meter, self._before = meter, before
