@@ -255,10 +255,10 @@ def _open(folder: Path) -> dict[str, Any]:
 
 def _sync(folder: Path) -> None:
     """Make a rename inside `folder` survive a power cut, where the system can be asked to."""
-    if os.name == "nt":
-        return
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    # Windows opens no folders, and some network file systems refuse to sync them.
+    with contextlib.suppress(OSError):
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)

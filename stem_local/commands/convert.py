@@ -30,8 +30,6 @@ def command(source: Path, out: Path, quant: str | None) -> None:
     from ..progress import Meter
     from ..spec import model_name
 
-    if out.exists():
-        raise click.UsageError(f"{out} exists already; name a folder that does not, or delete it")
     with Bar() as bar:
         convert(
             source,

@@ -244,6 +244,32 @@ def test_convert_makes_a_folder_that_works(tmp_path: Path) -> None:
     assert not (tmp_path / "other").exists()
 
 
+def test_convert_replaces_what_a_killed_one_left(tmp_path: Path) -> None:
+    source, out = tmp_path / "m.gguf", tmp_path / "out"
+    tiny_gguf(source, tiny_config())
+    kill = (
+        "import os, sys, stem_runtime.formats.packed as packed\n"
+        "packed.PackedWriter.finish = lambda *_: os._exit(9)\n"
+        "from stem_local.cli import main; main()"
+    )
+    command = [sys.executable, "-c", kill, "convert", str(source), str(out)]
+    assert subprocess.run(command, check=False).returncode == 9
+    assert out.exists()
+    assert stem("show", str(out)).exit_code == 10
+    assert stem("convert", str(source), str(out)).exit_code == 0
+    assert stem("show", str(out)).exit_code == 0
+
+
+@pytest.mark.real_model
+def test_the_real_model_from_its_file(real_model_gguf: Path) -> None:
+    result = stem("pull", str(real_model_gguf), "--name", "real")
+    assert (result.exit_code, result.stdout) == (0, "real\n")
+    assert stem("list").stdout.split()[:3] == ["real", "q4_1", "135M"]
+    known = json.loads(stem("show", "real", "--json").stdout)
+    assert known["license"] == "apache-2.0"
+    assert known["config"]["vocab_size"] == 49152
+
+
 def test_doctor(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bandwidth, "measure", lambda _: SimpleNamespace(gb_per_second=12.34))
     install("tiny")
