@@ -11,7 +11,7 @@ from typing import Any
 
 from . import layout as L
 from .blocks import clear, quantize, quantize_one, rope_head, share
-from .decode import add_sublayer, key_rows, offset_of
+from .decode import add_sublayer, cut_acts, key_rows, offset_of
 from .simd import f32_at, i32_at, i64_at
 from .team import atomic_load, atomic_store
 from .vector import float_of_bits, helper, rms_norm
@@ -188,8 +188,44 @@ def build(blocks: SimpleNamespace, multiply: Any, barrier: Any, grab: Any, width
         return atomic_load(team + 8 * L.STOPPING) != 0
 
     @helper
-    def prefill(block: int, tid: int) -> None:
-        args = i64_at(block)
+    def finish_last(args: Any, y: int, post: int, memory: int) -> None:
+        """Logits of the last token alone, as in decoding."""
+        d_pad, token, head = args[L.D_PAD], args[L.N_TOKENS] - 1, args[L.HEAD]
+        x, normed = memory, memory + 4 * d_pad
+        acts = normed + 4 * d_pad
+        cut_acts(acts, acts + 8 * L.ACTS_WORDS, d_pad >> 5)
+        source, target = f32_at(args[L.X] + 4 * d_pad * token), f32_at(x)
+        for i in range(d_pad):
+            target[i] = source[i]
+        add_sublayer(args, x, y + 4 * d_pad * token, post, normed)
+        rms_norm(x, args[L.FINAL_NORM], normed, d_pad >> 4, args[L.INVERSE_D], args[L.NORM_EPS])
+        quantize(normed, d_pad >> 5, acts, 0, 0, 1)
+        tile = grab(args[L.TEAM])
+        while tile < i64_at(head)[L.TILES]:
+            multiply(head, tile, acts, 0, 1, args[L.LOGITS] + 64 * tile, 0)
+            tile = grab(args[L.TEAM])
+
+    @helper
+    def finish(args: Any, tid: int, y: int, post: int, memory: int) -> None:
+        """Logits of the tokens from LOGITS_FROM on."""
+        tokens, team, head = args[L.N_TOKENS], args[L.TEAM], args[L.HEAD]
+        start, tiles = args[L.LOGITS_FROM], i64_at(head)[L.TILES]
+        norm_tokens(args, args[L.FINAL_NORM], y, post, tid, memory)
+        barrier(team, args[L.THREADS])
+        tile = grab(team)
+        while tile < tiles:
+            for block in range(start // width, (tokens + width - 1) // width):
+                multiply(head, tile, args[L.ACTS], block, width, memory, 64)
+                first = block * width
+                for token in range(max(start, first), min(first + width, tokens)):
+                    out = f32_at(args[L.LOGITS] + 64 * ((token - start) * tiles + tile))
+                    values = f32_at(memory + 64 * (token - first))
+                    for row in range(16):
+                        out[row] = values[row]
+            tile = grab(team)
+
+    @helper
+    def run_layers(args: Any, tid: int) -> None:
         threads, team, tokens = args[L.THREADS], args[L.TEAM], args[L.N_TOKENS]
         memory = args[L.SCRATCH] + tid * args[L.SCRATCH_BYTES]
         count = (tokens + width - 1) // width
@@ -221,29 +257,17 @@ def build(blocks: SimpleNamespace, multiply: Any, barrier: Any, grab: Any, width
             project(args, address + 8 * L.DOWN, args[L.HIDDEN], args[L.Y], d_pad, count)
             barrier(team, threads)
             y, post = args[L.Y], layer[L.FFN_POST_NORM]
-        if args[L.LOGITS_FROM] >= tokens:
-            return
-        finish(args, tid, y, post, memory)
+        if args[L.LOGITS_FROM] == tokens - 1:
+            finish_last(args, y, post, memory)
+        elif args[L.LOGITS_FROM] < tokens:
+            finish(args, tid, y, post, memory)
 
     @helper
-    def finish(args: Any, tid: int, y: int, post: int, memory: int) -> None:
-        """Logits of the tokens from LOGITS_FROM on, one token at a time but for whole blocks."""
-        d_pad, tokens, team = args[L.D_PAD], args[L.N_TOKENS], args[L.TEAM]
-        start, head = args[L.LOGITS_FROM], args[L.HEAD]
-        norm_tokens(args, args[L.FINAL_NORM], y, post, tid, memory)
-        barrier(team, args[L.THREADS])
-        tiles = i64_at(head)[L.TILES]
-        tile = grab(team)
-        while tile < tiles:
-            for token_block in range(start // width, (tokens + width - 1) // width):
-                multiply(head, tile, args[L.ACTS], token_block, width, memory, 64)
-                for token in range(max(start, token_block * width), tokens):
-                    if token < (token_block + 1) * width:
-                        y_out = f32_at(args[L.LOGITS] + 64 * ((token - start) * tiles + tile))
-                        values = f32_at(memory + 64 * (token - token_block * width))
-                        for row in range(16):
-                            y_out[row] = values[row]
-            tile = grab(team)
-        barrier(team, args[L.THREADS])
+    def prefill(block: int, tid: int) -> None:
+        args = i64_at(block)
+        team, threads = args[L.TEAM], args[L.THREADS]
+        run_layers(args, tid)
+        # the caller changes `args` as soon as it returns, so no thread may still be reading them
+        barrier(team, threads)
 
     return prefill
