@@ -52,7 +52,7 @@ def load(
         )
     tokenizer = Tokenizer.from_file(folder / "tokenizer.json", packed.info["tokenizer"])
     engine = Engine(packed, threads=threads, kernels=kernels, notify=notify)
-    return Model(packed, engine, tokenizer, context)
+    return Model(packed, engine, tokenizer, context, notify)
 
 
 @overload

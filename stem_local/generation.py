@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any, Literal, TypedDict
 
 from stem_runtime.engine import Cancelled
 from stem_runtime.errors import UsageError
-from stem_runtime.sampling import Sampler, SamplingParams, StopMatcher
+from stem_runtime.sampling import Sampler, SamplingParams, logprobs
 from stem_runtime.stats import Stats
+from stem_runtime.text import StopMatcher
 
 from .completion import Chunk, FinishReason, TokenLogprob
 
@@ -28,7 +29,6 @@ Cancel = threading.Event | Callable[[], bool]
 
 DEFAULT_MAX_TOKENS = 512
 MAX_LOGPROBS = 100
-MAX_STOPS = 64
 
 
 class GenerateOptions(TypedDict, total=False):
@@ -76,14 +76,12 @@ class Options:
         policy = given.get("context_policy", "stop")
         if policy not in ("stop", "drop_oldest"):
             raise UsageError(f"context_policy is 'stop' or 'drop_oldest', not {policy!r:.40}.")
-        logprobs = given.get("logprobs")
-        if logprobs is not None:
-            logprobs = _integer("logprobs", logprobs, 0, MAX_LOGPROBS)
+        top, stop = given.get("logprobs"), given.get("stop")
         return cls(
             sampling=SamplingParams(**{k: v for k, v in given.items() if k in _SAMPLING}),
             max_tokens=_integer("max_tokens", given.get("max_tokens", DEFAULT_MAX_TOKENS), 1),
-            stop=_stops(given.get("stop")),
-            logprobs=logprobs,
+            stop=(stop,) if isinstance(stop, str) else tuple(stop or ()),
+            logprobs=None if top is None else _integer("logprobs", top, 0, MAX_LOGPROBS),
             cancelled=_cancelled(given.get("cancel")),
             context_policy=policy,
         )
@@ -98,13 +96,6 @@ def _integer(name: str, value: object, least: int, most: int | None = None) -> i
         return value
     allowed = f"from {least} to {most}" if most is not None else f"of at least {least}"
     raise UsageError(f"{name} is an integer {allowed}, not {value!r:.40}.")
-
-
-def _stops(value: str | Sequence[str] | None) -> tuple[str, ...]:
-    stops = (value,) if isinstance(value, str) else tuple(value or ())
-    if len(stops) > MAX_STOPS or not all(isinstance(s, str) and s for s in stops):
-        raise UsageError(f"stop is a string or up to {MAX_STOPS} strings, none of them empty.")
-    return stops
 
 
 def _cancelled(cancel: Cancel | None) -> Callable[[], bool] | None:
@@ -138,7 +129,8 @@ class Generation:
         self._started = started
         self._dropped = dropped
         self._stream = model.tokenizer.stream(continues=continues)
-        self._sampler = Sampler(options.sampling, model.config.vocab_size)
+        self._sampler = Sampler(options.sampling, model.config.vocab_size, model.notify)
+        self._matcher = StopMatcher(options.stop)
         self._history = list(prompt)
         self._reused = 0
         self._steps = 0
@@ -183,8 +175,7 @@ class Generation:
     def _decode(self, cache: KVCache, token: int) -> Iterator[Chunk]:
         model, options, sample = self._model, self._options, self._sample
         lock, cancelled, clock = model.engine_lock, options.cancelled, time.perf_counter
-        ends, stream = model.tokenizer.eos, self._stream
-        matcher = StopMatcher(options.stop)
+        ends, stream, matcher = model.tokenizer.eos, self._stream, self._matcher
         history, unsent = self._history, self._unsent
         room = cache.capacity - len(self._prompt)
         limit = len(self._prompt) + min(options.max_tokens, room)
@@ -219,20 +210,20 @@ class Generation:
     def _sample(self, logits: NDArray[np.float32]) -> int:
         token = self._sampler.sample(logits, self._history)
         if self._options.logprobs is not None:
-            chosen, top = self._sampler.logprobs(logits, token, self._options.logprobs)
-            self._logprobs.append(TokenLogprob(token, chosen, top))
+            chosen, top = logprobs(logits, token, self._options.logprobs)
+            self._logprobs.append(TokenLogprob(token, chosen, tuple(top)))
         return token
 
     def _chunk(self, text: str, reason: FinishReason | None = None) -> Chunk:
         tokens = tuple(self._unsent)
         self._unsent.clear()
-        logprobs = None
+        entries = None
         if self._options.logprobs is not None:
             # the token that ended the turn was sampled too, and stays behind
-            logprobs = tuple(self._logprobs[: len(tokens)])
+            entries = tuple(self._logprobs[: len(tokens)])
             del self._logprobs[: len(tokens)]
         stats = None if reason is None else self._stats()
-        return Chunk(text, tokens, reason, stats, logprobs, self._dropped)
+        return Chunk(text, tokens, reason, stats, entries, self._dropped)
 
     def _stats(self) -> Stats:
         engine = self._model.engine

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -58,13 +58,19 @@ class Model:
     """
 
     def __init__(
-        self, packed: PackedModel, engine: Engine, tokenizer: Tokenizer, context: int
+        self,
+        packed: PackedModel,
+        engine: Engine,
+        tokenizer: Tokenizer,
+        context: int,
+        notify: Callable[[str], None] | None = None,
     ) -> None:
         self.packed = packed
         self.config: ModelConfig = packed.config
         self.name = str(packed.info["name"])
         self.tokenizer = tokenizer
         self.context = context
+        self.notify = notify
         self.engine_lock = threading.Lock()
         self._engine: Engine | None = engine
         self._cache_lock = threading.Lock()
