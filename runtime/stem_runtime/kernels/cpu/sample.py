@@ -91,7 +91,7 @@ def _kth_best(values: int, count: int, k: int, heap: int) -> float:
                 h[place] = h[child]
                 place = child
             h[place] = x[n]
-    return float(h[0])
+    return np.float64(h[0])
 
 
 @_helper
@@ -260,7 +260,7 @@ def _choose(ctx: Any, _tid: int) -> None:
     if not _scan(ctx[word.LOGITS], ctx[word.VOCAB], ctx[word.PEAKS]):
         ctx[word.STATUS] = word.NOT_FINITE
         return
-    best = float(_kth_best(ctx[word.PEAKS], blocks, 1, ctx[word.HEAP]))
+    best = _kth_best(ctx[word.PEAKS], blocks, 1, ctx[word.HEAP])
     if best == _MINUS_INFINITY:
         ctx[word.STATUS] = word.NOTHING_LEFT
         return
