@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import random
 import statistics
 import subprocess
@@ -178,6 +179,16 @@ ROWS: dict[str, Callable[[Bench], Row]] = {
 }
 
 
+def warn_of_company() -> None:
+    """Two threads that wait for each other at barriers suffer badly from a third."""
+    busy = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
+    if busy > 0.5:
+        print(
+            f"Others are using this machine (load {busy:.1f}): the figures will not hold.\n",
+            file=sys.stderr,
+        )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--gguf", type=Path, required=True, help="SmolLM2-135M-Instruct.Q4_1.gguf")
@@ -196,6 +207,7 @@ def main() -> None:
         llama.quantize(args.gguf, small)
         sides = LlamaSide(llama, args.threads), StemSide(args.threads)
         bench = Bench(*sides, small, large, args.rounds, args.threads)
+        warn_of_company()
         reads = bandwidth.measure(args.threads)
         print(
             f"{args.threads} threads, medians of {args.rounds}; memory reads at "
