@@ -25,6 +25,7 @@ from tokenizers import (
 )
 
 from stem_runtime.errors import FormatError, StemError, UnsupportedError, UsageError
+from stem_runtime.formats.gguf import read_gguf
 from stem_runtime.pretokenizers import PRE_TOKENIZERS
 from stem_runtime.tokenizer import Tokenizer
 from stem_runtime.tokenizer_gguf import TokenType
@@ -58,6 +59,129 @@ ORIGINALS: dict[str, list[pre_tokenizers.PreTokenizer]] = {
         ),
         pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
     ],
+}
+
+# what llama.cpp (llama-cpp-python 0.3.36) makes of these texts with SmolLM2's vocabulary
+SMOLLM2 = {
+    "Hello, world! It's 2024.": [19556, 28, 905, 17, 657, 506, 216, 34, 32, 34, 36, 30],
+    "  two spaces\n\n\tand a tab\r\n": [216, 827, 5600, 1116, 197, 397, 253, 10147, 2738],
+    "def f(x):\n    return x**2  # ½ Ⅷ": [
+        1604,
+        275,
+        24,
+        104,
+        727,
+        472,
+        1003,
+        1792,
+        828,
+        34,
+        216,
+        907,
+        216,
+        16738,
+        216,
+        173,
+        223,
+        117,
+    ],
+    "Größe naïve café é": [27302, 7466, 34878, 85, 15486, 46494, 37366, 297, 151, 219],
+    "你好\uff0c世界。こんにちは 한국어": [
+        18645,
+        250,
+        48392,
+        138,
+        12831,
+        7906,
+        240,
+        178,
+        239,
+        230,
+        19076,
+        7365,
+        237,
+        10391,
+        237,
+        41152,
+        7365,
+        111,
+        7365,
+        124,
+        216,
+        33085,
+        246,
+        181,
+        130,
+        251,
+        183,
+        240,
+        129,
+    ],
+    "🦙🚀👩\u200d👩\u200d👧 नमस्ते ไทย عربى": [
+        10813,
+        116,
+        243,
+        10813,
+        244,
+        218,
+        10813,
+        235,
+        119,
+        321,
+        231,
+        10813,
+        235,
+        119,
+        321,
+        231,
+        10813,
+        235,
+        117,
+        12335,
+        118,
+        35090,
+        38770,
+        16525,
+        26293,
+        30581,
+        216,
+        31933,
+        222,
+        10283,
+        241,
+        10283,
+        112,
+        45704,
+        20602,
+        31462,
+        164,
+        227,
+    ],
+    "1234567890 3.14 ٣٤": [
+        33,
+        34,
+        35,
+        36,
+        37,
+        38,
+        39,
+        40,
+        41,
+        32,
+        216,
+        35,
+        30,
+        33,
+        36,
+        216,
+        164,
+        113,
+        164,
+        114,
+    ],
+    "<|im_end|> is not a token here": [44, 108, 306, 79, 486, 108, 46, 314, 441, 253, 9624, 1535],
+    "": [],
+    " ": [216],
 }
 
 
@@ -449,3 +573,14 @@ def test_parts_join_as_if_encoded_at_once(tmp_path: Path) -> None:
         token, text = next((i, text) for text, i in tokenizer.control.items())
         whole = tokenizer.encode(f"The fox{text}fox{text}", special=True)
         assert tokenizer.encode_parts(["The fox", token, "fox", token]) == whole
+
+
+@pytest.mark.real_model
+def test_the_real_vocabulary_is_equal_to_llama_cpp(real_model_gguf: Path, tmp_path: Path) -> None:
+    tokenizer = Tokenizer.from_gguf(read_gguf(real_model_gguf).metadata)
+    tokenizer.save(tmp_path)
+    loaded = Tokenizer.from_file(tmp_path / "tokenizer.json", tokenizer.info)
+    assert loaded.info == {"bos": 1, "eos": [0, 2], "add_bos": False}
+    for text, ids in SMOLLM2.items():
+        assert loaded.encode(text) == ids
+        assert loaded.decode(ids) == text
