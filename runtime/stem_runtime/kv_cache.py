@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import math
+import mmap
+
 import numpy as np
+from numpy.typing import NDArray
 
 from .config import ModelConfig
 from .errors import UsageError
@@ -23,8 +28,8 @@ class KVCache:
         self.room = -(-capacity // BLOCK) * BLOCK
         head_pad = -(-config.head_dim // 16) * 16
         heads = config.n_layers * config.kv_heads
-        self.keys = np.zeros((heads, self.room // BLOCK, head_pad, BLOCK), np.uint16)
-        self.values = np.zeros((heads, self.room, head_pad), np.uint16)
+        self.keys = _zeros((heads, self.room // BLOCK, head_pad, BLOCK))
+        self.values = _zeros((heads, self.room, head_pad))
         self.tokens: list[int] = []
 
     @property
@@ -42,3 +47,16 @@ class KVCache:
         if not 0 <= length <= self.length:
             raise UsageError(f"The cache holds {self.length} tokens, not {length}.")
         del self.tokens[length:]
+
+
+def _zeros(shape: tuple[int, ...]) -> NDArray[np.uint16]:
+    """Zeros that take memory page by page as they are written.
+
+    NumPy asks for huge pages instead. The first position of every head would then take 2 MB, which
+    is most of a cache, and clearing it all is most of the time to a first token.
+    """
+    memory = mmap.mmap(-1, 2 * math.prod(shape))
+    if advice := getattr(mmap, "MADV_NOHUGEPAGE", None):
+        with contextlib.suppress(OSError):
+            memory.madvise(advice)
+    return np.frombuffer(memory, np.uint16).reshape(shape)
