@@ -168,35 +168,38 @@ def first_token(folder: Path, options: list[str], home: str) -> float:
     return seconds
 
 
-def peak_memory() -> int | None:
-    """The most memory this process has held, in bytes; None where the system does not tell."""
-    if sys.platform == "win32":
-        return _windows_peak()
-    import resource
+if sys.platform == "win32":
 
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
+    def peak_memory() -> int | None:
+        """The most memory this process has held, in bytes; None where the system does not tell.
 
+        PeakWorkingSetSize of PROCESS_MEMORY_COUNTERS (psapi.h).
+        """
+        import ctypes
 
-def _windows_peak() -> int | None:
-    """PeakWorkingSetSize of PROCESS_MEMORY_COUNTERS (psapi.h)."""
-    assert sys.platform == "win32"
-    import ctypes
+        class Counters(ctypes.Structure):
+            _fields_ = (
+                ("cb", ctypes.c_uint32),
+                ("page_faults", ctypes.c_uint32),
+                ("peak_working_set", ctypes.c_size_t),
+                ("others", ctypes.c_size_t * 7),
+            )
 
-    class Counters(ctypes.Structure):
-        _fields_ = (
-            ("cb", ctypes.c_uint32),
-            ("page_faults", ctypes.c_uint32),
-            ("peak_working_set", ctypes.c_size_t),
-            ("others", ctypes.c_size_t * 7),
-        )
+        counters = Counters(cb=ctypes.sizeof(Counters))
+        kernel32 = ctypes.windll.kernel32
+        kernel32.GetCurrentProcess.restype = ctypes.c_void_p
+        process = ctypes.c_void_p(kernel32.GetCurrentProcess())
+        done = kernel32.K32GetProcessMemoryInfo(process, ctypes.byref(counters), counters.cb)
+        return int(counters.peak_working_set) if done else None
 
-    counters = Counters(cb=ctypes.sizeof(Counters))
-    kernel32 = ctypes.windll.kernel32
-    kernel32.GetCurrentProcess.restype = ctypes.c_void_p
-    process = ctypes.c_void_p(kernel32.GetCurrentProcess())
-    done = kernel32.K32GetProcessMemoryInfo(process, ctypes.byref(counters), counters.cb)
-    return int(counters.peak_working_set) if done else None
+else:
+
+    def peak_memory() -> int | None:
+        """The most memory this process has held, in bytes; None where the system does not tell."""
+        import resource
+
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return peak if sys.platform == "darwin" else peak * 1024
 
 
 def table(report: dict[str, Any]) -> str:
