@@ -42,7 +42,7 @@ def load(
     happens once per machine. Raises NotInstalledError, FormatError, UsageError, KernelError.
     """
     folder = store.resolve(model)
-    packed = open_packed(folder, resident=True)
+    packed = open_packed(folder)
     longest = packed.config.context_length
     if context is None:
         context = min(longest, DEFAULT_CONTEXT)

@@ -107,6 +107,7 @@ def read_header(data: mmap.mmap, where: str) -> dict[str, TensorEntry]:
 def view(data: mmap.mmap, entry: TensorEntry, dtype: str) -> NDArray[Any]:
     """A read-only array over the mapped bytes, as `dtype` (a NumPy code) and the entry's shape."""
     raw = np.frombuffer(data, np.uint8, entry.nbytes, entry.start)
+    raw.flags.writeable = False
     return raw.view(dtype).reshape(entry.shape)
 
 
