@@ -7,7 +7,7 @@ import functools
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
-from importlib import resources
+from pathlib import Path
 from typing import Any
 
 DEFAULT_MODEL = "smollm2-135m"
@@ -50,7 +50,7 @@ class CatalogEntry:
 @functools.cache
 def entries() -> Mapping[str, CatalogEntry]:
     """Every known model by its name, in the catalogue's order."""
-    text = resources.files("stem_local").joinpath("catalog.toml").read_text(encoding="utf-8")
+    text = Path(__file__).with_name("catalog.toml").read_text(encoding="utf-8")
     return {name: _entry(name, table) for name, table in tomllib.loads(text).items()}
 
 

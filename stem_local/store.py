@@ -17,8 +17,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import filelock
-
 from stem_runtime import paths
 from stem_runtime.errors import StemError, UsageError
 
@@ -123,6 +121,8 @@ def locked(name: str, waiting: Callable[[], None] | None = None) -> Iterator[Non
 
     `waiting` is called once if so; without it, BusyError is raised instead of waiting.
     """
+    import filelock  # here, because looking a model up should not pay for it
+
     folder = models_dir() / ".locks"
     folder.mkdir(parents=True, exist_ok=True)
     lock = filelock.FileLock(folder / f"{check_name(name)}.lock")
