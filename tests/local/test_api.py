@@ -6,7 +6,7 @@ import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
-from typing import get_type_hints
+from typing import Any, get_type_hints
 
 import numpy as np
 import pytest
@@ -95,8 +95,9 @@ def test_streaming_gives_the_same_answer_in_pieces(varied: Made) -> None:
 
 def test_same_seed_same_text(varied: Made) -> None:
     model, _ = varied
-    options: GenerateOptions = {"max_tokens": 24, "temperature": 1.5}
-    first, again, other = (model.generate("Hi", seed=s, **options) for s in (7, 7, 8))
+    first, again, other = (
+        model.generate("Hi", seed=seed, max_tokens=24, temperature=1.5) for seed in (7, 7, 8)
+    )
     assert first.tokens == again.tokens != other.tokens
 
 
@@ -293,13 +294,17 @@ def test_bad_arguments_are_refused(
 
 def test_unknown_options_are_type_errors(hello: Made) -> None:
     model, _ = hello
-    for call in (model.generate, model.stream, model.chat().send):
-        with pytest.raises(TypeError, match="temprature"):
-            call("Hi", temprature=1)  # type: ignore[operator]
-    with pytest.raises(TypeError, match="temprature"):
-        model.chat(temprature=1)  # type: ignore[call-arg]
-    with pytest.raises(TypeError, match="temprature"):
-        api.generate("Hi", model=model, temprature=1)  # type: ignore[call-overload]
+    wrong: Any = {"temprature": 1}
+    for call in (
+        lambda: model.generate("Hi", **wrong),
+        lambda: model.stream("Hi", **wrong),
+        lambda: model.chat(**wrong),
+        lambda: model.chat().send("Hi", **wrong),
+        lambda: api.generate("Hi", model=model, **wrong),
+        lambda: api.stream("Hi", model=model, **wrong),
+    ):
+        with pytest.raises(TypeError, match="unexpected keyword argument 'temprature'"):
+            call()
 
 
 def test_every_option_reaches_the_generation() -> None:
@@ -491,11 +496,7 @@ def test_the_shared_model_is_loaded_once(hello: Made, monkeypatch: pytest.Monkey
     assert loads == [Path("a"), Path("b"), Path("a")]
 
 
-def test_without_the_default_model_a_script_is_told_how_to_get_it(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("STEM_HOME", str(tmp_path))
-    monkeypatch.setattr(api, "_loaded", {})
+def test_without_the_default_model_a_script_is_told_how_to_get_it() -> None:
     with pytest.raises(NotInstalledError, match="stem-local pull smollm2-135m"):
         stem_local.generate("Hi")
     assert store.installed() == []
@@ -548,19 +549,30 @@ def test_a_script_may_end_without_closing(tiny: Path) -> None:
 
 
 @pytest.mark.real_model
-def test_the_real_model_answers() -> None:
-    with stem_local.load("smollm2-135m") as model:
-        completion = model.generate("What is the capital of France?", temperature=0)
-        assert "Paris" in completion.text
+def test_the_real_model_answers(real_model: Path) -> None:
+    with stem_local.load(real_model) as model:
+        completion = model.generate("Name the capital of Italy.", temperature=0)
+        assert "Rome" in completion.text
         assert completion.finish_reason == "stop"
-        again = model.generate("What is the capital of France?", temperature=0)
+        again = model.generate("Name the capital of Italy.", temperature=0)
         assert again.text == completion.text
         assert again.stats.reused_tokens == again.stats.prompt_tokens - 1
 
 
 @pytest.mark.real_model
-def test_the_real_model_knows_english_from_noise() -> None:
-    with stem_local.load("smollm2-135m") as model:
+def test_the_real_model_remembers_a_conversation(real_model: Path) -> None:
+    with stem_local.load(real_model) as model:
+        chat = model.chat(temperature=0, max_tokens=40)
+        first = chat.send("What is the capital of Germany?")
+        second = chat.send("And of Italy?")
+        assert "Berlin" in first.text
+        assert "Rome" in second.text
+        assert second.stats.reused_tokens >= first.stats.prompt_tokens
+
+
+@pytest.mark.real_model
+def test_the_real_model_tells_english_from_noise(real_model: Path) -> None:
+    with stem_local.load(real_model) as model:
         english = "The house stood at the end of the road, and nobody had lived there for years."
         noise = "road The nobody years had for of end at lived house there and the stood the."
         assert model.perplexity(english) < model.perplexity(noise) / 3

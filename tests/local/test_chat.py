@@ -87,7 +87,7 @@ def test_a_closed_stream_keeps_what_was_said(hello: Made) -> None:
     chat = hello[0].chat(temperature=0)
     stream = chat.stream("One")
     assert next(stream).text == "H"
-    stream.close()
+    del stream
     assert contents(chat.messages) == ["One", "H"]
 
 
@@ -133,12 +133,12 @@ def test_stop_is_the_policy_unless_told(hello: Made) -> None:
 
 def test_drop_oldest_keeps_the_system_message_and_the_newest_turns(hello: Made) -> None:
     model, _ = hello
-    kept = conversation(1)
-    kept[1]["content"], kept[2]["content"] = "Question 9", "Answer 9"
+    everything = conversation(10)
+    kept = [everything[0], *everything[-3:]]
     alone = model.generate(kept, temperature=0)
     model.generate("Something else", max_tokens=1)
     completion = model.generate(
-        conversation(10), temperature=0, context_policy="drop_oldest", max_tokens=20
+        everything, temperature=0, context_policy="drop_oldest", max_tokens=20
     )
     assert completion.text == "Hello."
     assert completion.dropped_turns == 9
@@ -154,10 +154,11 @@ def test_drop_oldest_drops_nothing_that_fits(hello: Made) -> None:
 
 def test_drop_oldest_never_drops_the_question(hello: Made) -> None:
     model, _ = hello
-    messages = [*conversation(3)[:-1], {"role": "user", "content": "x" * 120}]
+    earlier = conversation(3)[:-1]
+    messages = [*earlier, {"role": "user", "content": "x" * 120}]
     completion = model.generate(messages, context_policy="drop_oldest", temperature=0)
     assert completion.dropped_turns == 3
-    messages[-1]["content"] = "x" * 300
+    messages = [*earlier, {"role": "user", "content": "x" * 300}]
     with pytest.raises(ContextFullError, match="shorten the prompt"):
         model.generate(messages, context_policy="drop_oldest")
 
