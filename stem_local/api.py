@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -39,7 +40,8 @@ def load(
     there is room for: 8192 unless told, and never more than the model was made for; memory for it
     is used only as it fills. `kernels` names a kernel variant instead of the best one here.
     `notify` receives a sentence when the kernels have to be compiled, which takes a while and
-    happens once per machine. Raises NotInstalledError, FormatError, UsageError, KernelError.
+    happens once per machine; without it, a terminal is told. Raises NotInstalledError,
+    FormatError, UsageError, KernelError.
     """
     folder = store.resolve(model)
     packed = open_packed(folder)
@@ -51,6 +53,7 @@ def load(
             f"context is from 2 to {longest} tokens for {packed.info['name']}, not {context}."
         )
     tokenizer = Tokenizer.from_file(folder / "tokenizer.json", packed.info["tokenizer"])
+    notify = notify or _tell
     engine = Engine(packed, threads=threads, kernels=kernels, notify=notify)
     return Model(packed, engine, tokenizer, context, notify)
 
@@ -122,6 +125,11 @@ def stream(
 ) -> Iterator[Chunk]:
     """`generate(..., stream=True)`: the answer piece by piece."""
     return generate(prompt, model=model, system=system, raw=raw, stream=True, **options)
+
+
+def _tell(text: str) -> None:
+    if sys.stderr is not None and sys.stderr.isatty():
+        print(text, file=sys.stderr)
 
 
 def _shared(name: str | Path | None) -> Model:

@@ -22,6 +22,9 @@ _WORD = (1 << 64) - 1
 
 Logits = NDArray[np.float32]
 
+_entries: dict[str, Callable[[int, int], None]] = {}
+"""The compiled kernel, kept because linking it takes longer than many tokens."""
+
 
 @dataclass(frozen=True, slots=True)
 class SamplingParams:
@@ -97,7 +100,9 @@ class Sampler:
         from .kernels.jit import load_unit
 
         p, vocab = self.params, self.vocab_size
-        self._choose = load_unit("stem_runtime.kernels.cpu.sample", "", notify)["choose"]
+        if not _entries:
+            _entries.update(load_unit("stem_runtime.kernels.cpu.sample", "", notify))
+        self._choose = _entries["choose"]
         blocks = -(-vocab // word.BLOCK)
         self._peaks, self._heap = np.empty(blocks, np.float32), np.empty(blocks, np.float32)
         self._ids, self._weights = np.empty(vocab, np.int32), np.empty(vocab, np.float64)

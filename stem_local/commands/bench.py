@@ -144,7 +144,7 @@ def time_starts(folder: Path, threads: int | None, kernels: str | None) -> dict[
 def first_token(folder: Path, options: list[str], home: str) -> float:
     """Time one fresh `stem-local run` whose caches live under `home`."""
     code = "from stem_local.cli import main; main()"
-    fixed = ["--max-tokens=1", "--temperature=0"]
+    fixed = ["--max-tokens=1", "--seed=0"]
     command = [sys.executable, "-c", code, "run", str(folder), "Hi", *fixed, *options]
     environment = {**os.environ, "STEM_HOME": home}
     start = time.perf_counter()

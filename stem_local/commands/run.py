@@ -114,16 +114,15 @@ def open_model(
     """Load a model; the default one is fetched first if it is missing and someone is watching."""
     from ..api import load
 
-    notify = tell if watched() else None
     try:
-        return load(name, threads=threads, context=context, kernels=kernels, notify=notify)
+        return load(name, threads=threads, context=context, kernels=kernels)
     except NotInstalledError:
         entry = catalog.find(name or catalog.DEFAULT_MODEL)
-        if entry is None or entry.name != catalog.DEFAULT_MODEL or notify is None:
+        if entry is None or entry.name != catalog.DEFAULT_MODEL or not watched():
             raise
     tell(f"The default model {entry.name} is not on this machine yet; getting it, once.")
     fetch(entry.name)
-    return load(name, threads=threads, context=context, kernels=kernels, notify=notify)
+    return load(name, threads=threads, context=context, kernels=kernels)
 
 
 def watched() -> bool:

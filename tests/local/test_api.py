@@ -20,6 +20,7 @@ from stem_local.generation import GenerateOptions, Options, common_prefix
 from stem_local.model import Model
 from stem_runtime.chat_template import ChatTemplate
 from stem_runtime.errors import ContextFullError, FormatError, UsageError
+from stem_runtime.kernels import jit
 from tests.local.fakes import CHUNK, FakeEngine, fake_model, random_logits
 from tests.runtime.tiny import random_packed, tiny_config
 
@@ -515,6 +516,24 @@ def test_loading_checks_the_context(tiny: Path) -> None:
         assert model.context == 256
     with stem_local.load(tiny, context=64, threads=1, kernels="portable") as model:
         assert (model.context, model.info.threads, model.info.kernels) == (64, 1, "portable")
+
+
+def test_a_compilation_is_told_to_a_terminal(
+    tiny: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    compiled: list[str] = []
+
+    def load_unit(module: str, variant: str, notify: Callable[[str], None]) -> Any:
+        notify("Compiling")
+        return jit.load_unit(module, variant)
+
+    monkeypatch.setattr("stem_runtime.engine.load_unit", load_unit)
+    stem_local.load(tiny, notify=compiled.append).close()
+    stem_local.load(tiny).close()
+    assert (compiled, capsys.readouterr().err) == (["Compiling"], "")
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True)
+    stem_local.load(tiny).close()
+    assert capsys.readouterr().err == "Compiling\n"
 
 
 def test_a_real_engine_gives_the_same_text_from_a_used_cache(tiny: Path) -> None:
