@@ -303,7 +303,7 @@ class Terminal(io.StringIO):
 def test_the_bar_draws_over_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     screen = Terminal()
     monkeypatch.setattr(sys, "stderr", screen)
-    monkeypatch.setattr(_output.shutil, "get_terminal_size", lambda: SimpleNamespace(columns=60))
+    monkeypatch.setenv("COLUMNS", "60")
     with _output.Bar() as bar:
         bar.note("Getting it.")
         for done in (10, 500_000, 1_000_000):
