@@ -10,6 +10,7 @@ from typing import Protocol
 from llama_client import Llama
 
 from stem_runtime.engine import Engine, KVCache
+from stem_runtime.errors import FormatError
 from stem_runtime.formats.convert import convert
 from stem_runtime.formats.packed import PackedModel, open_packed
 
@@ -81,10 +82,19 @@ class StemSide:
 
 
 def packed_copy(gguf: Path) -> Path:
-    """Folder of `gguf` in our format, beside it; made anew when the file is newer."""
+    """Folder of `gguf` in our format, beside it; made anew when the file or the format is newer."""
     folder = gguf.with_suffix(".packed")
-    info = folder / "stem.json"
-    if not info.exists() or info.stat().st_mtime < gguf.stat().st_mtime:
+    if not _current(folder, gguf):
         shutil.rmtree(folder, ignore_errors=True)
         convert(gguf, folder, name=gguf.stem, origin={"file": gguf.name})
     return folder
+
+
+def _current(folder: Path, gguf: Path) -> bool:
+    if not folder.exists() or folder.stat().st_mtime < gguf.stat().st_mtime:
+        return False
+    try:
+        open_packed(folder)
+    except FormatError:
+        return False
+    return True
