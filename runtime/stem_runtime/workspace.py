@@ -17,7 +17,7 @@ _CHUNK = 256
 _CHUNK_WORK = 3e10
 """Multiply-adds of one prefill chunk at most, so that cancelling between chunks stays quick."""
 
-_KINDS = {"int4": 0, "int4m": 1, "int8": 2}
+_KINDS = {"int4": L.INT4, "int4m": L.INT4_MINIMA, "int8": L.INT8}
 _VECTORS = {
     L.ATTN_NORM: "attn_norm",
     L.FFN_NORM: "ffn_norm",
@@ -206,9 +206,7 @@ def _bits(value: float) -> int:
 
 def _matrix_words(matrix: PackedMatrix) -> Words:
     words = np.zeros(L.MATRIX_WORDS, np.int64)
-    words[L.QUANTS], words[L.SCALES] = matrix.quants.ctypes.data, matrix.scales.ctypes.data
-    if matrix.minima is not None:
-        words[L.MINIMA] = matrix.minima.ctypes.data
+    words[L.TILE], words[L.TILE_BYTES] = matrix.scales.ctypes.data, matrix.scales.strides[0]
     words[L.KIND] = _KINDS[matrix.kind]
-    words[L.TILES], words[L.GROUPS] = matrix.quants.shape[:2]
+    words[L.TILES], words[L.GROUPS] = matrix.scales.shape[:2]
     return words

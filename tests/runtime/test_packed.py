@@ -70,14 +70,15 @@ def test_every_array_is_aligned_and_any_safetensors_reader_can_read_it(tmp_path:
     folder = random_packed(tmp_path, tiny_config("qwen3", d_model=72, ffn_dim=40))
     model = open_packed(folder)
     loaded = safetensors.numpy.load_file(folder / "model.safetensors")
-    matrix = model.matrix("layers.0.gate")
-    assert np.array_equal(loaded["layers.0.gate.quants"], matrix.quants)
-    assert np.array_equal(loaded["layers.0.gate.scales"], matrix.scales)
+    assert np.array_equal(loaded["layers.0.q.tiles"], model.matrix("layers.0.q").joined())
+    for place, name in enumerate(("gate", "up")):
+        matrix = model.matrix(f"layers.0.{name}")
+        assert np.array_equal(loaded["layers.0.gate_up.tiles"][:, place], matrix.joined())
     assert np.array_equal(loaded["norm"], model.vector("norm"))
     for name, shape in expected_tensors(model.config):
-        arrays = [model.vector(name)] if len(shape) == 1 else [model.matrix(name).quants]
-        arrays += [] if len(shape) == 1 else [model.matrix(name).scales]
-        assert all(array.ctypes.data % 64 == 0 for array in arrays)
+        if not name.endswith("up"):  # its tiles follow those of gate
+            array = model.vector(name) if len(shape) == 1 else model.matrix(name).scales
+            assert array.ctypes.data % 64 == 0
 
 
 def test_stem_json_holds_the_hash_of_the_weights(tmp_path: Path) -> None:
@@ -140,15 +141,15 @@ Header = dict[str, Any]
 
 
 def _missing(header: Header) -> None:
-    del header["layers.1.up.scales"]
+    del header["layers.1.gate_up.tiles"]
 
 
 def _dtype(header: Header) -> None:
-    header["layers.1.up.scales"]["dtype"] = "BF16"
+    header["layers.1.gate_up.tiles"]["dtype"] = "BF16"
 
 
 def _shape(header: Header) -> None:
-    header["layers.1.up.scales"]["shape"].reverse()
+    header["layers.1.gate_up.tiles"]["shape"].reverse()
 
 
 def _misaligned(header: Header) -> None:
@@ -162,7 +163,7 @@ def _extra(header: Header) -> None:
 
 
 def _overlap(header: Header) -> None:
-    header["layers.1.gate.quants"] = header["layers.1.up.quants"]
+    header["layers.1.k.tiles"] = header["layers.1.v.tiles"]
 
 
 @pytest.mark.parametrize("bend", [_missing, _dtype, _shape, _misaligned, _extra, _overlap])

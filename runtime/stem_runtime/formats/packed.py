@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from ..config import ModelConfig
 from ..errors import FormatError
 from ..families.common import validate
-from ..quant import TILE, Kind, PackedMatrix, packed_shapes
+from ..quant import GROUP_BYTES, TILE, Kind, PackedMatrix, tiles_shape
 from .header import TensorEntry, map_file, read_header, read_json, view
 
 FORMAT = 1
@@ -29,8 +29,7 @@ PARTIAL = ".partial"
 """Suffix of files being written: a folder with one and without stem.json was never finished."""
 ALIGNMENT = 64
 
-_PARTS = {"quants": "U8", "scales": "F16", "minima": "F16"}
-_NUMPY = {"U8": "u1", "F16": "<f2", "F32": "<f4"}
+_TILES = ".tiles"
 
 Shape = tuple[int, ...]
 
@@ -154,18 +153,28 @@ def _take(
 def _matrix(
     data: mmap.mmap, entries: dict[str, TensorEntry], name: str, shape: Shape, path: Path
 ) -> PackedMatrix:
+    """The matrix `name`, stored alone or together with its twin (see `_stored`)."""
     rows, cols = shape
-    found = entries.get(f"{name}.quants")
-    kind: Kind = "int4"
-    if found is not None and found.shape[2:] == (8, 64):
-        kind = "int8"
-    elif f"{name}.minima" in entries:
-        kind = "int4m"
-    parts: dict[str, NDArray[Any]] = {}
-    for part, part_shape in packed_shapes(rows, cols, kind).items():
-        entry = _take(entries, f"{name}.{part}", _PARTS[part], part_shape, path)
-        parts[part] = view(data, entry, _NUMPY[entry.dtype])
-    return PackedMatrix(name, rows, cols, kind, **parts)
+    stored, place = name + _TILES, None
+    if stored not in entries and (pair := _pair(name)):
+        stored, place = pair + _TILES, int(name.endswith("up"))
+    found = entries.get(stored)
+    size = found.shape[-1] if found is not None and found.shape else 0
+    kind: Kind = next((k for k, nbytes in GROUP_BYTES.items() if nbytes == size), "int4")
+    tiles, groups, nbytes = tiles_shape(rows, cols, kind)
+    wanted = (tiles, groups, nbytes) if place is None else (tiles, 2, groups, nbytes)
+    # the second of a pair finds the entry that the first one took
+    entry = _take(entries, stored, "U8", wanted, path)
+    if place == 0:
+        entries[stored] = entry
+    array = view(data, entry, "u1")
+    return PackedMatrix.of_tiles(name, rows, cols, kind, array if place is None else array[:, place])
+
+
+def _pair(name: str) -> str | None:
+    """The tensor that holds gate and up of a layer, for the names of these two."""
+    layer, _, last = name.rpartition(".")
+    return f"{layer}.gate_up" if last in ("gate", "up") else None
 
 
 class PackedWriter:
@@ -209,20 +218,16 @@ class PackedWriter:
             raise ValueError(f"{name}: rows {first_row} + {matrix.rows} of {rows} do not tile")
         if (matrix.cols, matrix.kind) != (cols, self._kinds[name]):
             raise ValueError(f"{name}: {matrix.kind} of {matrix.cols} columns was not announced")
-        tile = first_row // TILE
-        parts: dict[str, NDArray[Any] | None]
-        parts = {"quants": matrix.quants, "scales": matrix.scales, "minima": matrix.minima}
-        for part, array in parts.items():
-            if array is not None:
-                per_tile = array.nbytes // array.shape[0]
-                self._write(self._places[f"{name}.{part}"] + tile * per_tile, array)
+        place = self._places[name]
+        for tile, chunk in enumerate(matrix.joined(), first_row // TILE):
+            self._write(place.start + tile * place.step, chunk)
         self._due[name] -= matrix.rows
 
     def vector(self, name: str, values: NDArray[np.float32]) -> None:
         """Write the float32 vector `name`."""
         if values.shape != self._shapes[name]:
             raise ValueError(f"{name}: {values.shape} should be {self._shapes[name]}")
-        self._write(self._places[name], values.astype("<f4", copy=False))
+        self._write(self._places[name].start, values.astype("<f4", copy=False))
         self._due[name] -= len(values)
 
     def finish(self, info: Mapping[str, Any]) -> None:
@@ -260,34 +265,63 @@ def _partial(path: Path) -> Path:
     return path.with_name(path.name + PARTIAL)
 
 
-def _layout(shapes: Mapping[str, Shape], kinds: Mapping[str, Kind]) -> tuple[bytes, dict[str, int]]:
+class _Place(NamedTuple):
+    """Where a tensor's first tile (or value) goes in the file, and how far on the next one."""
+
+    start: int
+    step: int
+
+
+def _layout(
+    shapes: Mapping[str, Shape], kinds: Mapping[str, Kind]
+) -> tuple[bytes, dict[str, _Place]]:
     """The file's head up to the first tensor, and the place of every tensor in the file.
 
     safetensors allows no holes, so what alignment skips becomes uint8 tensors named pad.N.
     """
     table: dict[str, dict[str, Any]] = {}
+    places: dict[str, _Place] = {}
     end = 0
-    for name, dtype, shape in _parts(shapes, kinds):
+    for stored, shape, members in _stored(shapes, kinds):
         if gap := -end % ALIGNMENT:
             pad = {"dtype": "U8", "shape": [gap], "data_offsets": [end, end + gap]}
             table[f"pad.{len(table)}"] = pad
             end += gap
-        nbytes = math.prod(shape) * np.dtype(_NUMPY[dtype]).itemsize
-        table[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [end, end + nbytes]}
+        dtype, size = ("U8", 1) if stored.endswith(_TILES) else ("F32", 4)
+        nbytes = math.prod(shape) * size
+        table[stored] = {"dtype": dtype, "shape": list(shape), "data_offsets": [end, end + nbytes]}
+        step = nbytes // shape[0]
+        for index, name in enumerate(members):
+            places[name] = _Place(end + index * step // len(members), step)
         end += nbytes
     text = json.dumps(table, separators=(",", ":")).encode()
     text += b" " * (-(8 + len(text)) % ALIGNMENT)
     base = 8 + len(text)
-    places = {name: base + entry["data_offsets"][0] for name, entry in table.items()}
-    return len(text).to_bytes(8, "little") + text, places
+    placed = {name: _Place(base + place.start, place.step) for name, place in places.items()}
+    return len(text).to_bytes(8, "little") + text, placed
 
 
-def _parts(
+def _stored(
     shapes: Mapping[str, Shape], kinds: Mapping[str, Kind]
-) -> Iterator[tuple[str, str, Shape]]:
+) -> Iterator[tuple[str, Shape, tuple[str, ...]]]:
+    """Tensors of the file in order: name, shape, and which of a model's tensors each holds.
+
+    Gate and up of a layer are read together, tile by tile. Where they are of one kind they are
+    stored so too, since memory is fastest when every thread reads a single stream.
+    """
     for name, shape in shapes.items():
         if len(shape) == 1:
-            yield name, "F32", shape
+            yield name, shape, (name,)
             continue
-        for part, part_shape in packed_shapes(shape[0], shape[1], kinds[name]).items():
-            yield f"{name}.{part}", _PARTS[part], part_shape
+        tiles = tiles_shape(*shape, kinds[name])
+        pair, twin = _pair(name), _twin(name)
+        if pair is None or kinds[name] != kinds[twin]:
+            yield name + _TILES, tiles, (name,)
+        elif name.endswith("gate"):
+            yield pair + _TILES, (tiles[0], 2, *tiles[1:]), (name, twin)
+
+
+def _twin(name: str) -> str:
+    """gate for up and up for gate."""
+    layer, _, last = name.rpartition(".")
+    return f"{layer}.{'up' if last == 'gate' else 'gate'}"

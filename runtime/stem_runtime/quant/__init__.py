@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from .layout import (
     GROUP,
+    GROUP_BYTES,
     TILE,
     Kind,
     PackedMatrix,
@@ -13,7 +14,7 @@ from .layout import (
     pack,
     pack_int4,
     pack_int8,
-    packed_shapes,
+    tiles_shape,
     tiles_of,
     unpack,
     unpack_plain,
@@ -21,6 +22,7 @@ from .layout import (
 
 __all__ = [
     "GROUP",
+    "GROUP_BYTES",
     "TILE",
     "Kind",
     "PackedMatrix",
@@ -30,7 +32,7 @@ __all__ = [
     "pack",
     "pack_int4",
     "pack_int8",
-    "packed_shapes",
+    "tiles_shape",
     "tiles_of",
     "unpack",
     "unpack_plain",

@@ -1,7 +1,9 @@
 """The packed layout: groups of 32 weights along a row, 16 rows interleaved.
 
-A tile is 16 rows and a group is 32 columns. One 64-byte chunk of a (tile, group) holds four bytes
-for each of the 16 rows, so that a vector register of 16 lanes accumulates 16 outputs at once:
+A tile is 16 rows and a group is 32 columns. All that a (tile, group) needs lies together, so that
+a product reads one stream of memory: 16 float16 scales, for int4m 16 float16 minima, and chunks of
+64 bytes that hold four bytes for each of the 16 rows, so that a vector register of 16 lanes
+accumulates 16 outputs at once:
 
 - int4, quants [tiles, groups, 4, 64]: byte 4r+i of chunk c has column 8c+i of row r in its low
   nibble and column 8c+4+i in its high nibble. value = scale * (n - 8), or with minima
@@ -9,7 +11,7 @@ for each of the 16 rows, so that a vector register of 16 lanes accumulates 16 ou
 - int8, quants [tiles, groups, 8, 64]: byte 4r+i of chunk c is column 4c+i of row r, plus 128.
   value = scale * (u - 128).
 
-scales and minima are float16 [tiles, groups, 16]; rows and groups that are only padding have zero.
+scales and minima are [tiles, groups, 16]; rows and groups that are only padding have zero.
 """
 
 from __future__ import annotations
@@ -26,6 +28,9 @@ GROUP = 32
 Kind = Literal["int4", "int4m", "int8"]
 CHUNKS: dict[Kind, int] = {"int4": 4, "int4m": 4, "int8": 8}
 """Chunks of 64 bytes in one (tile, group)."""
+
+GROUP_BYTES: dict[Kind, int] = {"int4": 32 + 256, "int4m": 64 + 256, "int8": 32 + 512}
+"""Bytes of one (tile, group): scales, minima where there are any, quants."""
 
 ZERO_QUANT: dict[Kind, int] = {"int4": 8, "int4m": 0, "int8": 128}
 """The stored quant that padding columns get."""
@@ -52,7 +57,11 @@ class PlainMatrix:
 
 @dataclass(frozen=True, slots=True)
 class PackedMatrix:
-    """An interleaved matrix of (rows, cols); the arrays are as the module docstring describes."""
+    """An interleaved matrix of (rows, cols); the arrays are as the module docstring describes.
+
+    They are views into `tiles`, uint8 [tiles, groups, GROUP_BYTES[kind]]: its rows of groups may
+    lie apart, the groups of a tile never.
+    """
 
     name: str
     rows: int
@@ -61,6 +70,31 @@ class PackedMatrix:
     quants: U8
     scales: F16
     minima: F16 | None = None
+
+    @classmethod
+    def of_tiles(cls, name: str, rows: int, cols: int, kind: Kind, tiles: U8) -> PackedMatrix:
+        """The matrix whose bytes are `tiles`."""
+        head = GROUP_BYTES[kind] - 64 * CHUNKS[kind]
+        return cls(
+            name,
+            rows,
+            cols,
+            kind,
+            tiles[:, :, head:].reshape(*tiles.shape[:2], CHUNKS[kind], 64),
+            tiles[:, :, :32].view("<f2"),
+            tiles[:, :, 32:64].view("<f2") if kind == "int4m" else None,
+        )
+
+    def joined(self) -> U8:
+        """A copy of the matrix's bytes, uint8 [tiles, groups, GROUP_BYTES[kind]]."""
+        shape = self.scales.shape[:2]
+        parts = [self.scales, self.quants] if self.minima is None else [
+            self.scales,
+            self.minima,
+            self.quants,
+        ]
+        flat = [np.ascontiguousarray(part).view(np.uint8).reshape(*shape, -1) for part in parts]
+        return np.concatenate(flat, axis=2)
 
     @property
     def nbytes(self) -> int:
@@ -76,16 +110,9 @@ def groups_of(cols: int) -> int:
     return -(-cols // GROUP)
 
 
-def packed_shapes(rows: int, cols: int, kind: Kind) -> dict[str, tuple[int, ...]]:
-    """Shapes of the arrays that hold a matrix of (rows, cols): quants, scales, perhaps minima."""
-    tiles, groups = tiles_of(rows), groups_of(cols)
-    shapes: dict[str, tuple[int, ...]] = {
-        "quants": (tiles, groups, CHUNKS[kind], 64),
-        "scales": (tiles, groups, TILE),
-    }
-    if kind == "int4m":
-        shapes["minima"] = shapes["scales"]
-    return shapes
+def tiles_shape(rows: int, cols: int, kind: Kind) -> tuple[int, int, int]:
+    """Shape of the bytes that hold a matrix of (rows, cols)."""
+    return tiles_of(rows), groups_of(cols), GROUP_BYTES[kind]
 
 
 def pack(plain: PlainMatrix, name: str = "", cols: int | None = None) -> PackedMatrix:
@@ -98,17 +125,16 @@ def pack(plain: PlainMatrix, name: str = "", cols: int | None = None) -> PackedM
     if plain.kind != "int8":
         pairs = words.reshape(-1, 2)
         words = pairs[:, 0] | (pairs[:, 1] << np.uint32(4))
-    lanes = words.reshape(-1, TILE, width // GROUP * CHUNKS[plain.kind])
-    shape = (lanes.shape[0], width // GROUP, CHUNKS[plain.kind], 64)
-    return PackedMatrix(
-        name,
-        rows,
-        width if cols is None else cols,
-        plain.kind,
-        np.ascontiguousarray(lanes.transpose(0, 2, 1)).view(np.uint8).reshape(shape),
-        _interleave(plain.scales),
-        None if plain.minima is None else _interleave(plain.minima),
-    )
+    groups = width // GROUP
+    lanes = words.reshape(-1, TILE, groups * CHUNKS[plain.kind])
+    tiles = np.empty((len(lanes), groups, GROUP_BYTES[plain.kind]), np.uint8)
+    matrix = PackedMatrix.of_tiles(name, rows, cols or width, plain.kind, tiles)
+    chunks = np.ascontiguousarray(lanes.transpose(0, 2, 1)).view(np.uint8)
+    matrix.quants[:] = chunks.reshape(matrix.quants.shape)
+    matrix.scales[:] = _interleave(plain.scales)
+    if matrix.minima is not None and plain.minima is not None:
+        matrix.minima[:] = _interleave(plain.minima)
+    return matrix
 
 
 def pack_int4(quants: U8, scales: F16, minima: F16 | None = None, name: str = "") -> PackedMatrix:

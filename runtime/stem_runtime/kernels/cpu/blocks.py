@@ -10,6 +10,7 @@ from numba.extending import intrinsic
 from . import layout as L
 from .attention import score_kernel, value_kernel
 from .isa import Isa
+from .matmul import GROUP_BYTES
 from .simd import F32, I64, Builder, const, exp, f32_at, i64_at, ir, load, splat, types, u8_at, u16_at
 from .vector import (
     axpy,
@@ -114,7 +115,7 @@ def build(isa: Isa) -> SimpleNamespace:
 
 
 def _build_embed(isa: Isa) -> Any:
-    native = isa.native_half
+    native, group_bytes = isa.native_half, GROUP_BYTES
 
     @intrinsic
     def half_of(_context: Any, _bits: Any) -> Any:
@@ -133,24 +134,24 @@ def _build_embed(isa: Isa) -> Any:
         groups, kind = m[L.GROUPS], m[L.KIND]
         tile, lane = token >> 4, token & 15
         scale = types.float32(float_of_bits(args[L.EMBED_SCALE]))
-        scales, minima = u16_at(m[L.SCALES]), u16_at(m[L.MINIMA])
+        row = m[L.TILE] + tile * m[L.TILE_BYTES]
         y = f32_at(out)
         for group in range(groups):
-            index = tile * groups + group
-            d = half_of(scales[index * 16 + lane]) * scale
-            if kind == 2:
-                q = u8_at(m[L.QUANTS] + index * 512 + 4 * lane)
+            here = row + group * group_bytes[kind]
+            d = half_of(u16_at(here)[lane]) * scale
+            if kind == L.INT8:
+                q = u8_at(here + 32 + 4 * lane)
                 for i in range(32):
-                    y[32 * group + i] = d * types.float32(types.int64(q[(i >> 2) * 64 + (i & 3)]) - 128)
-            else:
-                q = u8_at(m[L.QUANTS] + index * 256 + 4 * lane)
-                low = -8.0 * d
-                if kind == 1:
-                    low = half_of(minima[index * 16 + lane]) * scale
-                for i in range(32):
-                    byte = q[(i >> 3) * 64 + (i & 3)]
-                    nibble = (byte >> 4) if (i & 4) else (byte & 15)
-                    y[32 * group + i] = d * types.float32(nibble) + types.float32(low)
+                    quant = types.int64(q[(i >> 2) * 64 + (i & 3)]) - 128
+                    y[32 * group + i] = d * types.float32(quant)
+                continue
+            low, q = types.float32(-8.0) * d, u8_at(here + 32 + 4 * lane)
+            if kind == L.INT4_MINIMA:
+                low, q = half_of(u16_at(here + 32)[lane]) * scale, u8_at(here + 64 + 4 * lane)
+            for i in range(32):
+                byte = q[(i >> 3) * 64 + (i & 3)]
+                nibble = (byte >> 4) if (i & 4) else (byte & 15)
+                y[32 * group + i] = d * types.float32(nibble) + low
 
     return embed
 

@@ -50,8 +50,9 @@ from __future__ import annotations
     ARGS_WORDS,
 ) = range(40)
 
-# a quantized matrix
-QUANTS, SCALES, MINIMA, KIND, TILES, GROUPS, MATRIX_WORDS = range(7)
+# a quantized matrix: its first tile, the bytes from one tile to the next, what is in them
+TILE, TILE_BYTES, KIND, TILES, GROUPS, MATRIX_WORDS = range(6)
+INT4, INT4_MINIMA, INT8 = range(3)
 
 # quantized activations, by blocks of tokens: [block, group, token of the block, ...]
 A_QUANTS, A_SCALES, A_BIAS, A_SUMS, ACTS_WORDS = range(5)

@@ -34,22 +34,24 @@ from .simd import (
 )
 from .vector import helper
 
-KINDS = INT4, INT4_MINIMA, INT8 = 0, 1, 2
+KINDS = (L.INT4, L.INT4_MINIMA, L.INT8)
+GROUP_BYTES = (32 + 256, 64 + 256, 32 + 512)
+"""Of one (tile, group), by kind: scales, minima where there are any, quants."""
 
 
 def tile_kernel(isa: Isa, kind: int, tokens: int) -> Any:
-    """Intrinsic (quants, scales, minima, x, x_scales, x_bias, x_sums, groups, out, stride).
+    """Intrinsic (tile, x, x_scales, x_bias, x_sums, groups, out, stride).
 
-    Addresses of one tile's quants/scales/minima (see the packed format) and of a token block:
-    x int8 [groups, tokens, 32], x_scales float32 [groups, tokens], x_bias int32 (-8 * sum of the
-    group) and x_sums float32 (scale * sum of the group) likewise. Writes float32 [16] per token
-    at `out`, `stride` bytes apart.
+    Addresses of one tile of weights (see the packed format) and of a token block: x int8
+    [groups, tokens, 32], x_scales float32 [groups, tokens], x_bias int32 (-8 * sum of the group)
+    and x_sums float32 (scale * sum of the group) likewise. Writes float32 [16] per token at `out`,
+    `stride` bytes apart.
     """
 
     def emit(b: Builder, *args: Value) -> None:
         emit_tile(b, isa, kind, tokens, *args)
 
-    return kernel(emit, 10)
+    return kernel(emit, 8)
 
 
 def emit_tile(
@@ -57,9 +59,7 @@ def emit_tile(
     isa: Isa,
     kind: int,
     tokens: int,
-    quants: Value,
-    scales: Value,
-    minima: Value,
+    tile: Value,
     x: Value,
     x_scales: Value,
     x_bias: Value,
@@ -69,13 +69,16 @@ def emit_tile(
     stride: Value,
 ) -> None:
     start = [const(V16F32, 0.0)] * tokens
+
+    def halves(address: Value) -> Value:
+        return half_to_float(b, load(b, address, V16I16), isa.native_half)
+
     with counted_loop(b, groups, start) as (group, accs, results):
-        weights = _unpack(b, kind, offset(b, quants, group, 512 if kind == INT8 else 256))
-        scale = half_to_float(b, load(b, offset(b, scales, group, 32), V16I16), isa.native_half)
-        minimum = None
-        if kind == INT4_MINIMA:
-            bits = load(b, offset(b, minima, group, 32), V16I16)
-            minimum = half_to_float(b, bits, isa.native_half)
+        here = offset(b, tile, group, GROUP_BYTES[kind])
+        scale, minimum = halves(here), None
+        if kind == L.INT4_MINIMA:
+            minimum = halves(b.add(here, const(I64, 32)))
+        weights = _unpack(b, kind, here)
         for token, acc in enumerate(accs):
             item = b.add(b.mul(group, const(I64, tokens)), const(I64, token))
             dot = _dot(b, isa, kind, weights, offset(b, x, item, 32), offset(b, x_bias, item, 4))
@@ -89,10 +92,10 @@ def emit_tile(
 
 
 def _unpack(b: Builder, kind: int, address: Value) -> list[Value]:
-    chunks = [
-        load(b, b.add(address, const(I64, 64 * c)), V64I8) for c in range(8 if kind == INT8 else 4)
-    ]
-    if kind == INT8:
+    count = 8 if kind == L.INT8 else 4
+    first = GROUP_BYTES[kind] - 64 * count
+    chunks = [load(b, b.add(address, const(I64, first + 64 * c)), V64I8) for c in range(count)]
+    if kind == L.INT8:
         return chunks
     weights = []
     for chunk in chunks:
@@ -104,11 +107,11 @@ def _unpack(b: Builder, kind: int, address: Value) -> list[Value]:
 def _dot(b: Builder, isa: Isa, kind: int, weights: list[Value], x: Value, bias: Value) -> Value:
     """Integer dot products of 16 rows with one token's group, the weights' offset removed."""
     acc = const(V16I32, 0)
-    if kind == INT4 or (kind == INT8 and isa.bias8):
+    if kind == L.INT4 or (kind == L.INT8 and isa.bias8):
         acc = splat(b, load(b, bias, I32))
-        if kind == INT8:
+        if kind == L.INT8:
             acc = b.shl(acc, const(V16I32, 4))  # -8 * sum becomes -128 * sum
-    dot = isa.dot8 if kind == INT8 else isa.dot4
+    dot = isa.dot8 if kind == L.INT8 else isa.dot4
     for c, weight in enumerate(weights):
         acc = dot(b, acc, weight, load(b, b.add(x, const(I64, 4 * c)), I32))
     return acc
@@ -118,9 +121,7 @@ def _dot(b: Builder, isa: Isa, kind: int, weights: list[Value], x: Value, bias: 
 def _function(intrinsic: Any) -> Any:
     @helper
     def run(
-        quants: int,
-        scales: int,
-        minima: int,
+        tile: int,
         x: int,
         x_scales: int,
         x_bias: int,
@@ -129,7 +130,7 @@ def _function(intrinsic: Any) -> Any:
         out: int,
         stride: int,
     ) -> None:
-        intrinsic(quants, scales, minima, x, x_scales, x_bias, x_sums, groups, out, stride)
+        intrinsic(tile, x, x_scales, x_bias, x_sums, groups, out, stride)
 
     return run
 
@@ -142,9 +143,9 @@ def build(isa: Isa) -> Any:
 
     @helper
     def multiply(
-        matrix: int, tile: int, acts: int, block: int, tokens: int, out: int, stride: int
+        matrix: int, index: int, acts: int, block: int, tokens: int, out: int, stride: int
     ) -> None:
-        """16 rows of a matrix times a block of 1 or isa.tokens quantized tokens.
+        """Tile `index` of a matrix times a block of 1 or isa.tokens quantized tokens.
 
         `matrix` and `acts` are addresses of matrix and activations words; float32 [16] per token
         go to `out`, `stride` bytes apart.
@@ -154,20 +155,19 @@ def build(isa: Isa) -> Any:
         item = block * groups * tokens
         x, xs = a[L.A_QUANTS] + 32 * item, a[L.A_SCALES] + 4 * item
         bias, sums = a[L.A_BIAS] + 4 * item, a[L.A_SUMS] + 4 * item
-        q = m[L.QUANTS] + tile * groups * (512 if kind == INT8 else 256)
-        d, low = m[L.SCALES] + tile * groups * 32, m[L.MINIMA] + tile * groups * 32
+        tile = m[L.TILE] + index * m[L.TILE_BYTES]
         if tokens == 1:
-            if kind == INT4:
-                one4(q, d, low, x, xs, bias, sums, groups, out, stride)
-            elif kind == INT8:
-                one8(q, d, low, x, xs, bias, sums, groups, out, stride)
+            if kind == L.INT4:
+                one4(tile, x, xs, bias, sums, groups, out, stride)
+            elif kind == L.INT8:
+                one8(tile, x, xs, bias, sums, groups, out, stride)
             else:
-                one4m(q, d, low, x, xs, bias, sums, groups, out, stride)
-        elif kind == INT4:
-            many4(q, d, low, x, xs, bias, sums, groups, out, stride)
-        elif kind == INT8:
-            many8(q, d, low, x, xs, bias, sums, groups, out, stride)
+                one4m(tile, x, xs, bias, sums, groups, out, stride)
+        elif kind == L.INT4:
+            many4(tile, x, xs, bias, sums, groups, out, stride)
+        elif kind == L.INT8:
+            many8(tile, x, xs, bias, sums, groups, out, stride)
         else:
-            many4m(q, d, low, x, xs, bias, sums, groups, out, stride)
+            many4m(tile, x, xs, bias, sums, groups, out, stride)
 
     return multiply
