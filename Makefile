@@ -47,7 +47,7 @@ model: $(CORE)
 	@$(STEM) show $(MODEL) >/dev/null 2>&1 || $(STEM) pull $(MODEL)
 
 test: $(TEST)
-	@if $(PY) -m tests.real_model; then \
+	@if $(PY) -m tests.real_model >/dev/null; then \
 	  $(PY) -m pytest $(PYTEST_ARGS); \
 	else \
 	  echo "The real model could not be fetched: the tests that need it are left out."; \
@@ -71,7 +71,8 @@ goldens: $(GOLDENS)
 	$(GOLDENS_VENV)/$(BIN)/python tests/goldens/make_goldens.py $(MODE)
 
 bench: $(TEST)
-	$(PY) benchmarks/vs_llamacpp.py --llama-python $(LLAMA_PYTHON) $(BENCH_ARGS)
+	gguf=$$($(PY) -m tests.real_model) && \
+	$(PY) benchmarks/vs_llamacpp.py --gguf "$$gguf" --llama-python $(LLAMA_PYTHON) $(BENCH_ARGS)
 
 clean:
 	rm -rf $(VENV) .venv-goldens build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis

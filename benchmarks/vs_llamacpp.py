@@ -53,7 +53,7 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class Bench:
-    """What every row needs: both engines, the two models, how often to repeat."""
+    """What every row needs. `ceiling` is how fast this machine reads memory, in GB/s."""
 
     llama: LlamaSide
     stem: StemSide
@@ -61,6 +61,7 @@ class Bench:
     large: Path
     rounds: int
     threads: int
+    ceiling: float
 
     @contextmanager
     def opened(self, gguf: Path, context: int) -> Iterator[tuple[Side, ...]]:
@@ -90,13 +91,14 @@ def decode_row(bench: Bench, gguf: Path, name: str, bar: float) -> Row:
             side.prefill(tokens(PROMPT))
         theirs, ours = bench.medians(sides, lambda side: side.decode(tokens(DECODED), PROMPT))
         bytes_read = bench.stem.engine.weight_bytes_per_token(PROMPT + DECODED // 2)
+    speed = bytes_read * DECODED / ours / 1e9
     return Row(
         f"decode, {name}",
         f"{DECODED / theirs:.1f} tok/s",
         f"{DECODED / ours:.1f} tok/s",
         f"{theirs / ours:.2f}x",
         f"{bar}x",
-        f"{bytes_read * DECODED / ours / 1e9:.1f} GB/s",
+        f"{speed:.1f} GB/s, {speed / bench.ceiling:.0%} of what memory gives",
     )
 
 
@@ -205,13 +207,13 @@ def main() -> None:
     make_random_gguf.make(args.gguf, large)
     with Llama(args.llama_python) as llama:
         llama.quantize(args.gguf, small)
-        sides = LlamaSide(llama, args.threads), StemSide(args.threads)
-        bench = Bench(*sides, small, large, args.rounds, args.threads)
         warn_of_company()
-        reads = bandwidth.measure(args.threads)
+        sides = LlamaSide(llama, args.threads), StemSide(args.threads)
+        ceiling = bandwidth.measure(args.threads).gb_per_second
+        bench = Bench(*sides, small, large, args.rounds, args.threads, ceiling)
         print(
-            f"{args.threads} threads, medians of {args.rounds}; memory reads at "
-            f"{reads.gb_per_second:.0f} GB/s\n"
+            f"{args.threads} threads, medians of {args.rounds}; "
+            f"{ceiling:.0f} GB/s read from memory\n"
         )
         print("| | llama.cpp | STEM Local | ratio | bar | |\n|---|---|---|---|---|---|")
         for name in args.only:

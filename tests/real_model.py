@@ -33,6 +33,6 @@ def fetch(cache: Path) -> Path:
 
 if __name__ == "__main__":
     try:
-        print(f"The real model is {fetch(paths.cache_dir())}")
+        print(fetch(paths.cache_dir()))
     except StemError as error:
         sys.exit(str(error))
