@@ -34,7 +34,8 @@ def score_kernel(rows: int, native_half: bool) -> Any:
     q: `rows` float32 vectors, strides in bytes; keys: one block, float16 [head_dim, 16]; writes
     16 scores per row. head_dim is a multiple of 16.
     """
-    unroll = max(1, 8 // rows)  # enough independent sums to hide the latency of each
+    # enough independent sums to hide the latency of each; powers of two divide head_dim
+    unroll = {1: 8, 2: 4, 3: 2, 4: 2}.get(rows, 1)
 
     def emit(
         b: Builder, q: Value, stride: Value, keys: Value, dim: Value, out: Value, out_stride: Value

@@ -220,23 +220,27 @@ def _build_gate() -> Any:
 
 def _build_attend(isa: Isa) -> Any:
     native = isa.native_half
-    score8, score4, score2, score1 = (_score(rows, native) for rows in (8, 4, 2, 1))
-    wide4, wide2, wide1 = (_value(rows, 4, native) for rows in (4, 2, 1))
-    slim4, slim1 = (_value(rows, 1, native) for rows in (4, 1))
+    score8, score4, score3, score2, score1 = (_score(rows, native) for rows in (8, 4, 3, 2, 1))
+    wide4, wide3, wide2, wide1 = (_value(rows, 4, native) for rows in (4, 3, 2, 1))
+    slim4, slim3, slim2, slim1 = (_value(rows, 1, native) for rows in (4, 3, 2, 1))
     row_bytes = 4 * 16 * L.ATTENTION_BLOCKS
 
     @helper
     def scores_of(q: int, rows: int, keys: int, pad: int, out: int) -> None:
+        """Scores of one block of keys for all rows, as many at a time as there are registers."""
         row = 0
         while row < rows:
-            source, target = q + 4 * pad * row, out + row_bytes * row
-            if rows - row >= 8:
+            source, target, left = q + 4 * pad * row, out + row_bytes * row, rows - row
+            if left >= 8:
                 score8(source, 4 * pad, keys, pad, target, row_bytes)
                 row += 8
-            elif rows - row >= 4:
+            elif left >= 4:
                 score4(source, 4 * pad, keys, pad, target, row_bytes)
                 row += 4
-            elif rows - row >= 2:
+            elif left == 3:
+                score3(source, 4 * pad, keys, pad, target, row_bytes)
+                row += 3
+            elif left == 2:
                 score2(source, 4 * pad, keys, pad, target, row_bytes)
                 row += 2
             else:
@@ -245,17 +249,19 @@ def _build_attend(isa: Isa) -> Any:
 
     @helper
     def add_values(p: int, rows: int, values: int, pad: int, positions: int, acc: int) -> None:
+        """acc += p times values, up to 4 rows and 64 dimensions at a time."""
         row = 0
         while row < rows:
-            left = rows - row
+            step = min(rows - row, 4)
             source, target = p + row_bytes * row, acc + 4 * pad * row
             column = 0
-            step = 4 if left >= 4 else (2 if left >= 2 else 1)
             while column < pad:
                 v, y = values + 2 * column, target + 4 * column
                 if pad - column >= 64:
                     if step == 4:
                         wide4(source, row_bytes, v, 2 * pad, positions, y, 4 * pad)
+                    elif step == 3:
+                        wide3(source, row_bytes, v, 2 * pad, positions, y, 4 * pad)
                     elif step == 2:
                         wide2(source, row_bytes, v, 2 * pad, positions, y, 4 * pad)
                     else:
@@ -264,12 +270,12 @@ def _build_attend(isa: Isa) -> Any:
                 else:
                     if step == 4:
                         slim4(source, row_bytes, v, 2 * pad, positions, y, 4 * pad)
+                    elif step == 3:
+                        slim3(source, row_bytes, v, 2 * pad, positions, y, 4 * pad)
+                    elif step == 2:
+                        slim2(source, row_bytes, v, 2 * pad, positions, y, 4 * pad)
                     else:
                         slim1(source, row_bytes, v, 2 * pad, positions, y, 4 * pad)
-                        if step == 2:
-                            slim1(
-                                source + row_bytes, row_bytes, v, 2 * pad, positions, y + 4 * pad, 0
-                            )
                     column += 16
             row += step
 
