@@ -23,7 +23,7 @@ from .workspace import Workspace
 Logits = NDArray[np.float32]
 
 
-class Cancelled(StemError):
+class Cancelled(StemError):  # noqa: N818 (nothing went wrong)
     """Work that was stopped on request; the tokens done before are kept in the cache."""
 
 

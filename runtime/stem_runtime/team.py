@@ -12,7 +12,7 @@ from .kernels.jit import Entry
 from .threads import yield_address
 
 _IDLE_SPINS = 6000
-"""Spins (the later ones yielding) before a worker without work sleeps: some hundred microseconds."""
+"""Spins (the later ones yielding) before an idle worker sleeps: some hundred microseconds."""
 
 
 class Team:

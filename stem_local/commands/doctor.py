@@ -45,7 +45,7 @@ def command(json_: bool) -> None:
 
 
 def _machine() -> dict[str, Any]:
-    from stem_runtime.kernels.jit import host_cpu
+    from stem_runtime.kernels.host import host_cpu
 
     from .._version import __version__
 

@@ -7,7 +7,7 @@ import platform
 from dataclasses import dataclass
 
 from ..errors import KernelError
-from .jit import host_cpu
+from .host import host_cpu
 
 OVERRIDE = "STEM_KERNELS"
 """Environment variable that names a variant instead of the best one."""
@@ -71,6 +71,8 @@ def choose(override: str | None = None) -> KernelChoice:
         return KernelChoice(wanted, source)
     name = next(name for name, lacks in missing.items() if not lacks)
     better = [f"{other} needs {lacks}" for other, lacks in missing.items() if lacks]
-    passed = [line for line in better if line.split()[0] in list(missing)[: list(missing).index(name)]]
+    passed = [
+        line for line in better if line.split()[0] in list(missing)[: list(missing).index(name)]
+    ]
     why = f"the best that this {platform.machine()} CPU runs"
     return KernelChoice(name, why + (f" ({'; '.join(passed)})" if passed else ""))

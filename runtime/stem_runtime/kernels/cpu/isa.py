@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 from .simd import I8, I16, V16I32, V64I8, Builder, Value, call, concat, const, ir, lanes, splat
 

@@ -1,11 +1,12 @@
-"""The compiled unit of the engine: decode and prefill for one instruction set, and the team's loop."""
+"""The engine's compiled unit: decode and prefill for one instruction set, and the team's loop."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from typing import Any
 
-from . import blocks, decode, layout as L, matmul, prefill, team
+from . import blocks, decode, matmul, prefill, team
+from . import layout as L
 from .isa import VARIANTS
 from .simd import address_of, i64_at
 
@@ -35,7 +36,7 @@ def entries(variant: str) -> dict[str, Callable[..., Any]]:
                 return
 
     def post(ctx: Any, job: int) -> None:
-        """`job` comes in the thread number's place; the answer replaces it in the JOB word's line."""
+        """`job` comes in the thread number's place; the answer goes beside the JOB word."""
         words = i64_at(ctx[L.TEAM])
         words[L.JOB + 1] = post_job(ctx[L.TEAM], ctx[L.THREADS], job)
 

@@ -15,7 +15,7 @@ from .vector import helper
 _SPINS_BEFORE_YIELD = 2048
 
 
-def _atomic(name: str, values: int, result: Any, emit: Any) -> Any:
+def _atomic(values: int, result: Any, emit: Any) -> Any:
     """Intrinsic (address of an int64, *values) for one atomic operation."""
 
     def make(signature: Any) -> Any:
@@ -42,17 +42,13 @@ def _swap_if(b: Builder, target: Any, old: Any, new: Any) -> Any:
     return b.zext(b.extract_value(pair, 1), I64)
 
 
-atomic_load = _atomic(
-    "load", 0, types.int64, lambda b, target: b.load_atomic(target, "seq_cst", 8)
-)
-atomic_add = _atomic(
-    "add", 1, types.int64, lambda b, target, v: b.atomic_rmw("add", target, v, "seq_cst")
-)
+atomic_load = _atomic(0, types.int64, lambda b, target: b.load_atomic(target, "seq_cst", 8))
+atomic_add = _atomic(1, types.int64, lambda b, target, v: b.atomic_rmw("add", target, v, "seq_cst"))
 atomic_swap = _atomic(
-    "swap", 1, types.int64, lambda b, target, v: b.atomic_rmw("xchg", target, v, "seq_cst")
+    1, types.int64, lambda b, target, v: b.atomic_rmw("xchg", target, v, "seq_cst")
 )
-atomic_store = _atomic("store", 1, types.void, _store)
-atomic_swap_if = _atomic("swap_if", 2, types.int64, _swap_if)
+atomic_store = _atomic(1, types.void, _store)
+atomic_swap_if = _atomic(2, types.int64, _swap_if)
 
 
 def _pause_kernel(name: str) -> Any:

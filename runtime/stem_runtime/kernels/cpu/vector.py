@@ -75,7 +75,9 @@ def _vector(b: Builder, base: Value, index: Value) -> Value:
     return load(b, offset(b, base, index, 64), V16F32)
 
 
-def _emit_quantize(b: Builder, src: Value, q: Value, scale: Value, bias: Value, sums: Value) -> None:
+def _emit_quantize(
+    b: Builder, src: Value, q: Value, scale: Value, bias: Value, sums: Value
+) -> None:
     halves = [load(b, b.add(src, const(I64, 64 * i)), V16F32) for i in (0, 1)]
     peak = reduce_max(b, fmax(b, fabs(b, halves[0]), fabs(b, halves[1])))
     # below this the inverse would overflow, and the group adds nothing to any output
@@ -92,7 +94,7 @@ def _emit_quantize(b: Builder, src: Value, q: Value, scale: Value, bias: Value, 
 
 
 quantize_group = kernel(_emit_quantize, 5)
-"""(src, q, scale, bias, sums): 32 float32 to int8 with scale max|x|/127, -8*sum(q), scale*sum(q)."""
+"""(src, q, scale, bias, sums): 32 float32 to int8, scale max|x|/127, -8*sum(q), scale*sum(q)."""
 
 
 def _emit_rms_norm(
