@@ -77,15 +77,17 @@ class Engine:
         """
         with self._lock:
             self._check(cache, tokens)
-            if len(tokens) == 1:
-                return self._decode(cache, tokens[0])
+            self._team.interrupt(False)
             chunk = self._work.chunk
             for start in range(0, len(tokens), chunk):
                 part = tokens[start : start + chunk]
                 last = start + chunk >= len(tokens)
                 if cancel is not None and cancel():
                     raise Cancelled("Reading the prompt was cancelled.")
-                self._run_chunk(cache, part, len(part) - 1 if last else len(part))
+                if len(tokens) == 1:
+                    self._decode(cache, tokens[0])
+                else:
+                    self._run_chunk(cache, part, len(part) - 1 if last else len(part))
                 if progress is not None:
                     progress(start + len(part))
             return self._work.logits[0, : self.config.vocab_size]
@@ -102,6 +104,7 @@ class Engine:
             self._check(cache, tokens)
             vocab = self.config.vocab_size
             out = np.empty((len(tokens), vocab), np.float32)
+            self._team.interrupt(False)
             chunk = self._work.chunk
             for start in range(0, len(tokens), chunk):
                 part = tokens[start : start + chunk]
@@ -142,6 +145,8 @@ class Engine:
     def _check(self, cache: KVCache, tokens: Sequence[int]) -> None:
         if self._closed:
             raise UsageError("This model is closed; load it again.")
+        if not self._team.alive:
+            raise UsageError("This model was loaded before the process was forked; load it again.")
         if not len(tokens):
             raise UsageError("There are no tokens to read.")
         if min(tokens) < 0 or max(tokens) >= self.config.vocab_size:
@@ -161,7 +166,6 @@ class Engine:
     def _run_chunk(self, cache: KVCache, tokens: Sequence[int], logits_from: int) -> None:
         self._work.reserve_prefill()
         self._work.aim(cache, tokens, logits_from)
-        self._team.interrupt(False)
         self._team.run(L.JOB_PREFILL)
         if self._team.interrupted:
             raise Cancelled("Reading the prompt was cancelled.")

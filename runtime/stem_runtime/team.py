@@ -40,10 +40,23 @@ class Team:
 
     def run(self, job: int) -> None:
         """Run JOB_DECODE or JOB_PREFILL on all threads; returns when the last is done."""
-        if self._workers:
-            self._post(job)
-        name = "decode" if job == L.JOB_DECODE else "prefill"
-        self._entries[name](self._address, 0)
+        step = self._entries["decode" if job == L.JOB_DECODE else "prefill"]
+        before = self._words[L.GENERATION]
+        try:
+            if self._workers:
+                self._post(job)
+        except BaseException:
+            # Ctrl-C can fall in here, and workers that were told must not wait alone at a barrier
+            if self._words[L.GENERATION] != before:
+                self._wake_sleepers()
+                step(self._address, 0)
+            raise
+        step(self._address, 0)
+
+    @property
+    def alive(self) -> bool:
+        """False in a process that was forked from the one that started the workers."""
+        return all(worker.is_alive() for worker in self._workers)
 
     def interrupt(self, stop: bool = True) -> None:
         """Ask a running prefill to stop after its current layer, or take the request back."""
@@ -62,11 +75,14 @@ class Team:
 
     def _post(self, job: int) -> None:
         self._entries["post"](self._address, job)
+        self._wake_sleepers()
+
+    def _wake_sleepers(self) -> None:
+        """Wake those that the last job found asleep; waking one twice does no harm."""
         asleep = int(self._words[L.JOB + 1])
-        while asleep:
-            tid = (asleep & -asleep).bit_length() - 1
-            self._wake[tid].release()
-            asleep &= asleep - 1
+        for tid in range(1, len(self._wake)):
+            if asleep >> tid & 1:
+                self._wake[tid].release()
 
     def _work(self, tid: int) -> None:
         while self._wake[tid].acquire():

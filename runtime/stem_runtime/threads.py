@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import sys
 from pathlib import Path
 
 MAX_THREADS = 64
@@ -23,8 +24,10 @@ def default_threads() -> int:
 def yield_address() -> int:
     """Address of a C function that gives up the rest of a time slice, 0 if none is found."""
     try:
-        library = ctypes.WinDLL("kernel32") if os.name == "nt" else ctypes.CDLL(None)  # type: ignore[attr-defined, unused-ignore]
-        function = library.SwitchToThread if os.name == "nt" else library.sched_yield
+        if sys.platform == "win32":
+            function = ctypes.WinDLL("kernel32").SwitchToThread
+        else:
+            function = ctypes.CDLL(None).sched_yield
     except (OSError, AttributeError):
         return 0
     return ctypes.cast(function, ctypes.c_void_p).value or 0
@@ -37,7 +40,12 @@ def _allowed_cpus() -> set[int]:
 
 
 def _physical_cores(cpus: set[int]) -> int | None:
-    """Cores behind these CPUs, by the siblings that Linux lists; None elsewhere."""
+    """Cores behind these CPUs, None where the system does not tell."""
+    if sys.platform == "darwin":
+        # all threads wait for the slowest, so the cores made for saving power are left out
+        return _sysctl("hw.perflevel0.physicalcpu") or _sysctl("hw.physicalcpu")
+    if sys.platform == "win32":
+        return _windows_cores()
     siblings = set()
     for cpu in cpus:
         try:
@@ -46,6 +54,30 @@ def _physical_cores(cpus: set[int]) -> int | None:
         except OSError:
             return None
     return len(siblings)
+
+
+def _sysctl(name: str) -> int | None:
+    value, size = ctypes.c_int32(0), ctypes.c_size_t(4)
+    try:
+        ask = ctypes.CDLL(None).sysctlbyname
+    except (OSError, AttributeError):
+        return None
+    failed = ask(name.encode(), ctypes.byref(value), ctypes.byref(size), None, ctypes.c_size_t(0))
+    return None if failed else value.value
+
+
+def _windows_cores() -> int | None:
+    """Counts the records of cores (kind 0) that GetLogicalProcessorInformation gives."""
+    if sys.platform != "win32" or ctypes.sizeof(ctypes.c_void_p) != 8:
+        return None
+    ask = ctypes.WinDLL("kernel32").GetLogicalProcessorInformation
+    size = ctypes.c_uint32(0)
+    ask(None, ctypes.byref(size))
+    records = ctypes.create_string_buffer(size.value)
+    if not ask(records, ctypes.byref(size)):
+        return None
+    kinds = [records.raw[start + 8 : start + 12] for start in range(0, size.value, 32)]
+    return kinds.count(bytes(4)) or None
 
 
 def _quota() -> int | None:

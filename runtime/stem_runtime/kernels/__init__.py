@@ -19,7 +19,7 @@ _NEEDS: dict[str, tuple[frozenset[str], ...]] = {
         frozenset({"avx2", "fma", "f16c", "avx512vl", "avx512vnni"}),
     ),
     "avx2": (frozenset({"avx2", "fma", "f16c"}),),
-    "neon": (frozenset({"neon", "dotprod", "fullfp16"}), frozenset({"neon", "dotprod"})),
+    "neon": (frozenset({"neon", "dotprod"}),),
     "portable": (frozenset(),),
 }
 """Variants from best to worst, with the sets of CPU features that are enough for each."""
@@ -70,9 +70,8 @@ def choose(override: str | None = None) -> KernelChoice:
         source = "asked for" if override else f"asked for by {OVERRIDE}"
         return KernelChoice(wanted, source)
     name = next(name for name, lacks in missing.items() if not lacks)
-    better = [f"{other} needs {lacks}" for other, lacks in missing.items() if lacks]
-    passed = [
-        line for line in better if line.split()[0] in list(missing)[: list(missing).index(name)]
-    ]
+    arm = "neon" in host_cpu()[1]
+    better = list(missing)[: list(missing).index(name)]
+    passed = [f"{n} needs {missing[n]}" for n in better if (n == "neon") == arm]
     why = f"the best that this {platform.machine()} CPU runs"
     return KernelChoice(name, why + (f" ({'; '.join(passed)})" if passed else ""))
