@@ -119,7 +119,8 @@ class Workspace:
         args[L.ACTIVATION] = ACTIVATIONS.index(config.activation)
         args[L.ACTIVATION_PARAM] = _bits(config.activation_param)
         args[L.NORM_EPS], args[L.INVERSE_D] = _bits(config.norm_eps), _bits(1 / config.d_model)
-        args[L.ATTN_SCALE], args[L.EMBED_SCALE] = _bits(config.attn_scale), _bits(config.embed_scale)
+        args[L.ATTN_SCALE] = _bits(config.attn_scale)
+        args[L.EMBED_SCALE] = _bits(config.embed_scale)
         args[L.RESIDUAL_SCALE] = _bits(config.residual_scale)
 
     def _set_weights(self) -> None:

@@ -168,7 +168,9 @@ def _matrix(
     if place == 0:
         entries[stored] = entry
     array = view(data, entry, "u1")
-    return PackedMatrix.of_tiles(name, rows, cols, kind, array if place is None else array[:, place])
+    return PackedMatrix.of_tiles(
+        name, rows, cols, kind, array if place is None else array[:, place]
+    )
 
 
 def _pair(name: str) -> str | None:
@@ -313,7 +315,7 @@ def _stored(
         if len(shape) == 1:
             yield name, shape, (name,)
             continue
-        tiles = tiles_shape(*shape, kinds[name])
+        tiles = tiles_shape(shape[0], shape[1], kinds[name])
         pair, twin = _pair(name), _twin(name)
         if pair is None or kinds[name] != kinds[twin]:
             yield name + _TILES, tiles, (name,)

@@ -14,8 +14,8 @@ from .layout import (
     pack,
     pack_int4,
     pack_int8,
-    tiles_shape,
     tiles_of,
+    tiles_shape,
     unpack,
     unpack_plain,
 )
@@ -32,8 +32,8 @@ __all__ = [
     "pack",
     "pack_int4",
     "pack_int8",
-    "tiles_shape",
     "tiles_of",
+    "tiles_shape",
     "unpack",
     "unpack_plain",
 ]

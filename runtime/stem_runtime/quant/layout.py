@@ -88,11 +88,15 @@ class PackedMatrix:
     def joined(self) -> U8:
         """A copy of the matrix's bytes, uint8 [tiles, groups, GROUP_BYTES[kind]]."""
         shape = self.scales.shape[:2]
-        parts = [self.scales, self.quants] if self.minima is None else [
-            self.scales,
-            self.minima,
-            self.quants,
-        ]
+        parts = (
+            [self.scales, self.quants]
+            if self.minima is None
+            else [
+                self.scales,
+                self.minima,
+                self.quants,
+            ]
+        )
         flat = [np.ascontiguousarray(part).view(np.uint8).reshape(*shape, -1) for part in parts]
         return np.concatenate(flat, axis=2)
 

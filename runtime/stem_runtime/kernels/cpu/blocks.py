@@ -11,16 +11,25 @@ from . import layout as L
 from .attention import score_kernel, value_kernel
 from .isa import Isa
 from .matmul import GROUP_BYTES
-from .simd import F32, I64, Builder, const, exp, f32_at, i64_at, ir, load, splat, types, u8_at, u16_at
+from .simd import (
+    Builder,
+    const,
+    exp,
+    f32_at,
+    i64_at,
+    ir,
+    splat,
+    types,
+    u8_at,
+    u16_at,
+)
 from .vector import (
-    axpy,
     exp_scores,
     float_of_bits,
     gate_kernels,
     helper,
     max_scores,
     quantize_group,
-    rms_norm,
     to_half_kernel,
 )
 
@@ -119,7 +128,7 @@ def _build_embed(isa: Isa) -> Any:
 
     @intrinsic
     def half_of(_context: Any, _bits: Any) -> Any:
-        from .simd import V16I16, half_to_float
+        from .simd import half_to_float
 
         def codegen(_context: Any, b: Builder, _signature: Any, args: Any) -> Any:
             wide = half_to_float(b, splat(b, args[0]), native)
@@ -331,7 +340,12 @@ def _build_attend(isa: Isa) -> Any:
                 exp_scores(line, count, cell, cell + 4)
                 state[2 * row + 1] += past
             add_values(
-                scores, rows, values + start * pad * 2, pad, min(16 * count, newest + 1 - start), acc
+                scores,
+                rows,
+                values + start * pad * 2,
+                pad,
+                min(16 * count, newest + 1 - start),
+                acc,
             )
             block += count
 

@@ -40,7 +40,7 @@ def add_sublayer(args: Any, x: int, y: int, post_norm: int, tmp: int) -> None:
 @helper
 def combine(args: Any, out: int) -> None:
     """Join the threads' partial attention: float32 [heads * head_dim], zeros up to the padding."""
-    heads, pad, dim = args[L.N_HEADS], args[L.HEAD_PAD], args[L.HEAD_DIM]
+    heads, dim = args[L.N_HEADS], args[L.HEAD_DIM]
     threads, stride = args[L.THREADS], args[L.HEAD_PAD] + 16
     for head in range(heads):
         peak, total = -1e38, 0.0

@@ -12,13 +12,13 @@ from typing import Any
 from . import layout as L
 from .isa import Isa
 from .simd import (
+    F32,
     I32,
     I64,
     V16F32,
     V16I16,
     V16I32,
     V64I8,
-    F32,
     Builder,
     Value,
     const,
@@ -115,7 +115,6 @@ def _dot(b: Builder, isa: Isa, kind: int, weights: list[Value], x: Value, bias: 
     for c, weight in enumerate(weights):
         acc = dot(b, acc, weight, load(b, b.add(x, const(I64, 4 * c)), I32))
     return acc
-
 
 
 def _function(intrinsic: Any) -> Any:

@@ -129,7 +129,18 @@ def build(blocks: SimpleNamespace, multiply: Any, barrier: Any, grab: Any, width
             end = ((args[L.POSITION] + last - 1) >> 4) + 1
             rows = (last - first) * group
             attend(
-                args, index, kv, queries, rows, position, window, oldest >> 4, end, acc, stats, scores
+                args,
+                index,
+                kv,
+                queries,
+                rows,
+                position,
+                window,
+                oldest >> 4,
+                end,
+                acc,
+                stats,
+                scores,
             )
             for row in range(rows):
                 token, head = first + row // group, kv * group + row % group
