@@ -161,6 +161,8 @@ def _build_embed(isa: Isa) -> Any:
                 byte = q[(i >> 3) * 64 + (i & 3)]
                 nibble = (byte >> 4) if (i & 4) else (byte & 15)
                 y[32 * group + i] = d * types.float32(nibble) + low
+        for i in range(args[L.D_MODEL], 32 * groups):
+            y[i] = 0.0  # a minimum belongs to padding too
 
     return embed
 
