@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Sequence
 from types import TracebackType
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +20,9 @@ from .team import Team
 from .threads import MAX_THREADS, default_threads
 from .workspace import Workspace
 
+if TYPE_CHECKING:
+    from .sparsity.head import HeadLook
+
 Logits = NDArray[np.float32]
 
 
@@ -31,8 +34,9 @@ class Engine:
     """A model ready to run on the CPU. One call at a time; the interpreter lock is released.
 
     `threads` defaults to the physical cores, `kernels` names a variant instead of the best one
-    (see `kernels.choose`), `notify` receives a sentence when kernels must be compiled. Raises
-    KernelError, UsageError.
+    (see `kernels.choose`), `notify` receives a sentence when kernels must be compiled. `head` lets
+    `decode` look at the vocabulary before it computes rows of the output head. Raises KernelError,
+    UsageError.
     """
 
     def __init__(
@@ -42,6 +46,7 @@ class Engine:
         threads: int | None = None,
         kernels: str | None = None,
         notify: Callable[[str], None] | None = None,
+        head: HeadLook | None = None,
     ) -> None:
         if threads is not None and not 1 <= threads <= MAX_THREADS:
             raise UsageError(f"threads is from 1 to {MAX_THREADS}, not {threads}.")
@@ -50,6 +55,8 @@ class Engine:
         self.threads = threads or default_threads()
         entries = load_unit("stem_runtime.kernels.cpu.step", self.kernels.name, notify)
         self._work = Workspace(model, self.threads, self.kernels.token_block)
+        if head is not None:
+            self._work.set_look(head)
         self._team = Team(entries, self._work.args, self.threads)
         self._lock = threading.Lock()
         self._closed = False
@@ -92,11 +99,37 @@ class Engine:
                     progress(start + len(part))
             return self._work.logits[0, : self.config.vocab_size]
 
-    def decode(self, cache: KVCache, token: int) -> Logits:
-        """Read one token; returns float32 [vocab], a view that the next call overwrites."""
+    def decode(self, cache: KVCache, token: int, *, look: bool = False) -> Logits:
+        """Read one token; returns float32 [vocab], a view that the next call overwrites.
+
+        With `look` only rows of the head that can still matter are computed, the logits of the
+        others are -inf; raises UsageError for an engine that was made without a `head`.
+        """
         with self._lock:
             self._check(cache, (token,))
-            return self._decode(cache, token)
+            return self._decode(cache, token, look)
+
+    @property
+    def last_rows(self) -> int:
+        """Rows of the head that the last `decode` computed in full."""
+        return self._work.rows_done
+
+    def hidden(self, cache: KVCache, tokens: Sequence[int]) -> NDArray[np.float32]:
+        """Read `tokens`; returns float32 [n, d_model], what the output head gets after each.
+
+        That is the final norm's output with the logit scale folded in.
+        """
+        with self._lock:
+            self._check(cache, tokens)
+            self._team.interrupt(False)
+            out = np.empty((len(tokens), self.config.d_model), np.float32)
+            chunk = self._work.chunk
+            for start in range(0, len(tokens), chunk):
+                part = tokens[start : start + chunk]
+                with self._work.states(len(part)) as states:
+                    self._run_chunk(cache, part, len(part))
+                    out[start : start + len(part)] = states[:, : self.config.d_model]
+            return out
 
     def logits(self, cache: KVCache, tokens: Sequence[int]) -> Logits:
         """Read `tokens`; returns float32 [n, vocab], the logits after each of them."""
@@ -120,9 +153,12 @@ class Engine:
         """
         self._team.interrupt()
 
-    def weight_bytes_per_token(self, context: int) -> int:
-        """Bytes that one decoded token reads with `context` tokens in the cache."""
-        return self._work.bytes_per_token(context)
+    def weight_bytes_per_token(self, context: int, rows: float | None = None) -> int:
+        """Bytes that one decoded token reads with `context` tokens in the cache.
+
+        `rows` is how many rows of the head are computed in full after a look, None for all.
+        """
+        return self._work.bytes_per_token(context, rows)
 
     def close(self) -> None:
         """Stop the threads and let go of the model. Idempotent."""
@@ -157,8 +193,8 @@ class Engine:
                 f"{cache.length} are taken; shorten the prompt or load with a larger context."
             )
 
-    def _decode(self, cache: KVCache, token: int) -> Logits:
-        self._work.aim(cache, (token,), 0)
+    def _decode(self, cache: KVCache, token: int, look: bool = False) -> Logits:
+        self._work.aim(cache, (token,), 0, look)
         self._team.run(L.JOB_DECODE)
         cache.tokens.append(token)
         return self._work.logits[0, : self.config.vocab_size]

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from .config import ACTIVATIONS
+from .errors import UsageError
 from .formats.packed import PackedModel
 from .kernels.cpu import layout as L
 from .kv_cache import KVCache
 from .quant import PackedMatrix
+
+if TYPE_CHECKING:
+    from .sparsity.head import HeadLook
 
 _CHUNK = 256
 _CHUNK_WORK = 3e10
@@ -66,10 +72,13 @@ class Workspace:
         self._set_weights()
         self._set_decode_buffers()
         self._has_prefill = False
+        self._look: Look | None = None
         self.logits: Floats
         self.reserve_logits(1)
 
-    def aim(self, cache: KVCache, tokens: Sequence[int], logits_from: int) -> None:
+    def aim(
+        self, cache: KVCache, tokens: Sequence[int], logits_from: int, look: bool = False
+    ) -> None:
         """Point the next step at a cache, the tokens after it and the first wanted logits."""
         if cache.room > self._rope_length:
             self._set_rope(cache.room)
@@ -79,6 +88,9 @@ class Workspace:
         args[L.N_TOKENS], args[L.POSITION], args[L.LOGITS_FROM] = count, cache.length, logits_from
         args[L.KEYS], args[L.VALUES] = cache.keys.ctypes.data, cache.values.ctypes.data
         args[L.CAPACITY] = cache.room
+        if look and self._look is None:
+            raise UsageError("This engine has no look at the vocabulary; calibrate first.")
+        args[L.LOOK] = self._look.words.ctypes.data if look and self._look else 0
 
     def reserve_logits(self, rows: int) -> None:
         if not hasattr(self, "logits") or len(self.logits) < rows:
@@ -100,9 +112,37 @@ class Workspace:
         self.args[L.ACTS] = self._new_acts(groups * tokens)
         self.args[L.HIDDEN] = self._new_acts(self._hidden_groups * tokens)
 
-    def bytes_per_token(self, context: int) -> int:
+    @contextmanager
+    def states(self, count: int) -> Iterator[Floats]:
+        """Make prefill write what the head would get, float32 [count, d_pad], and no logits."""
+        states = np.zeros((count, self._d_pad), np.float32)
+        self.args[L.STATES] = states.ctypes.data
+        try:
+            yield states
+        finally:
+            self.args[L.STATES] = 0
+
+    def set_look(self, head: HeadLook) -> None:
+        """Let decode look at the vocabulary. Raises UsageError where `head` is of another model."""
+        config = self._model.config
+        wanted = (config.vocab_size, int(self._head[L.GROUPS]), L.ROW_GROUP_BYTES)
+        if head.rows.shape != wanted or head.rotation.cols != config.d_model:
+            raise UsageError("This look at the vocabulary belongs to a model of another shape.")
+        self._look = Look(head, self._threads)
+
+    @property
+    def rows_done(self) -> int:
+        """Rows of the head that the last step computed in full."""
+        if self.args[L.LOOK] == 0 or self._look is None:
+            return self._model.config.vocab_size
+        return int(self._look.words[L.LOOK_DONE])
+
+    def bytes_per_token(self, context: int, rows: float | None = None) -> int:
         config, model = self._model.config, self._model
         embed = 0 if config.tied_head else model.matrix("embed").nbytes
+        if rows is not None and self._look is not None:
+            whole = model.matrix("embed" if config.tied_head else "head").nbytes
+            embed += whole - self._look.nbytes(rows)
         seen = sum(min(window or context, context) for window in config.layer_windows)
         return model.nbytes - embed + 4 * config.kv_heads * self._head_pad * seen
 
@@ -121,6 +161,7 @@ class Workspace:
         args[L.NORM_EPS], args[L.INVERSE_D] = _bits(config.norm_eps), _bits(1 / config.d_model)
         args[L.ATTN_SCALE] = _bits(config.attn_scale)
         args[L.EMBED_SCALE] = _bits(config.embed_scale)
+        args[L.VOCAB] = config.vocab_size
         args[L.RESIDUAL_SCALE] = _bits(config.residual_scale)
 
     def _set_weights(self) -> None:
@@ -195,6 +236,27 @@ class Workspace:
             self._new_floats(items) for _ in range(3)
         )
         return self._keep(words)
+
+
+class Look:
+    """The words of a look at the vocabulary, and the memory that they point to."""
+
+    def __init__(self, head: HeadLook, threads: int) -> None:
+        self._head = head
+        self._list = np.zeros((threads, head.limit), np.int32)
+        self._counts = np.zeros((threads, L.LINE), np.int64)
+        self.words: Words = np.zeros(L.LOOK_WORDS, np.int64)
+        for place, matrix in ((L.LOOK_ROTATION, head.rotation), (L.LOOK_SCORES, head.look)):
+            self.words[place : place + L.MATRIX_WORDS] = _matrix_words(matrix)
+        self.words[L.LOOK_ROWS] = head.rows.ctypes.data
+        self.words[L.LOOK_MARGIN], self.words[L.LOOK_LIMIT] = _bits(head.margin), head.limit
+        self.words[L.LOOK_LIST] = self._list.ctypes.data
+        self.words[L.LOOK_COUNTS] = self._counts.ctypes.data
+
+    def nbytes(self, rows: float) -> int:
+        """Bytes read where `rows` rows are computed in full."""
+        head = self._head
+        return int(head.rotation.nbytes + head.look.nbytes + rows * head.rows[0].nbytes)
 
 
 def _round_up(value: int, step: int) -> int:

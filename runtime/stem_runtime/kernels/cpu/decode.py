@@ -12,6 +12,8 @@ from typing import Any
 
 from . import layout as L
 from .blocks import clear, exp_of, quantize, quantize_one, rope_head, share
+from .head import build as build_head
+from .isa import Isa
 from .simd import f32_at, i32_at, i64_at
 from .vector import axpy, float_of_bits, helper, rms_norm
 
@@ -77,7 +79,7 @@ def key_rows(layer: Any) -> tuple[int, int]:
     return q_tiles, q_tiles + layer[L.K + L.TILES]
 
 
-def build(blocks: SimpleNamespace, multiply: Any, barrier: Any) -> Any:
+def build(isa: Isa, blocks: SimpleNamespace, multiply: Any, barrier: Any) -> Any:
     """Return decode(args address, tid)."""
     embed, keep, gate, attend = blocks.embed, blocks.keep, blocks.gate, blocks.attend
 
@@ -179,6 +181,8 @@ def build(blocks: SimpleNamespace, multiply: Any, barrier: Any) -> Any:
         for tile in range(first, last):
             multiply(matrix, tile, acts, 0, 1, out + 64 * tile, 0)
 
+    compute_head = build_head(isa, multiply, barrier, cut_acts, project)
+
     @helper
     def decode(block: int, tid: int) -> None:
         args = i64_at(block)
@@ -216,7 +220,7 @@ def build(blocks: SimpleNamespace, multiply: Any, barrier: Any) -> Any:
             add_sublayer(args, x, args[L.Y], layer[L.FFN_POST_NORM], normed)
         rms_norm(x, args[L.FINAL_NORM], normed, vectors, inverse, eps)
         quantize(normed, d_pad >> 5, acts, 0, 0, 1)
-        project(args, args[L.HEAD], acts, args[L.LOGITS], tid)
+        compute_head(args, acts, tid, memory)
         barrier(team, threads)
 
     return decode

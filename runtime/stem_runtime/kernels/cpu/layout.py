@@ -33,6 +33,9 @@ from __future__ import annotations
     CAPACITY,  # positions, a multiple of 16
     LOGITS,  # float32 [tokens from LOGITS_FROM on, 16 * tiles of the head]
     LOGITS_FROM,  # first token of the call whose logits are wanted
+    STATES,  # 0, or float32 [tokens, D_PAD] for what the head gets (prefill only)
+    LOOK,  # 0, or look words: compute only the rows of the head that can still matter (decode)
+    VOCAB,
     # buffers
     X,  # float32 [tokens, D_PAD]: the residual stream of prefill
     Y,  # float32 [tokens, D_PAD]: what a sublayer adds to it
@@ -48,7 +51,7 @@ from __future__ import annotations
     TEAM,  # team words
     THREADS,
     ARGS_WORDS,
-) = range(40)
+) = range(43)
 
 # a quantized matrix: its first tile, the bytes from one tile to the next, what is in them
 TILE, TILE_BYTES, KIND, TILES, GROUPS, MATRIX_WORDS = range(6)
@@ -74,6 +77,20 @@ Q, K, V, O, GATE, UP, DOWN = range(0, 7 * _M, _M)  # noqa: E741
     ROPE,  # float32 [CAPACITY, 2, HEAD_DIM / 2]: cosines and sines
     LAYER_WORDS,
 ) = range(7 * _M, 7 * _M + 12)
+
+# a look at the vocabulary before the head
+_W = MATRIX_WORDS
+LOOK_ROTATION, LOOK_SCORES = 0, _W  # matrices: hidden state to few axes, axes to scores
+(
+    LOOK_ROWS,  # the head by rows: [vocab, groups, 34 bytes]
+    LOOK_MARGIN,  # float64 bits: rows scoring less than the best by more are left out
+    LOOK_LIMIT,  # rows; where more remain the whole head is computed
+    LOOK_LIST,  # int32 [threads, LIMIT]: rows that remain
+    LOOK_COUNTS,  # int64 [threads, LINE]: how many, and from the second word on the best score
+    LOOK_DONE,  # rows computed in full by the last step
+    LOOK_WORDS,
+) = range(2 * _W, 2 * _W + 7)
+ROW_GROUP_BYTES = 34  # float16 scale, 32 bytes
 
 # the team: words a cache line apart, so that waiting on one does not slow the others
 LINE = 8

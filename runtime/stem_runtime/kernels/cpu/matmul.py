@@ -13,11 +13,15 @@ from . import layout as L
 from .isa import Isa
 from .simd import (
     F32,
+    I16,
     I32,
     I64,
+    V8F32,
+    V8I32,
     V16F32,
     V16I16,
     V16I32,
+    V32I8,
     V64I8,
     Builder,
     Value,
@@ -29,6 +33,7 @@ from .simd import (
     kernel,
     load,
     offset,
+    reduce_add,
     splat,
     store,
 )
@@ -115,6 +120,34 @@ def _dot(b: Builder, isa: Isa, kind: int, weights: list[Value], x: Value, bias: 
     for c, weight in enumerate(weights):
         acc = dot(b, acc, weight, load(b, b.add(x, const(I64, 4 * c)), I32))
     return acc
+
+
+def row_kernel(isa: Isa) -> Any:
+    """Intrinsic (row, x, x_scales, x_sums, groups, out): one int8 row, stored by itself.
+
+    The row is groups of a float16 scale and 32 bytes (quant + 128); the activations are those of
+    one token. Writes a float32.
+    """
+
+    def emit(
+        b: Builder, row: Value, x: Value, x_scales: Value, x_sums: Value, groups: Value, out: Value
+    ) -> None:
+        start = [const(V8F32, 0.0), const(F32, 0.0)]
+        with counted_loop(b, groups, start) as (group, (acc, offsets), results):
+            here = offset(b, row, group, L.ROW_GROUP_BYTES)
+            wide = half_to_float(b, splat(b, load(b, here, I16)), isa.native_half)
+            scale = b.extract_element(wide, const(I32, 0))
+            quants = load(b, b.add(here, const(I64, 2)), V32I8)
+            values = load(b, offset(b, x, group, 32), V32I8)
+            dot = isa.dot8(b, const(V8I32, 0), quants, values)
+            factor = b.fmul(scale, load(b, offset(b, x_scales, group, 4), F32))
+            product = b.fmul(b.sitofp(dot, V8F32), splat(b, factor, 8))
+            group_sum = load(b, offset(b, x_sums, group, 4), F32)
+            results += [b.fadd(acc, product), b.fadd(offsets, b.fmul(scale, group_sum))]
+        total = reduce_add(b, results[0])
+        store(b, b.fsub(total, b.fmul(results[1], const(F32, float(isa.bias8)))), out)
+
+    return kernel(emit, 6)
 
 
 def _function(intrinsic: Any) -> Any:

@@ -19,6 +19,7 @@ LANES = 16
 I8, I16, I32, I64 = ir.IntType(8), ir.IntType(16), ir.IntType(32), ir.IntType(64)
 F32, F64, HALF = ir.FloatType(), ir.DoubleType(), ir.HalfType()
 V64I8, V16I16, V16I32 = ir.VectorType(I8, 64), ir.VectorType(I16, 16), ir.VectorType(I32, 16)
+V8F32, V8I32, V32I8 = ir.VectorType(F32, 8), ir.VectorType(I32, 8), ir.VectorType(I8, 32)
 V16F32, V16HALF = ir.VectorType(F32, 16), ir.VectorType(HALF, 16)
 Value = Any
 Builder = Any
@@ -149,10 +150,15 @@ def float_to_half(b: Builder, x: Value, native: bool) -> Value:
         return b.bitcast(b.fptrunc(x, V16HALF), V16I16)
     bits = b.bitcast(x, V16I32)
     sign = b.and_(b.lshr(bits, const(V16I32, 16)), const(V16I32, 0x8000))
-    small = b.bitcast(b.fmul(fabs(b, x), const(V16F32, 2.0**-112)), V16I32)
-    odd = b.and_(b.lshr(small, const(V16I32, 13)), const(V16I32, 1))
-    rounded = b.lshr(b.add(b.add(small, const(V16I32, 0xFFF)), odd), const(V16I32, 13))
-    return b.trunc(b.or_(rounded, sign), V16I16)
+    size = fabs(b, x)
+    # where halves are subnormal they are 2**-24 apart, as floats are from 0.5 on
+    half = const(V16F32, 0.5)
+    small = b.sub(b.bitcast(b.fadd(size, half), V16I32), b.bitcast(half, V16I32))
+    bits = b.sub(b.bitcast(size, V16I32), const(V16I32, 112 << 23))
+    odd = b.and_(b.lshr(bits, const(V16I32, 13)), const(V16I32, 1))
+    usual = b.lshr(b.add(b.add(bits, const(V16I32, 0xFFF)), odd), const(V16I32, 13))
+    is_small = b.fcmp_ordered("<", size, const(V16F32, 2.0**-14))
+    return b.trunc(b.or_(b.select(is_small, small, usual), sign), V16I16)
 
 
 @contextmanager

@@ -16,7 +16,7 @@ def entries(variant: str) -> dict[str, Callable[..., Any]]:
     isa = VARIANTS[variant]
     barrier, grab, wait_for_job, post_job = team.build(variant)
     multiply, parts = matmul.build(isa), blocks.build(isa)
-    decode_step = decode.build(parts, multiply, barrier)
+    decode_step = decode.build(isa, parts, multiply, barrier)
     prefill_step = prefill.build(parts, multiply, barrier, grab, isa.tokens)
 
     def run_decode(ctx: Any, tid: int) -> None:

@@ -1,0 +1,1 @@
+"""Computing only what matters: what to leave out, and how that is learned and kept."""

@@ -1,0 +1,162 @@
+"""The sparse output head: a cheap look at every row of the vocabulary, then the rows that matter.
+
+The final hidden state is turned into its principal axes, of which the first few carry nearly all
+that tells tokens apart. Scores from those alone are close to the logits, so that only the rows
+whose score comes within a margin of the best one are worth computing in full.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..formats.packed import PackedModel
+from ..kernels.oracle import quantize_activations
+from ..quant import GROUP, TILE, PackedMatrix, PlainMatrix, groups_of, pack, unpack, unpack_plain
+from ..quant.rounding import quantize
+
+ROW_GROUP_BYTES = 2 + GROUP
+"""Bytes of a group of 32 columns in `HeadLook.rows`: a float16 scale, then quants + 128."""
+
+_BLOCK_ROWS = 4096
+
+U8 = NDArray[np.uint8]
+F32 = NDArray[np.float32]
+F64 = NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True)
+class HeadLook:
+    """What the engine needs to decode with a sparse head.
+
+    `rotation` int8 [dims, d_model] turns the head's input into principal axes; `look` int8
+    [vocab, dims] scores every row from them. A row is computed in full when its score is at least
+    the best one less `margin`; with more than `limit` such rows the whole head is. `rows` uint8
+    [vocab, groups, 34] is the int8 head row by row, since rows of its tiles do not lie alone.
+    """
+
+    rotation: PackedMatrix
+    look: PackedMatrix
+    rows: U8
+    margin: float
+    limit: int
+
+    @property
+    def dims(self) -> int:
+        return self.rotation.rows
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of one row computed in full."""
+        return self.rows.shape[1] * self.rows.shape[2]
+
+    @property
+    def look_bytes(self) -> int:
+        """Bytes that every token reads, whatever the rows."""
+        return self.rotation.nbytes + self.look.nbytes
+
+
+def head_of(model: PackedModel) -> PackedMatrix:
+    """The matrix [vocab, d_model] that makes logits, shared with the embedding or not."""
+    return model.matrix("embed" if model.config.tied_head else "head")
+
+
+def default_limit(vocab: int) -> int:
+    """Rows beyond which the whole head is computed: an eighth of them, where gathering still pays.
+
+    At least one tile, so that a tiny vocabulary has a limit too.
+    """
+    return max(TILE, vocab // 8 // TILE * TILE)
+
+
+def blocks(matrix: PackedMatrix) -> Iterator[tuple[int, PackedMatrix]]:
+    """Cut a matrix into blocks of rows: (first row, matrix of the block), views without copies."""
+    for start in range(0, matrix.rows, _BLOCK_ROWS):
+        rows = min(_BLOCK_ROWS, matrix.rows - start)
+        tiles = slice(start // TILE, (start + rows + TILE - 1) // TILE)
+        yield (
+            start,
+            replace(
+                matrix,
+                rows=rows,
+                quants=matrix.quants[tiles],
+                scales=matrix.scales[tiles],
+                minima=None if matrix.minima is None else matrix.minima[tiles],
+            ),
+        )
+
+
+def row_major(head: PackedMatrix) -> U8:
+    """The rows of an int8 matrix one after the other, bit for bit: uint8 [rows, groups, 34]."""
+    if head.kind != "int8":
+        raise ValueError(f"{head.name} is {head.kind}, not int8")
+    groups = groups_of(head.cols)
+    rows = np.empty((head.rows, groups, ROW_GROUP_BYTES), np.uint8)
+    for start, block in blocks(head):
+        plain, part = unpack_plain(block), rows[start : start + block.rows]
+        scales = np.ascontiguousarray(plain.scales, "<f2").view(np.uint8)
+        part[:, :, :2] = scales.reshape(-1, groups, 2)
+        part[:, :, 2:] = plain.quants.reshape(-1, groups, GROUP)
+    return rows
+
+
+def principal_axes(hidden: F32, count: int) -> F32:
+    """The first `count` principal axes of hidden states [n, d], as float32 [count, d].
+
+    Of the second moment about zero, not about the mean: a logit is a product with the state itself.
+    """
+    wide = hidden.astype(np.float64)
+    _, vectors = np.linalg.eigh(wide.T @ wide)
+    return np.ascontiguousarray(vectors[:, ::-1][:, :count].T, np.float32)
+
+
+class Looks:
+    """Looks of every number of dimensions up to `len(axes)`, which share one rounding.
+
+    Groups of 32 columns are rounded alone, so that fewer dimensions are a cut of more.
+    """
+
+    def __init__(self, head: PackedMatrix, axes: F32) -> None:
+        """`axes` float32 [dims, d_model], dims a multiple of 32."""
+        self._head = head
+        self._rotation = quantize(axes, "int8")
+        turned = np.empty((head.rows, len(axes)), np.float32)
+        for start, block in blocks(head):
+            turned[start : start + block.rows] = unpack(block) @ axes.T
+        self._look = quantize(turned, "int8")
+
+    def make(self, dims: int, margin: float, limit: int, rows: U8) -> HeadLook:
+        """The look of the first `dims` axes; `rows` as `row_major` makes them."""
+        rotation = PlainMatrix(
+            "int8", self._rotation.quants[:dims], self._rotation.scales[:dims]
+        )
+        look = PlainMatrix(
+            "int8", self._look.quants[:, :dims], self._look.scales[:, : dims // GROUP]
+        )
+        return HeadLook(
+            pack(rotation, "head.rotation", self._head.cols),
+            pack(look, "head.look"),
+            rows,
+            margin,
+            limit,
+        )
+
+    def values(self) -> tuple[F32, F32]:
+        """The rotation [dims, d_model] and the look [vocab, dims] as they are after rounding."""
+        rotation, look = pack(self._rotation, "", self._head.cols), pack(self._look)
+        return unpack(rotation), unpack(look)
+
+
+def rounded(x: F32) -> F32:
+    """Float32 [n, d] as the kernels see it: rounded to int8 in groups of 32."""
+    quants, scales, _ = quantize_activations(x)
+    whole = (quants * scales[..., None]).reshape(len(x), -1)
+    return np.ascontiguousarray(whole[:, : x.shape[1]], np.float32)
+
+
+def look_scores(rotation: F32, look: F32, hidden: F32) -> F32:
+    """Scores [n, vocab] of hidden states [n, d], in the kernels' own roundings."""
+    return rounded(rounded(hidden) @ rotation.T) @ look.T
