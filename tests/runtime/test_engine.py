@@ -213,7 +213,7 @@ def test_a_full_context_is_an_error_and_changes_nothing(tiny: Engine, cases: Cas
     cache = tiny.new_cache(40)
     tiny.prefill(cache, case.tokens[:39])
     for call in (tiny.prefill, tiny.logits):
-        with pytest.raises(ContextFullError, match="2 more tokens do not fit.* 40 and 39 are"):
+        with pytest.raises(ContextFullError, match=r"2 more tokens do not fit.* 40 and 39 are"):
             call(cache, case.tokens[39:41])
     assert_near(tiny.decode(cache, case.tokens[39])[None], case.logits[39:40])
     with pytest.raises(ContextFullError):

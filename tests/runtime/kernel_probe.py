@@ -1,0 +1,92 @@
+"""A unit that exposes single kernels to tests. Every entry takes its arguments from the block."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from stem_runtime.kernels.cpu import blocks, matmul, vector
+from stem_runtime.kernels.cpu.attention import score_kernel, value_kernel
+from stem_runtime.kernels.cpu.isa import VARIANTS
+from stem_runtime.kernels.cpu.simd import (
+    V16I16,
+    half_to_float,
+    i64_at,
+    kernel,
+    load,
+    offset,
+    store,
+)
+from stem_runtime.kernels.cpu.vector import float_of_bits
+
+SCORE_ROWS = (8, 4, 3, 2, 1)
+VALUE_SHAPES = tuple((rows, vectors) for rows in (4, 3, 2, 1) for vectors in (4, 1))
+
+_ENTRIES: dict[int, Callable[[Any], Callable[..., Any]]] = {
+    3: lambda f: lambda c, _tid: f(c[0], c[1], c[2]),
+    4: lambda f: lambda c, _tid: f(c[0], c[1], c[2], c[3]),
+    5: lambda f: lambda c, _tid: f(c[0], c[1], c[2], c[3], c[4]),
+    6: lambda f: lambda c, _tid: f(c[0], c[1], c[2], c[3], c[4], c[5]),
+    7: lambda f: lambda c, _tid: f(c[0], c[1], c[2], c[3], c[4], c[5], c[6]),
+    8: lambda f: lambda c, _tid: f(c[0], c[1], c[2], c[3], c[4], c[5], c[6], c[7]),
+}
+
+
+def _from_half(native: bool) -> Any:
+    """Intrinsic (bits, out, n/16): float16 bits to float32."""
+
+    def emit(b: Any, bits: Any, out: Any, vectors: Any) -> None:
+        from stem_runtime.kernels.cpu.simd import counted_loop
+
+        with counted_loop(b, vectors, []) as (i, _, _):
+            half = load(b, offset(b, bits, i, 32), V16I16)
+            store(b, half_to_float(b, half, native), offset(b, out, i, 64))
+
+    return kernel(emit, 3)
+
+
+def entries(variant: str) -> dict[str, Callable[..., Any]]:
+    isa = VARIANTS[variant]
+    parts = blocks.build(isa)
+    embed, keep, attend = parts.embed, parts.keep, parts.attend
+    rope_head = blocks.rope_head
+
+    def run_embed(c: Any, _tid: int) -> None:
+        embed(i64_at(c[0]), c[1], c[2])
+
+    def run_keep(c: Any, _tid: int) -> None:
+        keep(i64_at(c[0]), c[1], c[2], c[3], c[4], c[5], c[6], c[7])
+
+    def run_rope(c: Any, _tid: int) -> None:
+        rope_head(i64_at(c[0]), c[1], c[2], c[3], c[4], float_of_bits(c[5]), c[6])
+
+    def run_attend(c: Any, _tid: int) -> None:
+        a = i64_at(c[0])
+        attend(a, c[1], c[2], c[3], c[4], c[5], c[6], c[7], c[8], c[9], c[10], c[11])
+
+    kernels: dict[str, tuple[Any, int]] = {
+        "quantize": (vector.quantize_group, 5),
+        "rms_norm": (vector.rms_norm, 6),
+        "axpy": (vector.axpy, 4),
+        "exp_scores": (vector.exp_scores, 4),
+        "max_scores": (vector.max_scores, 3),
+    }
+    for kind in matmul.KINDS:
+        for tokens in (1, isa.tokens):
+            kernels[f"tile_{kind}_{tokens}"] = matmul.tile_kernel(isa, kind, tokens), 8
+    for name, gate in vector.gate_kernels.items():
+        kernels[f"gate_{name}"] = gate, 5
+    for native in {isa.native_half, False}:
+        kernels[f"to_half_{native}"] = vector.to_half_kernel(native), 3
+        kernels[f"from_half_{native}"] = _from_half(native), 3
+    for rows in SCORE_ROWS:
+        kernels[f"score_{rows}"] = score_kernel(rows, isa.native_half), 6
+    for rows, vectors in VALUE_SHAPES:
+        kernels[f"value_{rows}_{vectors}"] = value_kernel(rows, vectors, isa.native_half), 7
+    calls = {name: _ENTRIES[count](intrinsic) for name, (intrinsic, count) in kernels.items()}
+    return calls | {
+        "embed": run_embed,
+        "keep": run_keep,
+        "rope_head": run_rope,
+        "attend": run_attend,
+    }
