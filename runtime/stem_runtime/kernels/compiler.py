@@ -17,6 +17,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from ..errors import KernelError
 from .host import host_machine
 
 _lock = threading.Lock()
@@ -41,7 +42,8 @@ def translate(module: str, variant: str) -> tuple[list[str], Any]:
     from numba import types
 
     signature = types.void(types.CPointer(types.int64), types.int64)
-    texts: dict[int, str] = {}
+    libraries: dict[Any, None] = {}
+    shims = []
     with _translation_only():
         functions = importlib.import_module(module).entries(variant)
         for name, function in functions.items():
@@ -53,10 +55,10 @@ def translate(module: str, variant: str) -> tuple[list[str], Any]:
                 no_cfunc_wrapper=True,
             )(function)
             result = next(iter(dispatcher.overloads.values()))
-            _gather(result.library, texts)
-            texts[id(function)] = _shim(name, result.fndesc.llvm_func_name)
+            _gather(result.library, libraries)
+            shims.append(_shim(name, result.fndesc.llvm_func_name))
     unit = binding.parse_assembly("")
-    for text in texts.values():
+    for text in (*(text for library in libraries for text in library.texts), *shims):
         unit.link_in(binding.parse_assembly(text))
     unit.verify()
     for function in unit.functions:
@@ -66,13 +68,19 @@ def translate(module: str, variant: str) -> tuple[list[str], Any]:
 
 
 def optimize(unit: Any, machine: Any) -> None:
-    """Optimize an LLVM module in place for a target machine."""
+    """Optimize an LLVM module in place for a target machine.
+
+    Raises KernelError if the code needs anything from outside: nothing could be linked to it.
+    """
     from llvmlite import binding
 
     options = binding.create_pipeline_tuning_options(speed_level=3)
     options.loop_vectorization = True
     builder = binding.create_pass_builder(machine, options)
     builder.getModulePassManager().run(unit, builder)
+    for function in unit.functions:
+        if function.is_declaration and not function.name.startswith("llvm."):
+            raise KernelError(f"Kernels must not call {function.name}, which is not among them.")
 
 
 @contextmanager
@@ -164,14 +172,12 @@ def _pipeline(_state: Any, name: str = "nopython") -> Any:
     return passes
 
 
-def _gather(library: Any, texts: dict[int, str]) -> None:
-    """Add the text of a library and of all that it calls, once each."""
-    if id(library) not in texts:
-        texts[id(library)] = ""
+def _gather(library: Any, found: dict[Any, None]) -> None:
+    """Add a library and all that it calls, once each."""
+    if library not in found:
+        found[library] = None
         for called in library.called:
-            _gather(called, texts)
-        for text in library.texts:
-            texts[id(text)] = text
+            _gather(called, found)
 
 
 def _shim(name: str, target: str) -> str:
