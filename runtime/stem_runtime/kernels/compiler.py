@@ -5,7 +5,7 @@ beyond that (wrappers for Python, optimizing every function with all that it cal
 caller) is left out, since only the whole unit is ever run. LLVM then optimizes the unit once.
 
 As a program, `python -m stem_runtime.kernels.compiler MODULE VARIANT` writes the compiled unit to
-standard output. `jit` runs it so, to keep numba out of the memory of the process that answers.
+standard output, sealed. `jit` runs it so, to keep numba out of the process that answers.
 """
 
 from __future__ import annotations
@@ -15,10 +15,12 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from typing import Any
 
 from ..errors import KernelError
 from .host import host_machine
+from .jit import sealed
 
 _lock = threading.Lock()
 
@@ -83,20 +85,11 @@ def optimize(unit: Any, machine: Any) -> None:
             raise KernelError(f"Kernels must not call {function.name}, which is not among them.")
 
 
-@contextmanager
-def _translation_only() -> Iterator[None]:
-    """Let numba's compilations end with LLVM text, by the few steps that kernels need."""
-    from numba.core.codegen import CodeLibrary
-    from numba.core.compiler import DefaultPassBuilder
-    from numba.core.dispatcher import Dispatcher
-    from numba.core.registry import cpu_target
-    from numba.core.types.misc import unliteral
+@cache
+def _library_class() -> Any:
+    from numba.core.codegen import CodeLibrary, JITCodeLibrary
 
-    # numba's own runtime is made at the first compilation, and must be made in full
-    cpu_target.target_context.refresh()
-    codegen = cpu_target.target_context.codegen()
-
-    class Library(codegen._library_class):  # type: ignore[name-defined, misc, unused-ignore]
+    class Library(JITCodeLibrary):  # type: ignore[misc]
         """Keeps the text of one function and the libraries of those that it calls."""
 
         def __init__(self, *args: Any) -> None:
@@ -117,6 +110,20 @@ def _translation_only() -> Iterator[None]:
         def get_pointer_to_function(self, _name: str) -> int:
             return 0
 
+    return Library
+
+
+@contextmanager
+def _translation_only() -> Iterator[None]:
+    """Let numba's compilations end with LLVM text, by the few steps that kernels need."""
+    from numba.core.compiler import DefaultPassBuilder
+    from numba.core.dispatcher import Dispatcher
+    from numba.core.registry import cpu_target
+    from numba.core.types.misc import unliteral
+
+    # numba's own runtime is made at the first compilation, and must be made in full
+    cpu_target.target_context.refresh()
+    codegen = cpu_target.target_context.codegen()
     usual_template = Dispatcher.get_call_template
 
     def get_call_template(self: Any, args: Any, kws: Any) -> Any:
@@ -124,7 +131,7 @@ def _translation_only() -> Iterator[None]:
         return usual_template(self, tuple(map(unliteral, args)), kws)
 
     changes = (
-        (codegen, "_library_class", Library),
+        (codegen, "_library_class", _library_class()),
         (codegen, "set_env", lambda _name, _env: None),
         (DefaultPassBuilder, "define_nopython_pipeline", staticmethod(_pipeline)),
         (Dispatcher, "get_call_template", get_call_template),
@@ -197,7 +204,7 @@ def main() -> None:
     module, variant = sys.argv[1:]
     output = sys.stdout.buffer
     sys.stdout = sys.stderr  # nothing that a library prints may get between the bytes
-    output.write(compile_unit(module, variant))
+    output.write(sealed(compile_unit(module, variant)))
 
 
 if __name__ == "__main__":

@@ -73,10 +73,11 @@ def _compile(module: str, variant: str) -> bytes:
             )
         except OSError:
             return _compile_here(module, variant)
-        if done.returncode == 0:
-            return done.stdout
-        lines = done.stderr.decode(errors="replace").strip().splitlines()
-        raise _failed(variant, lines[-1] if lines else f"exit status {done.returncode}")
+        code = unsealed(done.stdout)
+        if done.returncode == 0 and code is not None:
+            return code
+        why = done.stderr.decode(errors="replace") or f"exit status {done.returncode}"
+        raise _failed(variant, why)
     return _compile_here(module, variant)
 
 
@@ -97,7 +98,7 @@ def _compile_here(module: str, variant: str) -> bytes:
 
 def _failed(variant: str, why: str) -> KernelError:
     return KernelError(
-        f"The {variant or 'CPU'} kernels could not be compiled ({why}); "
+        f"The {variant or 'CPU'} kernels could not be compiled ({why.strip().splitlines()[-1]}); "
         "other kernels can be named in STEM_KERNELS, such as portable."
     )
 
@@ -142,11 +143,19 @@ def _key(module: str, variant: str) -> str:
 
 def _read(path: Path) -> bytes | None:
     try:
-        data = path.read_bytes()
+        return unsealed(path.read_bytes())
     except OSError:
         return None
-    digest, code = data[:_DIGEST_SIZE], data[_DIGEST_SIZE:]
-    return code if hashlib.sha256(code).digest() == digest else None
+
+
+def sealed(code: bytes) -> bytes:
+    """The code with its digest: LLVM trusts what it is given, so damage must be noticed before."""
+    return hashlib.sha256(code).digest() + code
+
+
+def unsealed(data: bytes) -> bytes | None:
+    code = data[_DIGEST_SIZE:]
+    return code if sealed(code) == data else None
 
 
 def _write(path: Path, code: bytes) -> None:
@@ -155,7 +164,7 @@ def _write(path: Path, code: bytes) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
-            file.write(hashlib.sha256(code).digest() + code)
+            file.write(sealed(code))
         Path(file.name).replace(path)
     except OSError:
         return

@@ -84,7 +84,8 @@ def concat(b: Builder, parts: list[Value]) -> Value:
 
 
 def fma(b: Builder, x: Value, y: Value, z: Value) -> Value:
-    return call(b, "llvm.fma.v16f32", V16F32, [x, y, z])
+    """x * y + z, rounded once where the CPU can, twice where that would be a library call."""
+    return call(b, "llvm.fmuladd.v16f32", V16F32, [x, y, z])
 
 
 def fmax(b: Builder, x: Value, y: Value) -> Value:
