@@ -11,6 +11,7 @@ from typing import Literal, Unpack, overload
 from stem_runtime.engine import Engine
 from stem_runtime.errors import UsageError
 from stem_runtime.formats.packed import open_packed
+from stem_runtime.kernels import choose as choose_kernels
 from stem_runtime.tokenizer import Tokenizer
 
 from . import store
@@ -18,6 +19,7 @@ from .chat import Prompt
 from .completion import Chunk, Completion
 from .generation import GenerateOptions
 from .model import Model
+from .sparsity import Sparsity, check_sparsity, choose
 
 DEFAULT_CONTEXT = 8192
 """Tokens a model's KV cache holds unless asked otherwise, or its own limit where that is less."""
@@ -32,6 +34,7 @@ def load(
     threads: int | None = None,
     context: int | None = None,
     kernels: str | None = None,
+    sparsity: Sparsity = "auto",
     notify: Callable[[str], None] | None = None,
 ) -> Model:
     """Open an installed model, by name or by the path of its packed folder; None is the default.
@@ -39,6 +42,7 @@ def load(
     `threads` defaults to the physical cores. `context` is how many tokens of prompt and answer
     there is room for: 8192 unless told, and never more than the model was made for; memory for it
     is used only as it fills. `kernels` names a kernel variant instead of the best one here.
+    `sparsity` "off" leaves the model's calibration alone, "auto" uses it where it holds.
     `notify` receives a sentence when the kernels have to be compiled, which takes a while and
     happens once per machine; without it, a terminal is told. Raises NotInstalledError,
     FormatError, UsageError, KernelError.
@@ -54,8 +58,9 @@ def load(
         )
     tokenizer = Tokenizer.from_file(folder / "tokenizer.json", packed.info["tokenizer"])
     notify = notify or _tell
-    engine = Engine(packed, threads=threads, kernels=kernels, notify=notify)
-    return Model(packed, engine, tokenizer, context, notify)
+    sparse = choose(packed, check_sparsity(sparsity), choose_kernels(kernels).name)
+    engine = Engine(packed, threads=threads, kernels=kernels, notify=notify, head=sparse.head)
+    return Model(packed, engine, tokenizer, context, notify, sparse)
 
 
 @overload
@@ -106,7 +111,9 @@ def generate(
     `seed` (same seed, same text), `stop` (strings that end the answer and are left out of it),
     `logprobs` (how many of the likeliest tokens to report at every place), `cancel` (a
     threading.Event or a function, asked between tokens), `context_policy` ("stop", or
-    "drop_oldest" to leave out the oldest turns of a conversation that outgrows the context).
+    "drop_oldest" to leave out the oldest turns of a conversation that outgrows the context),
+    `sparsity` ("auto" leaves out rows of the output head where the model was calibrated and that
+    is faster, "off" nothing; `stats.sparsity` says which and why).
 
     Returns a Completion, or with `stream` an iterator of Chunks. Raises TypeError for an unknown
     option, UsageError for a bad one, NotInstalledError, ContextFullError.

@@ -24,6 +24,7 @@ VERBS = {
     "rm": "Delete installed models.",
     "run": "Answer a prompt, or chat.",
     "convert": "Pack a model file into a folder.",
+    "calibrate": "Learn what a model can leave out.",
     "bench": "Measure a model's speed on this machine.",
     "doctor": "Tell what this machine offers and what is set up.",
 }

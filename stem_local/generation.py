@@ -15,6 +15,7 @@ from stem_runtime.stats import Stats
 from stem_runtime.text import StopMatcher
 
 from .completion import Chunk, FinishReason, TokenLogprob
+from .sparsity import DENSE, Sparsity, check_sparsity, needs_whole_head
 
 if TYPE_CHECKING:
     import numpy as np
@@ -45,6 +46,7 @@ class GenerateOptions(TypedDict, total=False):
     logprobs: int | None
     cancel: Cancel | None
     context_policy: ContextPolicy
+    sparsity: Sparsity
 
 
 _SAMPLING = {field.name for field in fields(SamplingParams)}
@@ -58,7 +60,8 @@ class Options:
     of it. `logprobs`: report each token's log-probability and that many of the likeliest.
     `cancelled`: asked between prefill chunks and between tokens. `context_policy`: what to do when
     a conversation outgrows the context; "stop" raises ContextFullError, "drop_oldest" leaves out
-    the oldest turns and reports how many.
+    the oldest turns and reports how many. `sparsity`: "auto" leaves out what the model's
+    calibration showed not to matter, "off" nothing.
     """
 
     sampling: SamplingParams
@@ -67,6 +70,7 @@ class Options:
     logprobs: int | None
     cancelled: Callable[[], bool] | None
     context_policy: ContextPolicy
+    sparsity: Sparsity
 
     @classmethod
     def parse(cls, given: Mapping[str, Any], caller: str) -> Options:
@@ -84,6 +88,7 @@ class Options:
             logprobs=None if top is None else _integer("logprobs", top, 0, MAX_LOGPROBS),
             cancelled=_cancelled(given.get("cancel")),
             context_policy=policy,
+            sparsity=check_sparsity(given.get("sparsity", "auto")),
         )
 
     def with_stops(self, stops: tuple[str, ...]) -> Options:
@@ -132,8 +137,10 @@ class Generation:
         self._sampler = Sampler(options.sampling, model.config.vocab_size, model.notify)
         self._matcher = StopMatcher(options.stop)
         self._history = list(prompt)
+        self._look, self._sparsity = _choice(model, options)
         self._reused = 0
         self._steps = 0
+        self._head_rows = 0
         self._prefill_seconds = 0.0
         self._decode_seconds = 0.0
         self._first_token_seconds = 0.0
@@ -176,6 +183,7 @@ class Generation:
         model, options, sample = self._model, self._options, self._sample
         lock, cancelled, clock = model.engine_lock, options.cancelled, time.perf_counter
         ends, stream, matcher = model.tokenizer.eos, self._stream, self._matcher
+        look = self._look
         history, unsent = self._history, self._unsent
         room = cache.capacity - len(self._prompt)
         limit = len(self._prompt) + min(options.max_tokens, room)
@@ -199,7 +207,9 @@ class Generation:
                 yield self._chunk(text)
                 text, resumed = "", clock()
             with lock:
-                token = sample(model.engine.decode(cache, token))
+                engine = model.engine
+                token = sample(engine.decode(cache, token, look=look))
+                self._head_rows += engine.last_rows
             self._steps += 1
         self._decode_seconds += clock() - resumed
         if not stopped:
@@ -229,6 +239,9 @@ class Generation:
         engine = self._model.engine
         prompt = len(self._prompt)
         answer = len(self._history) - prompt
+        vocab = self._model.config.vocab_size
+        rows = self._head_rows / self._steps if self._steps else float(vocab)
+        context = prompt + answer // 2
         return Stats(
             model=self._model.name,
             kernels=engine.kernels.name,
@@ -240,8 +253,35 @@ class Generation:
             prefill_seconds=self._prefill_seconds,
             decode_seconds=self._decode_seconds,
             time_to_first_token=self._first_token_seconds,
-            bytes_per_token=engine.weight_bytes_per_token(prompt + answer // 2),
+            bytes_per_token=engine.weight_bytes_per_token(context, rows if self._look else None),
+            sparsity=self._sparsity,
+            head_rows=rows,
+            active_parameters=active_parameters(self._model, rows, self._look),
+            total_parameters=self._model.packed.parameters,
         )
+
+
+def _choice(model: Model, options: Options) -> tuple[bool, str]:
+    """Whether to look before the head is computed, and the sentence that the figures say."""
+    if options.sparsity == "off":
+        return False, DENSE.reason
+    if model.sparse.head is None:
+        return False, model.sparse.reason
+    if why := needs_whole_head(options.sampling, options.logprobs):
+        return False, f"dense: {why}"
+    return True, model.sparse.reason
+
+
+def active_parameters(model: Model, rows: float, look: bool) -> int:
+    """Weights that a decoded token is multiplied by when `rows` rows of the head are computed."""
+    config, head = model.config, model.sparse.head
+    vocab, d = config.vocab_size, config.d_model
+    count = model.packed.parameters - (vocab - rows) * d
+    if not config.tied_head:
+        count -= (vocab - 1) * d
+    if look and head is not None:
+        count += head.dims * (d + vocab)
+    return round(count)
 
 
 def common_prefix(held: Sequence[int], prompt: Sequence[int]) -> int:

@@ -16,6 +16,7 @@ from . import scoring
 from .chat import Message, Prompt, Session, check_room, encode_raw, fit, question, with_system
 from .completion import Chunk, Completion, collect
 from .generation import GenerateOptions, Generation, Options
+from .sparsity import DENSE, Choice
 
 if TYPE_CHECKING:
     import numpy as np
@@ -64,8 +65,10 @@ class Model:
         tokenizer: Tokenizer,
         context: int,
         notify: Callable[[str], None] | None = None,
+        sparse: Choice = DENSE,
     ) -> None:
         self.packed = packed
+        self.sparse = sparse
         self.config: ModelConfig = packed.config
         self.name = str(packed.info["name"])
         self.tokenizer = tokenizer

@@ -15,6 +15,11 @@ class Stats:
     `decode_seconds`, sampling included and the caller's own time between chunks excluded.
     `time_to_first_token` runs from the call to the first sampled token, 0 when there was none.
     `bytes_per_token` is the weights and KV entries one decode step reads at the mean context.
+
+    `sparsity` says in a sentence what was left out, or why nothing was. `head_rows` is how many
+    rows of the output head a decode step computed in full, on average, and `active_parameters` how
+    many weights it multiplied by, of the model's `total_parameters`; an embedding that is only
+    looked up counts as one row.
     """
 
     model: str
@@ -28,6 +33,10 @@ class Stats:
     decode_seconds: float
     time_to_first_token: float
     bytes_per_token: int
+    sparsity: str
+    head_rows: float
+    active_parameters: int
+    total_parameters: int
 
     @property
     def tokens_per_second(self) -> float:
@@ -44,6 +53,11 @@ class Stats:
         """Memory read while decoding, in 1e9 bytes per second."""
         return self.bytes_per_token * self.tokens_per_second / 1e9
 
+    @property
+    def active_fraction(self) -> float:
+        """Share of the parameters that a token was computed with."""
+        return self.active_parameters / self.total_parameters
+
     def to_dict(self) -> dict[str, str | int | float]:
         """Every field and derived speed, ready for JSON."""
         return {
@@ -51,6 +65,7 @@ class Stats:
             "tokens_per_second": self.tokens_per_second,
             "prefill_tokens_per_second": self.prefill_tokens_per_second,
             "gb_per_second": self.gb_per_second,
+            "active_fraction": self.active_fraction,
         }
 
     def __str__(self) -> str:
@@ -59,7 +74,8 @@ class Stats:
             f"{self.model}: prompt {self.prompt_tokens} tokens ({evaluated} evaluated at "
             f"{self.prefill_tokens_per_second:.0f} tok/s), answer {self.completion_tokens} tokens "
             f"at {self.tokens_per_second:.1f} tok/s ({self.gb_per_second:.1f} GB/s), first token "
-            f"after {self.time_to_first_token:.2f} s, {self.kernels} x{self.threads}"
+            f"after {self.time_to_first_token:.2f} s, {self.kernels} x{self.threads}, "
+            f"{self.active_fraction:.0%} of parameters active ({self.sparsity})"
         )
 
 

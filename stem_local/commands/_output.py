@@ -81,6 +81,16 @@ class Bar:
         rate = (done - self._since[1]) / max(now - self._since[0], 1e-3)
         self._draw(_line(step, done, total, rate))
 
+    def share(self, step: str, done: int, total: int) -> None:
+        """Show how much of a step that is not counted in bytes is done."""
+        if not self._live:
+            return
+        if step != self._step:
+            self._end_line()
+            self._step = step
+        filled = 24 * done // max(total, 1)
+        self._draw(f"{step:<12}{'#' * filled:.<24} {100 * done // max(total, 1):3d}%")
+
     def _draw(self, text: str) -> None:
         text = text[: shutil.get_terminal_size().columns - 1]
         sys.stderr.write("\r" + text.ljust(self._width))

@@ -8,6 +8,7 @@ import sys
 import tempfile
 import threading
 import time
+from itertools import cycle, islice
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from ..model import Model
+    from ..sparsity import Sparsity
 
 PREFILLS = (128, 512)
 START_SECONDS = 600
@@ -33,6 +35,12 @@ START_SECONDS = 600
 @click.option("--tokens", default=64, type=click.IntRange(1), help="Tokens per decode run (64).")
 @click.option("--repeats", default=5, type=click.IntRange(1), help="Runs per figure (5).")
 @click.option("--start/--no-start", default=True, help="Time fresh starts too; cold ones compile.")
+@click.option(
+    "--sparsity",
+    type=click.Choice(["auto", "off"]),
+    default="auto",
+    help="Measure decoding with what stem-local calibrate learned too (auto).",
+)
 @click.option("--threads", type=int, metavar="N", help="Threads to compute with.")
 @click.option("--kernels", metavar="NAME", help="Kernel variant; see stem-local doctor.")
 def command(
@@ -42,6 +50,7 @@ def command(
     tokens: int,
     repeats: int,
     start: bool,
+    sparsity: Sparsity,
     threads: int | None,
     kernels: str | None,
 ) -> None:
@@ -58,7 +67,7 @@ def command(
     from ..api import load
 
     places = parse_contexts(contexts)
-    with load(model, threads=threads, kernels=kernels) as loaded:
+    with load(model, threads=threads, kernels=kernels, sparsity=sparsity) as loaded:
         report = measure(loaded, places, tokens, repeats)
         folder = loaded.packed.folder
     if start:
@@ -83,13 +92,16 @@ def measure(model: Model, contexts: list[int], tokens: int, repeats: int) -> dic
     """Speeds, bandwidth and memory of a loaded model, as plain data."""
     from stem_runtime import bandwidth
 
+    from ..calibration import built_in_texts
+
     engine, longest = model.engine, model.config.context_length
     room = max(contexts) + tokens
     if room > longest:
         raise UsageError(f"{model.name} has a context of {longest} tokens; {room} were asked for.")
     prompts = [count for count in PREFILLS if count <= longest]
     cache = engine.new_cache(max(room, *prompts))
-    ids = [(7919 * i) % model.config.vocab_size for i in range(cache.capacity)]
+    # real text: how many rows of a sparse head are computed hangs on it
+    ids = list(islice(cycle(model.tokenize("".join(built_in_texts()))), cache.capacity + tokens))
 
     def prefill(count: int) -> float:
         cache.truncate(0)
@@ -97,24 +109,39 @@ def measure(model: Model, contexts: list[int], tokens: int, repeats: int) -> dic
         engine.prefill(cache, ids[:count])
         return count / (time.perf_counter() - start)
 
-    def decode(context: int) -> float:
+    def decode(context: int, look: bool) -> tuple[float, float]:
+        """Tokens per second, and rows of the head computed per token."""
         cache.truncate(context)
+        rows = 0
         start = time.perf_counter()
-        for token in ids[:tokens]:
-            engine.decode(cache, token)
-        return tokens / (time.perf_counter() - start)
+        for token in ids[context : context + tokens]:
+            engine.decode(cache, token, look=look)
+            rows += engine.last_rows
+        return tokens / (time.perf_counter() - start), rows / tokens
 
     prefill(min(contexts))
     prefills = [
         {"tokens": count, "tokens_per_second": median(prefill(count) for _ in range(repeats))}
         for count in prompts
     ]
-    decodes: list[dict[str, float]] = []
+    looks = (False,) if model.sparse.head is None else (False, True)
+    decodes: list[dict[str, Any]] = []
     for context in contexts:
         prefill(context)
-        speed = median(decode(context) for _ in range(repeats))
-        traffic = speed * engine.weight_bytes_per_token(context + tokens // 2) / 1e9
-        decodes.append({"context": context, "tokens_per_second": speed, "gb_per_second": traffic})
+        # in turns, so that whatever else the machine does meets both
+        runs = [[decode(context, look) for look in looks] for _ in range(repeats)]
+        for look, tries in zip(looks, zip(*runs, strict=True), strict=True):
+            speed, rows = median(s for s, _ in tries), tries[0][1]
+            reads = engine.weight_bytes_per_token(context + tokens // 2, rows if look else None)
+            decodes.append(
+                {
+                    "context": context,
+                    "head": "sparse" if look else "dense",
+                    "head_rows": rows,
+                    "tokens_per_second": speed,
+                    "gb_per_second": speed * reads / 1e9,
+                }
+            )
     # the peak is read before the bandwidth probe, whose buffer is not the model's doing
     peak = peak_memory()
     ceiling = bandwidth.measure(engine.threads, model.packed.nbytes)
@@ -124,6 +151,7 @@ def measure(model: Model, contexts: list[int], tokens: int, repeats: int) -> dic
         "model": model.info.to_dict(),
         "prefill": prefills,
         "decode": decodes,
+        "sparsity": model.sparse.reason,
         "memory_gb_per_second": ceiling.gb_per_second,
         "peak_memory_bytes": peak,
     }
@@ -202,6 +230,10 @@ else:
         return peak if sys.platform == "darwin" else peak * 1024
 
 
+def _rows(row: dict[str, Any]) -> str:
+    return f", {row['head_rows']:.0f} rows of the head" if row["head"] == "sparse" else ""
+
+
 def table(report: dict[str, Any]) -> str:
     """The report as aligned lines for a person."""
     model = report["model"]
@@ -217,8 +249,10 @@ def table(report: dict[str, Any]) -> str:
     lines += [
         f"decode   at {row['context']:>6} ctx   {row['tokens_per_second']:>9.1f} tok/s"
         f"  {row['gb_per_second']:>6.1f} GB/s  {row['bandwidth_share']:>4.0%} of memory bandwidth"
+        f"{_rows(row)}"
         for row in report["decode"]
     ]
+    lines.append(f"sparsity              {report['sparsity']}")
     lines.append(f"memory bandwidth      {report['memory_gb_per_second']:>11.1f} GB/s")
     if report["peak_memory_bytes"] is not None:
         lines.append(f"peak memory           {report['peak_memory_bytes'] / 1e6:>11.1f} MB")

@@ -15,6 +15,7 @@ from ..terminal import interruptible, line_chat, print_answer, print_json, tell
 
 if TYPE_CHECKING:
     from ..model import Model
+    from ..sparsity import Sparsity
 
 MAX_INPUT = 16 << 20
 INTERRUPTED = 130
@@ -40,6 +41,12 @@ INTERRUPTED = 130
     type=click.Choice(["stop", "drop_oldest"]),
     help="What to do when the conversation outgrows the context (stop).",
 )
+@click.option(
+    "--sparsity",
+    type=click.Choice(["auto", "off"]),
+    default="auto",
+    help="Use what stem-local calibrate learned (auto).",
+)
 @click.option("--threads", type=int, metavar="N", help="Threads to compute with.")
 @click.option("--context", type=int, metavar="N", help="Tokens of prompt and answer (8192).")
 @click.option("--kernels", metavar="NAME", help="Kernel variant; see stem-local doctor.")
@@ -51,6 +58,7 @@ def command(
     raw: bool,
     as_json: bool,
     stats: bool,
+    sparsity: Sparsity,
     threads: int | None,
     context: int | None,
     kernels: str | None,
@@ -75,7 +83,9 @@ def command(
     options = {name: value for name, value in sampling.items() if value is not None}
     if stop:
         options["stop"] = stop
-    with open_model(model, threads=threads, context=context, kernels=kernels) as loaded:
+    with open_model(
+        model, threads=threads, context=context, kernels=kernels, sparsity=sparsity
+    ) as loaded:
         if text is None:
             line_chat(loaded.chat(system=system, **options), stats)
             return
@@ -109,20 +119,28 @@ def full_prompt(prompt: str | None, piped: str | None) -> str | None:
 
 
 def open_model(
-    name: str | None, *, threads: int | None, context: int | None, kernels: str | None
+    name: str | None,
+    *,
+    threads: int | None,
+    context: int | None,
+    kernels: str | None,
+    sparsity: Sparsity,
 ) -> Model:
     """Load a model; the default one is fetched first if it is missing and someone is watching."""
     from ..api import load
 
+    def opened() -> Model:
+        return load(name, threads=threads, context=context, kernels=kernels, sparsity=sparsity)
+
     try:
-        return load(name, threads=threads, context=context, kernels=kernels)
+        return opened()
     except NotInstalledError:
         entry = catalog.find(name or catalog.DEFAULT_MODEL)
         if entry is None or entry.name != catalog.DEFAULT_MODEL or not watched():
             raise
     tell(f"The default model {entry.name} is not on this machine yet; getting it, once.")
     fetch(entry.name)
-    return load(name, threads=threads, context=context, kernels=kernels)
+    return opened()
 
 
 def watched() -> bool:

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
+from stem_runtime.errors import FormatError
+
 from ._output import as_json, facts, parameters, size
+
+if TYPE_CHECKING:
+    from stem_runtime.formats.packed import PackedModel
 
 
 @click.command()
@@ -39,6 +44,7 @@ def command(model: str, json_: bool) -> None:
             ("heads", f"{config['n_heads']}, {config['kv_heads']} for keys and values"),
             ("ffn", f"{config['ffn_dim']} neurons, {config['activation']}"),
             ("sparsity", known["sparsity"]),
+            *_calibrated(known["calibration"]),
             ("vocabulary", config["vocab_size"]),
             ("context", f"{config['context_length']} tokens"),
             ("licence", known["license"]),
@@ -66,10 +72,37 @@ def _about(model: str) -> dict[str, Any]:
         "config": packed.config.to_dict(),
         "license": packed.info.get("license") or source.get("license"),
         "sparsity": _sparsity(entry, packed.config.activation),
+        "calibration": _calibration(packed),
         "source": source,
         "origin": _origin(source),
         "weights_sha256": packed.info.get("weights_sha256"),
     }
+
+
+def _calibration(packed: PackedModel) -> dict[str, Any] | None:
+    """The profile's settings, or what is wrong with it; None for a model that has none."""
+    from stem_runtime.sparsity.profile import read_profile
+
+    weights = str(packed.info.get("weights_sha256"))
+    try:
+        profile = read_profile(packed.folder, packed.config, weights)
+    except FormatError as error:
+        return {"damage": str(error)}
+    return None if profile is None else {"head": profile.setting.to_dict()}
+
+
+def _calibrated(calibration: dict[str, Any] | None) -> list[tuple[str, str]]:
+    if calibration is None:
+        return [("calibration", "none; stem-local calibrate makes one")]
+    if damage := calibration.get("damage"):
+        return [("calibration", damage)]
+    from stem_runtime.sparsity.profile import HeadSetting
+
+    from .calibrate import head_facts
+
+    values = dict(calibration["head"])
+    values.pop("miss_rate")
+    return head_facts(HeadSetting(**values))
 
 
 def _sparsity(entry: Any, activation: str) -> str:

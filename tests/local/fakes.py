@@ -49,6 +49,7 @@ class FakeEngine:
         self.evaluated = 0
         self.caches = 0
         self.closed = False
+        self.last_rows = vocab
         self.before_step: Callable[[FakeCache], object] = id
 
     def new_cache(self, capacity: int) -> FakeCache:
@@ -71,7 +72,8 @@ class FakeEngine:
             self._take(cache, tokens[start : start + CHUNK])
         return self._after(cache.tokens)
 
-    def decode(self, cache: FakeCache, token: int) -> NDArray[np.float32]:
+    def decode(self, cache: FakeCache, token: int, *, look: bool = False) -> NDArray[np.float32]:
+        self.last_rows = 10 if look else self.vocab
         self._take(cache, [token])
         return self._after(cache.tokens)
 
@@ -82,8 +84,8 @@ class FakeEngine:
             rows.append(self._after(cache.tokens))
         return np.stack(rows)
 
-    def weight_bytes_per_token(self, context: int) -> int:
-        return 1000 + context
+    def weight_bytes_per_token(self, context: int, rows: float | None = None) -> int:
+        return 1000 + context if rows is None else 500 + context + int(rows)
 
     def close(self) -> None:
         self.closed = True

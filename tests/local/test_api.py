@@ -321,6 +321,7 @@ def test_every_option_reaches_the_generation() -> None:
         "logprobs": 2,
         "cancel": lambda: False,
         "context_policy": "drop_oldest",
+        "sparsity": "off",
     }
     assert set(given) == set(get_type_hints(GenerateOptions))
     options = Options.parse(given, "generate")
@@ -330,6 +331,7 @@ def test_every_option_reaches_the_generation() -> None:
     assert (options.max_tokens, options.stop, options.logprobs) == (3, ("a",), 2)
     assert options.cancelled is given["cancel"]
     assert options.context_policy == "drop_oldest"
+    assert options.sparsity == "off"
 
 
 def test_a_model_without_a_template_gets_a_plain_one(tmp_path: Path) -> None:

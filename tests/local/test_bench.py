@@ -64,6 +64,7 @@ def test_the_table_has_every_figure(made: tuple[Model, FakeEngine]) -> None:
         | {"kernels": "k", "threads": 2},
         "prefill": [],
         "decode": [],
+        "sparsity": "dense: why",
         "memory_gb_per_second": 10.0,
         "peak_memory_bytes": None,
         "first_token_seconds": {"cold": 3.0, "warm": 0.5},

@@ -7,19 +7,30 @@ whose score comes within a margin of the best one are worth computing in full.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..formats.packed import PackedModel
+from ..kernels.cpu.layout import ROW_GROUP_BYTES
 from ..kernels.oracle import quantize_activations
-from ..quant import GROUP, TILE, PackedMatrix, PlainMatrix, groups_of, pack, unpack, unpack_plain
+from ..quant import (
+    GROUP,
+    TILE,
+    PackedMatrix,
+    PlainMatrix,
+    dequantize_plain,
+    groups_of,
+    pack,
+    tiles_shape,
+    unpack,
+    unpack_plain,
+)
 from ..quant.rounding import quantize
-
-ROW_GROUP_BYTES = 2 + GROUP
-"""Bytes of a group of 32 columns in `HeadLook.rows`: a float16 scale, then quants + 128."""
 
 _BLOCK_ROWS = 4096
 
@@ -35,7 +46,8 @@ class HeadLook:
     `rotation` int8 [dims, d_model] turns the head's input into principal axes; `look` int8
     [vocab, dims] scores every row from them. A row is computed in full when its score is at least
     the best one less `margin`; with more than `limit` such rows the whole head is. `rows` uint8
-    [vocab, groups, 34] is the int8 head row by row, since rows of its tiles do not lie alone.
+    [vocab, groups, 34] is the int8 head row by row, since rows of its tiles do not lie alone: a
+    float16 scale and 32 bytes of quants + 128 for each group of 32 columns.
     """
 
     rotation: PackedMatrix
@@ -47,16 +59,6 @@ class HeadLook:
     @property
     def dims(self) -> int:
         return self.rotation.rows
-
-    @property
-    def row_bytes(self) -> int:
-        """Bytes of one row computed in full."""
-        return self.rows.shape[1] * self.rows.shape[2]
-
-    @property
-    def look_bytes(self) -> int:
-        """Bytes that every token reads, whatever the rows."""
-        return self.rotation.nbytes + self.look.nbytes
 
 
 def head_of(model: PackedModel) -> PackedMatrix:
@@ -130,9 +132,7 @@ class Looks:
 
     def make(self, dims: int, margin: float, limit: int, rows: U8) -> HeadLook:
         """The look of the first `dims` axes; `rows` as `row_major` makes them."""
-        rotation = PlainMatrix(
-            "int8", self._rotation.quants[:dims], self._rotation.scales[:dims]
-        )
+        rotation = PlainMatrix("int8", self._rotation.quants[:dims], self._rotation.scales[:dims])
         look = PlainMatrix(
             "int8", self._look.quants[:, :dims], self._look.scales[:, : dims // GROUP]
         )
@@ -144,10 +144,24 @@ class Looks:
             limit,
         )
 
+    @cached_property
     def values(self) -> tuple[F32, F32]:
         """The rotation [dims, d_model] and the look [vocab, dims] as they are after rounding."""
-        rotation, look = pack(self._rotation, "", self._head.cols), pack(self._look)
-        return unpack(rotation), unpack(look)
+        rotation = dequantize_plain(self._rotation)[:, : self._head.cols]
+        return rotation, dequantize_plain(self._look)
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of a row of the head computed in full."""
+        return groups_of(self._head.cols) * ROW_GROUP_BYTES
+
+    def nbytes(self, dims: int) -> int:
+        """Bytes that every token reads for a look of `dims` dimensions."""
+        shapes = (
+            tiles_shape(dims, self._head.cols, "int8"),
+            tiles_shape(self._head.rows, dims, "int8"),
+        )
+        return sum(math.prod(shape) for shape in shapes)
 
 
 def rounded(x: F32) -> F32:
@@ -155,8 +169,3 @@ def rounded(x: F32) -> F32:
     quants, scales, _ = quantize_activations(x)
     whole = (quants * scales[..., None]).reshape(len(x), -1)
     return np.ascontiguousarray(whole[:, : x.shape[1]], np.float32)
-
-
-def look_scores(rotation: F32, look: F32, hidden: F32) -> F32:
-    """Scores [n, vocab] of hidden states [n, d], in the kernels' own roundings."""
-    return rounded(rounded(hidden) @ rotation.T) @ look.T

@@ -1,0 +1,177 @@
+"""Hidden states to calibrate on: of given texts, and of answers that the model makes up itself."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import zipfile
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..engine import Cancelled, Engine
+from ..errors import FormatError
+from ..formats.packed import PackedModel
+from ..paths import cache_dir
+from ..sampling import Sampler, SamplingParams
+
+WINDOW = 512
+"""Tokens of a text that are read in one piece."""
+
+ANSWER = 320
+"""Most tokens of an answer."""
+
+MAX_TEXT = 8192
+"""Most tokens of all texts together; longer ones are sampled evenly."""
+
+_DAMAGE = (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile)
+
+F32 = NDArray[np.float32]
+Progress = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Material:
+    """What to calibrate on: texts to read and prompts to answer, as tokens.
+
+    `ends` are the tokens that end an answer.
+    """
+
+    texts: Sequence[Sequence[int]]
+    prompts: Sequence[Sequence[int]]
+    ends: frozenset[int]
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """One text or answer: its tokens, prompt included, and what the head got at the places that
+    count, float32 [n, d_model]. The first token of a sequence, and a prompt, do not count: nothing
+    is decoded there.
+    """
+
+    tokens: list[int]
+    hidden: F32
+    answer: bool
+
+
+def capture(
+    model: PackedModel,
+    engine: Engine,
+    material: Material,
+    progress: Progress,
+    cancel: Callable[[], bool] | None,
+    notify: Callable[[str], None] | None = None,
+) -> tuple[list[Part], Path]:
+    """Read the texts and answer the prompts. Returns the parts and the folder that keeps them.
+
+    The same material gives the same parts. Parts are kept as they are made, under a name that the
+    weights and the material decide, so that a call that was cut off goes on where it stopped.
+    Raises Cancelled; FormatError for hidden states that are not finite.
+    """
+    window = min(WINDOW, model.config.context_length)
+    texts = list(_windows(material.texts, window))
+    prompts = [list(prompt) for prompt in material.prompts if len(prompt) < window]
+    folder = _folder(model, texts, prompts, material.ends)
+    total = sum(map(len, texts)) + ANSWER * len(prompts)
+    parts: list[Part] = []
+    done = 0
+
+    def check(more: int) -> None:
+        if cancel is not None and cancel():
+            raise Cancelled("Calibration was cancelled; the next one goes on from here.")
+        progress("Listening", done + more, total)
+
+    for index, tokens in enumerate([*texts, *prompts]):
+        check(0)
+        answer = index >= len(texts)
+        path = folder / f"{index}.npz"
+        part = _load(path, answer, model.config.d_model)
+        if part is None:
+            start, read = 1, tokens
+            if answer:
+                start = len(tokens)
+                sampler = Sampler(
+                    SamplingParams(temperature=1.0, seed=index), model.config.vocab_size, notify
+                )
+                read = tokens + _answer(engine, tokens, sampler, material.ends, window, check)
+            hidden = engine.hidden(engine.new_cache(len(read)), read)[start:]
+            part = Part(read, hidden, answer)
+            _check_finite(model, hidden)
+            _save(path, part)
+        parts.append(part)
+        done += ANSWER if answer else len(tokens)
+    progress("Listening", total, total)
+    return [part for part in parts if len(part.hidden)], folder
+
+
+def _windows(texts: Sequence[Sequence[int]], window: int) -> Iterator[list[int]]:
+    """Texts cut to pieces of `window` tokens; evenly spread ones of them where there are many."""
+    pieces = [list(text[i : i + window]) for text in texts for i in range(0, len(text), window)]
+    pieces = [piece for piece in pieces if len(piece) > 1]
+    most = max(1, MAX_TEXT // window)
+    step = max(1.0, len(pieces) / most)
+    yield from (pieces[int(i * step)] for i in range(min(most, len(pieces))))
+
+
+def _answer(
+    engine: Engine,
+    prompt: list[int],
+    sampler: Sampler,
+    ends: frozenset[int],
+    window: int,
+    check: Callable[[int], None],
+) -> list[int]:
+    """Sample an answer to a prompt, the token that ends it left out."""
+    room = min(ANSWER, window - len(prompt))
+    cache = engine.new_cache(len(prompt) + room)
+    logits = engine.prefill(cache, prompt)
+    answer: list[int] = []
+    while len(answer) < room:
+        check(len(answer))
+        token = sampler.sample(logits)
+        if token in ends:
+            break
+        answer.append(token)
+        logits = engine.decode(cache, token)
+    return answer
+
+
+def _check_finite(model: PackedModel, hidden: F32) -> None:
+    if not np.isfinite(hidden).all():
+        raise FormatError(
+            f"{model.info['name']} computes hidden states that are not finite numbers, so that it "
+            "cannot be calibrated; its weights are damaged, pull or convert it again."
+        )
+
+
+def _folder(
+    model: PackedModel, texts: list[list[int]], prompts: list[list[int]], ends: frozenset[int]
+) -> Path:
+    """Where the parts of this model and material are kept."""
+    weights = model.info["weights_sha256"]
+    key = json.dumps([weights, texts, prompts, sorted(ends), WINDOW, ANSWER])
+    return cache_dir() / "calibration" / hashlib.sha256(key.encode()).hexdigest()[:32]
+
+
+def _save(path: Path, part: Part) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f"{path.name}.{os.getpid()}")
+    with partial.open("wb") as file:
+        np.savez(file, tokens=np.array(part.tokens, np.int64), hidden=part.hidden)
+    partial.replace(path)
+
+
+def _load(path: Path, answer: bool, width: int) -> Part | None:
+    """A part that was kept, None where there is none that can be used."""
+    try:
+        with np.load(path, allow_pickle=False) as held:
+            tokens, hidden = held["tokens"], held["hidden"]
+    except _DAMAGE:
+        return None
+    if tokens.ndim != 1 or hidden.dtype != np.float32 or hidden.shape[1:] != (width,):
+        return None
+    return Part(tokens.tolist(), hidden, answer)

@@ -1,0 +1,104 @@
+"""Calibrating a model: the built-in texts and prompts, and the user's own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from importlib.resources import files
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from stem_runtime.errors import UsageError
+from stem_runtime.formats.header import read_text
+
+from . import store
+from .chat import encode_messages, question
+
+if TYPE_CHECKING:
+    from stem_runtime.sparsity.capture import Progress
+    from stem_runtime.sparsity.profile import Profile
+
+    from .model import Model
+
+PROMPTS = (
+    "Why is the sky blue?",
+    "Write a short story about a lighthouse keeper who finds a letter.",
+    "Write a Python function that sorts a list of words by their length.",
+    "List ten animals that live in the forest.",
+    "Explain to me how a bank makes money.",
+    "Write an SQL query for the five customers with the most orders.",
+    "Give me a recipe for bread.",
+    "What is photosynthesis?",
+    "Plan three days in a city by the sea.",
+    "Write a poem about winter.",
+    "How do I learn to play chess?",
+    "Write an email asking my boss for a day off.",
+    "What are the advantages and disadvantages of electric cars?",
+    "Explain recursion to a child.",
+    "Tell me about ancient Rome.",
+    "Write a JavaScript function that counts the words of a text.",
+    "What should I take on a hike?",
+    "Summarise the plot of a detective novel that you make up.",
+    "Compare tea and coffee in a table.",
+    "How does a refrigerator work?",
+    "Translate 'good morning, how are you?' into Spanish and French.",
+)
+"""Questions of many kinds, which a model answers to show what it looks like in use."""
+
+
+def built_in_texts() -> list[str]:
+    """The texts in the package: chat, code, lists, prose and SQL, in that order."""
+    folder = files("stem_local") / "calibration_text"
+    found = sorted(folder.iterdir(), key=lambda entry: entry.name)
+    return [entry.read_text(encoding="utf-8") for entry in found if entry.name.endswith(".txt")]
+
+
+def calibrate(
+    model: str | Path | None = None,
+    *,
+    text: Iterable[str | Path] = (),
+    threads: int | None = None,
+    kernels: str | None = None,
+    notify: Callable[[str], None] | None = None,
+    progress: Progress | None = None,
+    cancel: Callable[[], bool] | None = None,
+) -> Profile:
+    """Learn what can be left out when this model decodes, and keep it beside its weights.
+
+    Reads the built-in texts and the files in `text`, and lets the model answer a few questions.
+    `progress` receives (what is being done, done, total); `cancel` is asked often. What was done
+    when it stopped is kept for the next call. Raises NotInstalledError, UsageError, FormatError,
+    UnsupportedError, Cancelled.
+    """
+    from stem_runtime.sparsity.calibrate import calibrate as run
+    from stem_runtime.sparsity.capture import Material
+
+    from .api import load
+
+    own = [_own_text(Path(path)) for path in text]
+    with load(
+        store.resolve(model), threads=1, kernels=kernels, sparsity="off", notify=notify
+    ) as loaded:
+        begin = loaded.begin_tokens
+        texts = [begin + loaded.tokenize(part) for part in (*built_in_texts(), *own)]
+        material = Material(texts, _prompts(loaded), frozenset(loaded.tokenizer.eos))
+        packed = loaded.packed
+    return run(
+        packed,
+        material,
+        threads=threads,
+        kernels=kernels,
+        notify=notify,
+        progress=progress,
+        cancel=cancel,
+    )
+
+
+def _prompts(model: Model) -> list[list[int]]:
+    return [encode_messages(model, [question(prompt)]) for prompt in PROMPTS]
+
+
+def _own_text(path: Path) -> str:
+    text = read_text(path)
+    if not text.strip():
+        raise UsageError(f"{path} has no text in it; leave it out or give another file.")
+    return text

@@ -1,0 +1,192 @@
+"""Calibration of tiny models: what it writes, what it refuses, and going on where it stopped."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from stem_runtime import paths
+from stem_runtime.engine import Cancelled, Engine
+from stem_runtime.errors import FormatError, UnsupportedError, UsageError
+from stem_runtime.formats.packed import PackedModel, open_packed
+from stem_runtime.sparsity import capture
+from stem_runtime.sparsity.calibrate import calibrate, split
+from stem_runtime.sparsity.capture import Material, Part
+from stem_runtime.sparsity.profile import FILE, read_profile
+
+from .tiny import random_packed, tiny_config
+
+
+def material(tokens: int = 3000, prompts: int = 4, vocab: int = 320) -> Material:
+    rng = np.random.default_rng(tokens)
+    texts = [rng.integers(3, vocab, tokens // 3).tolist() for _ in range(3)]
+    asked = [rng.integers(3, vocab, 20).tolist() for _ in range(prompts)]
+    return Material(texts, asked, frozenset({2}))
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> PackedModel:
+    return open_packed(random_packed(tmp_path / "m", tiny_config()))
+
+
+@pytest.fixture
+def hidden_calls(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Lengths of the sequences whose hidden states were computed."""
+    calls: list[int] = []
+    hidden = Engine.hidden
+
+    def counted(self: Engine, cache: object, tokens: list[int]) -> object:
+        calls.append(len(tokens))
+        return hidden(self, cache, tokens)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Engine, "hidden", counted)
+    return calls
+
+
+def test_a_profile_is_written_and_says_what_was_measured(model: PackedModel) -> None:
+    told: list[tuple[str, int, int]] = []
+    profile = calibrate(model, material(), threads=1, progress=lambda *now: told.append(now))
+    found = read_profile(model.folder, model.config, model.info["weights_sha256"])
+    assert found is not None
+    assert found.setting == profile.setting
+    setting = profile.setting
+    assert (setting.dims, setting.threads, setting.limit) == (32, 1, 32)
+    assert 500 < setting.positions < 3000
+    assert 0 < setting.mean_rows <= 320
+    assert min(setting.tokens_per_second, setting.dense_tokens_per_second) > 0
+    assert setting.dense_head_bytes == model.matrix("embed").nbytes
+    assert setting.good == (
+        setting.miss_rate <= 0.001 and min(setting.default_mass, setting.warm_mass) >= 0.999
+    )
+    assert list(dict.fromkeys(step for step, _, _ in told)) == ["Listening", "Fitting", "Timing"]
+    for step in ("Listening", "Fitting", "Timing"):
+        done = [now for name, now, _ in told if name == step]
+        (total,) = {total for name, _, total in told if name == step}
+        assert (done[-1], done) == (total, sorted(done))
+    assert list((paths.cache_dir() / "calibration").iterdir()) == []
+
+
+def test_the_same_material_gives_the_same_look(model: PackedModel) -> None:
+    first, again = (calibrate(model, material(), threads=1).head for _ in range(2))
+    assert (first.margin, first.dims, first.limit) == (again.margin, again.dims, again.limit)
+    assert np.array_equal(first.look.joined(), again.look.joined())
+    assert np.array_equal(first.rotation.joined(), again.rotation.joined())
+
+
+@pytest.mark.parametrize("stop_at", [3, 12, 200])
+def test_a_calibration_goes_on_where_it_stopped(
+    model: PackedModel, hidden_calls: list[int], stop_at: int
+) -> None:
+    asked = iter(range(10**9))
+    with pytest.raises(Cancelled):
+        calibrate(model, material(), threads=1, cancel=lambda: next(asked) == stop_at)
+    assert not (model.folder / FILE).exists()
+    done = list(hidden_calls)
+    profile = calibrate(model, material(), threads=1)
+    resumed = list(hidden_calls)
+    hidden_calls.clear()
+    whole = calibrate(model, material(), threads=1)
+    assert resumed == hidden_calls
+    assert len(done) < len(resumed)
+    assert profile.head.margin == whole.head.margin
+
+
+def test_what_was_kept_may_be_damaged(model: PackedModel, hidden_calls: list[int]) -> None:
+    asked = iter(range(10**9))
+    with pytest.raises(Cancelled):
+        calibrate(model, material(), threads=1, cancel=lambda: next(asked) == 6)
+    kept = sorted((paths.cache_dir() / "calibration").rglob("*.npz"))
+    assert len(kept) == len(hidden_calls) == 6
+    kept[0].write_bytes(kept[0].read_bytes()[:100])
+    kept[1].write_bytes(b"")
+    np.savez(kept[2], tokens=np.zeros(3), hidden=np.zeros((3, 5), np.float32))
+    np.savez(kept[3], other=np.zeros(3))
+    before = hidden_calls[:]
+    profile = calibrate(model, material(), threads=1)
+    assert hidden_calls[6:10] == before[:4]
+    assert profile.head.margin == calibrate(model, material(), threads=1).head.margin
+
+
+@pytest.mark.parametrize("stage", ["Fitting", "Timing"])
+def test_it_can_be_cancelled_at_every_stage(model: PackedModel, stage: str) -> None:
+    reached: list[str] = []
+    with pytest.raises(Cancelled):
+        calibrate(
+            model,
+            material(),
+            threads=1,
+            progress=lambda step, *_: reached.append(step),
+            cancel=lambda: stage in reached,
+        )
+    assert reached[-1] == stage
+    assert not (model.folder / FILE).exists()
+
+
+@pytest.mark.parametrize(("tokens", "prompts"), [(0, 0), (300, 0), (0, 2)])
+def test_too_little_text_is_refused(model: PackedModel, tokens: int, prompts: int) -> None:
+    with pytest.raises(UsageError, match=r"too little text: \d+ tokens"):
+        calibrate(model, material(tokens, prompts), threads=1)
+
+
+def test_hidden_states_that_are_no_numbers_are_refused(
+    model: PackedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hidden = Engine.hidden
+
+    def broken(self: Engine, cache: object, tokens: list[int]) -> object:
+        states = hidden(self, cache, tokens)  # type: ignore[arg-type]
+        states[-1, 5] = np.nan
+        return states
+
+    monkeypatch.setattr(Engine, "hidden", broken)
+    with pytest.raises(FormatError, match="not finite"):
+        calibrate(model, material(), threads=1)
+    assert not list((paths.cache_dir() / "calibration").rglob("*.npz"))
+
+
+def test_heads_that_cannot_be_looked_at_are_refused(tmp_path: Path) -> None:
+    int4 = open_packed(random_packed(tmp_path / "a", tiny_config(), kinds="int4"))
+    with pytest.raises(UnsupportedError, match="int4; only int8"):
+        calibrate(int4, material(), threads=1)
+    narrow = tiny_config(d_model=48)
+    with pytest.raises(UnsupportedError, match="48 numbers"):
+        calibrate(open_packed(random_packed(tmp_path / "b", narrow)), material(), threads=1)
+
+
+def test_a_head_that_few_axes_describe_is_found(
+    model: PackedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where the hidden states lie in a few dimensions, the look is right and keeps few rows."""
+    hidden = Engine.hidden
+    rng = np.random.default_rng(0)
+    plane = rng.standard_normal((8, 64)).astype(np.float32)
+
+    def flat(self: Engine, cache: object, tokens: list[int]) -> object:
+        count = len(hidden(self, cache, tokens))  # type: ignore[arg-type]
+        return rng.standard_normal((count, 8)).astype(np.float32) @ plane
+
+    monkeypatch.setattr(Engine, "hidden", flat)
+    setting = calibrate(model, material(), threads=1).setting
+    assert setting.good
+    assert setting.mean_rows < 60
+    assert setting.head_bytes < setting.dense_head_bytes
+
+
+def test_long_texts_are_sampled_evenly(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(capture, "MAX_TEXT", 40)
+    windows: Callable[..., list[list[int]]] = lambda *a: list(capture._windows(*a))  # noqa: E731
+    pieces = windows([list(range(100)), [7]], 10)
+    assert pieces == [list(range(s, s + 10)) for s in (0, 20, 50, 70)]
+    assert windows([list(range(25))], 10) == [[*range(10)], [*range(10, 20)], [*range(20, 25)]]
+    assert windows([], 10) == []
+
+
+def test_a_third_of_the_parts_is_only_judged_by() -> None:
+    parts = [Part([], np.full((100, 4), i, np.float32), False) for i in range(9)]
+    axes, margin, judged = split(parts)
+    assert set(judged[:, 0]) == {2, 5, 8}
+    assert set(axes[:, 0]) | set(margin[:, 0]) == {0, 1, 3, 4, 6, 7}
+    assert len(axes) + len(margin) + len(judged) == 900

@@ -1,0 +1,178 @@
+"""The profile file: what is written is read, and nothing else is."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import struct
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import safetensors.numpy
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from stem_runtime.errors import FormatError, StemError
+from stem_runtime.formats.packed import PackedModel, open_packed
+from stem_runtime.sparsity import profile as profiles
+from stem_runtime.sparsity.profile import FILE, Profile, read_profile, write_profile
+
+from .looks import SETTING, add_profile
+from .tiny import random_packed, tiny_config
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return random_packed(tmp_path / "m", tiny_config())
+
+
+def read(folder: Path) -> Profile | None:
+    model: PackedModel = open_packed(folder)
+    return read_profile(folder, model.config, model.info["weights_sha256"])
+
+
+def split(folder: Path) -> tuple[dict[str, Any], bytes]:
+    data = (folder / FILE).read_bytes()
+    (size,) = struct.unpack("<Q", data[:8])
+    return json.loads(data[8 : 8 + size]), data[8 + size :]
+
+
+def rewrite(folder: Path, change: Callable[[dict[str, Any]], object]) -> None:
+    """Change the table of settings, and leave the rest as it is."""
+    arrays = safetensors.numpy.load_file(folder / FILE)
+    table = json.loads(arrays["profile.json"].tobytes())
+    change(table)
+    arrays["profile.json"] = np.frombuffer(json.dumps(table).encode(), np.uint8)
+    kept = {name: array for name, array in arrays.items() if not name.startswith("pad.")}
+    parts = profiles._laid_out(kept)
+    (folder / FILE).write_bytes(b"".join(bytes(part) for part in parts))
+
+
+def test_what_is_written_is_read(folder: Path) -> None:
+    assert read(folder) is None
+    written = add_profile(folder, misses=2)
+    found = read(folder)
+    assert found is not None
+    assert found.setting == written.setting
+    assert found.setting.miss_rate == 0.001
+    for name in ("rotation", "look"):
+        left, right = getattr(found.head, name), getattr(written.head, name)
+        assert np.array_equal(left.joined(), right.joined())
+        assert not left.quants.flags.writeable
+    assert np.array_equal(found.head.rows, written.head.rows)
+    header, _ = split(folder)
+    base = (folder / FILE).stat().st_size - max(e["data_offsets"][1] for e in header.values())
+    starts = [e["data_offsets"][0] for n, e in header.items() if not n.startswith("pad.")]
+    assert all((base + start) % 64 == 0 for start in starts)
+    assert [path.name for path in folder.glob("profile*")] == [FILE]
+
+
+def test_a_profile_of_other_weights_is_refused(folder: Path, tmp_path: Path) -> None:
+    add_profile(folder)
+    other = random_packed(tmp_path / "other", tiny_config(), seed=1)
+    (other / FILE).write_bytes((folder / FILE).read_bytes())
+    with pytest.raises(FormatError, match="other weights"):
+        read(other)
+
+
+def test_a_write_that_fails_leaves_the_old_profile(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    add_profile(folder, misses=1)
+
+    def fails(number: int) -> None:
+        raise OSError(number, "no space")
+
+    monkeypatch.setattr(profiles.os, "fsync", fails)
+    with pytest.raises(OSError, match="no space"):
+        add_profile(folder, misses=0)
+    found = read(folder)
+    assert found is not None
+    assert found.setting.misses == 1
+    assert [path.name for path in folder.glob("profile*")] == [FILE]
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("dims", 33),
+        ("dims", 0),
+        ("dims", 96),
+        ("dims", 64),
+        ("dims", True),
+        ("margin", float("nan")),
+        ("margin", -1),
+        ("margin", "wide"),
+        ("limit", 0),
+        ("limit", 321),
+        ("limit", 10**30),
+        ("positions", 0),
+        ("mean_rows", float("inf")),
+        ("kernels", 7),
+        ("surprise", 1),
+    ],
+)
+def test_settings_that_cannot_be_are_refused(folder: Path, name: str, value: object) -> None:
+    add_profile(folder)
+    rewrite(folder, lambda table: table["head"].update({name: value}))
+    with pytest.raises(FormatError, match=r"profile\.safetensors"):
+        read(folder)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda table: table.pop("head"),
+        lambda table: table.update(format=2),
+        lambda table: table.update(weights_sha256=None),
+        lambda table: table["head"].pop("margin"),
+    ],
+)
+def test_a_table_without_its_fields_is_refused(
+    folder: Path, change: Callable[[dict[str, Any]], object]
+) -> None:
+    add_profile(folder)
+    rewrite(folder, change)
+    with pytest.raises(FormatError):
+        read(folder)
+
+
+def test_scales_that_are_no_numbers_are_refused(folder: Path) -> None:
+    model = open_packed(folder)
+    profile = add_profile(folder)
+    tiles = profile.head.look.joined()
+    tiles[3, 0, :2] = np.frombuffer(np.float16("nan").tobytes(), np.uint8)
+    look = dataclasses.replace(
+        profile.head.look, scales=tiles[:, :, :32].view("<f2"), quants=profile.head.look.quants
+    )
+    head = dataclasses.replace(profile.head, look=look)
+    write_profile(folder, Profile(model.info["weights_sha256"], SETTING, head))
+    with pytest.raises(FormatError, match="no numbers"):
+        read(folder)
+
+
+@settings(
+    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(data=st.data())
+def test_damage_is_refused_or_harmless(folder: Path, data: st.DataObject) -> None:
+    if not (folder / FILE).exists():
+        add_profile(folder)
+        (folder / "whole").write_bytes((folder / FILE).read_bytes())
+    whole = (folder / "whole").read_bytes()
+    if data.draw(st.booleans(), "cut"):
+        damaged = whole[: data.draw(st.integers(0, len(whole) - 1), "length")]
+    else:
+        place = data.draw(st.integers(0, 1400), "place")
+        more = data.draw(st.binary(min_size=1, max_size=8), "bytes")
+        damaged = whole[:place] + more + whole[place + len(more) :]
+    (folder / FILE).write_bytes(damaged)
+    try:
+        found = read(folder)
+    except StemError:
+        return
+    assert found is not None
+    assert found.head.rows.shape == (320, 2, 34)
