@@ -51,7 +51,8 @@ SHAPES: dict[str, dict[str, Any]] = {
     "qwen3": {"family": "qwen3", "d_model": 100, "ffn_dim": 49},
     "gemma3": {"family": "gemma3", "layer_windows": (5, 0)},
     "minicpm": {"family": "minicpm", "d_model": 60, "head_dim": 20, "n_heads": 3, "kv_heads": 3},
-} | {f"act-{name}": {"n_layers": 1, "activation": name} for name in ACTIVATIONS}
+}
+SHAPES |= {f"act-{name}": {"n_layers": 1, "activation": name} for name in ACTIVATIONS}
 
 
 @dataclass(frozen=True, slots=True)
@@ -296,7 +297,7 @@ def test_ctrl_c_between_waking_the_team_and_joining_it(
         raise KeyboardInterrupt
 
     if missed == "post":
-        monkeypatch.setitem(team._entries, "post", stop)  # type: ignore[arg-type]
+        monkeypatch.setitem(team._entries, "post", stop)
     else:
         monkeypatch.setattr(team, "_wake_sleepers", stop)
     with pytest.raises(KeyboardInterrupt):

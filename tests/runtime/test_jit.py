@@ -66,7 +66,7 @@ def cached() -> list[Path]:
 def fill(entries: dict[str, jit.Entry]) -> list[int]:
     block = np.array([3, 0, 0, 0], np.int64)
     entries["fill"](block.ctypes.data, 5)
-    return block.tolist()
+    return [int(word) for word in block]
 
 
 def start(program: str = PROGRAM) -> subprocess.Popen[str]:
@@ -272,10 +272,7 @@ def test_numba_works_as_ever_after_compiling_here() -> None:
     compiler.compile_unit("small_unit", "")
     compiler.compile_unit("small_unit", "")  # helpers that are compiled already come along
 
-    @njit
-    def total(values: Any) -> Any:
-        return np.sum(np.sqrt(values))
-
+    total = njit(lambda values: np.sum(np.sqrt(values)))
     assert total(np.array([4.0, 9.0])) == 5.0
 
 
@@ -293,7 +290,10 @@ def test_object_code_needs_nothing_but_memory_functions(variant: str) -> None:
 def undefined_symbols(elf: bytes) -> set[str]:
     """Names that a 64-bit little-endian ELF object uses without defining them."""
     assert elf[:6] == b"\x7fELF\x02\x01"
-    word = lambda at, size: int.from_bytes(elf[at : at + size], "little")  # noqa: E731
+
+    def word(at: int, size: int) -> int:
+        return int.from_bytes(elf[at : at + size], "little")
+
     table, size, count = word(0x28, 8), word(0x3A, 2), word(0x3C, 2)
     found = set()
     for header in range(table, table + size * count, size):

@@ -373,7 +373,7 @@ def test_heads_are_rotated_and_kept(
     want = x.astype(np.float64) + (bias if biased else 0)
     if normed:
         want = oracle.rms_norm(want, norm, 1e-6)
-    want = 0.5 * oracle.rope(want[None, None], [position], inv_freq)[0, 0]
+    want = 0.5 * oracle.rope(want[None, None], [position], inv_freq.tolist())[0, 0]
     np.testing.assert_allclose(key[:dim], want, rtol=2e-5, atol=2e-5)
     assert np.all(key[dim:] == 0)
 

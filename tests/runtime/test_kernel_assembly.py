@@ -1,0 +1,177 @@
+"""Kernels for CPUs that this one is not: compiled by LLVM, judged by their assembly."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import pytest
+
+from stem_runtime.kernels import TOKEN_BLOCK, compiler
+
+from .test_jit import undefined_symbols
+
+PROBE, STEP = "tests.runtime.kernel_probe", "stem_runtime.kernels.cpu.step"
+LIBC = {"memset", "memcpy", "memmove", "bzero", "memset_pattern16"}
+"""What LLVM may call of its own accord; every process has these, the last two on macOS."""
+
+CALL = re.compile(r"(?:callq?|bl|blr|b|jmpq?) _?(?!L[A-Za-z]+\d)([A-Za-z]\w+)$")
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """A CPU, and regular expressions of the instructions that make its variant worth having."""
+
+    variant: str
+    triple: str
+    cpu: str
+    dot: str
+    half: str = ""
+    never: str = "$^"
+
+
+TARGETS = {
+    target.cpu: target
+    for target in (
+        Target(
+            "avx512vnni",
+            "x86_64-unknown-linux-gnu",
+            "sapphirerapids",
+            # the four bytes of an activation go from memory to all lanes without a register
+            r"vpdpbusd (-?\d+)?\(.*\)\{1to16\}, %zmm\d+, %zmm\d+",
+            r"vcvtph2psx? .*%zmm",
+        ),
+        Target(
+            "avx512vnni",
+            "x86_64-pc-windows-msvc-elf",
+            "znver4",
+            r"vpdpbusd (-?\d+)?\(.*\)\{1to16\}, %zmm\d+, %zmm\d+",
+            "vcvtph2ps .*%zmm",
+        ),
+        Target(
+            "avx2vnni",
+            "x86_64-unknown-linux-gnu",
+            "alderlake",
+            r"\{vex\} vpdpbusd .*%ymm\d+$",
+            "vcvtph2ps .*%ymm",
+            "%zmm|%k[0-7]",
+        ),
+        Target(
+            "avx2",
+            "x86_64-unknown-linux-gnu",
+            "haswell",
+            r"vpmaddubsw .*%ymm\d+$",
+            "vcvtph2ps .*%ymm",
+            "%zmm|%k[0-7]|vpdpbusd",
+        ),
+        Target("neon", "aarch64-unknown-linux-gnu", "neoverse-n1", r"sdot v\d+\.4s", "fcvtl2? "),
+        Target("neon", "arm64-apple-darwin23.0.0", "apple-m1", r"sdot\.4s", "fcvtl2? "),
+        Target("portable", "x86_64-unknown-linux-gnu", "x86-64", "pmaddwd|pmuludq", "", "ymm|zmm"),
+        Target("portable", "aarch64-unknown-linux-gnu", "cortex-a53", r"mla v\d+\.4s", "", "sdot"),
+    )
+}
+
+
+@cache
+def translated(variant: str, module: str) -> bytes:
+    """A unit's LLVM code, which is the same for every CPU that runs the variant."""
+    _, unit = compiler.translate(module, variant)
+    return bytes(unit.as_bitcode())
+
+
+def compiled(target: Target, module: str) -> tuple[Any, Any]:
+    """The unit's optimized code and LLVM's machine for the target."""
+    from llvmlite import binding
+
+    binding.initialize_all_targets()
+    binding.initialize_all_asmprinters()
+    machine = binding.Target.from_triple(target.triple).create_target_machine(
+        target.cpu, opt=3, codemodel="default"
+    )
+    unit = binding.parse_bitcode(translated(target.variant, module))
+    unit.triple, unit.data_layout = target.triple, str(machine.target_data)
+    compiler.optimize(unit, machine)
+    return unit, machine
+
+
+def functions(assembly: str) -> dict[str, list[str]]:
+    """Instructions by function, with single blanks."""
+    found: dict[str, list[str]] = {}
+    lines: list[str] = []
+    for line in assembly.splitlines():
+        if label := re.match(r'_?"?(?!L[A-Za-z]+\d)([A-Za-z]\w+)"?:', line):
+            lines = found.setdefault(label[1], [])
+        elif re.match(r"\s+[a-z{]", line):
+            lines.append(" ".join(line.split()))
+    return found
+
+
+@pytest.fixture(scope="module", params=TARGETS)
+def target(request: pytest.FixtureRequest) -> Target:
+    return TARGETS[request.param]
+
+
+@pytest.fixture(scope="module")
+def probe(target: Target) -> dict[str, list[str]]:
+    unit, machine = compiled(target, PROBE)
+    found = functions(machine.emit_assembly(unit))
+    return {name.removeprefix("stem_"): lines for name, lines in found.items()}
+
+
+def count(lines: list[str], pattern: str) -> int:
+    return sum(bool(re.search(pattern, line)) for line in lines)
+
+
+def tiles(variant: str) -> list[tuple[str, int]]:
+    return [(f"tile_{kind}_{n}", n) for kind in range(3) for n in (1, TOKEN_BLOCK[variant])]
+
+
+def test_products_are_made_of_the_right_instructions(
+    target: Target, probe: dict[str, list[str]]
+) -> None:
+    for name, tokens in tiles(target.variant):
+        lines = probe[name]
+        # 16 rows by 32 columns; an instruction that does more than 64 products does not exist
+        assert count(lines, target.dot) >= 8 * tokens, name
+        if target.half:
+            assert count(lines, target.half), name
+    for name, lines in probe.items():
+        assert not count(lines, target.never), name
+
+
+def test_halves_are_read_by_the_cpu_itself(target: Target, probe: dict[str, list[str]]) -> None:
+    if target.half:
+        for name in ("score_4", "value_2_4", "from_half_True"):
+            assert count(probe[name], target.half), name
+
+
+def test_kernels_make_no_calls(probe: dict[str, list[str]]) -> None:
+    for name, lines in probe.items():
+        called = {call[1] for line in lines if (call := CALL.match(line))}
+        assert called <= LIBC, name
+
+
+SPILL = r"st[rp] q\d+.*\[sp|vmov\w+ %[yz]mm\d+, -?\d*\(%r[sb]p\)"
+
+
+def test_sums_stay_in_registers(target: Target, probe: dict[str, list[str]]) -> None:
+    """One token never needs the stack; a block of them may keep weights there, not sums."""
+    for name, tokens in tiles(target.variant):
+        spills, dots = count(probe[name], SPILL), count(probe[name], target.dot)
+        if target.variant in ("neon", "avx512vnni"):
+            assert spills <= (0 if tokens == 1 else dots // 2), name
+
+
+@pytest.mark.parametrize(
+    ("cpu", "pause"), [("neoverse-n1", "yield"), ("alderlake", "pause"), ("x86-64", "ret.*")]
+)
+def test_the_whole_step(cpu: str, pause: str) -> None:
+    """It needs nothing from outside, and its spinning threads give way to each other."""
+    unit, machine = compiled(TARGETS[cpu], STEP)
+    assert undefined_symbols(bytes(machine.emit_object(unit))) <= LIBC
+    lines = [line for body in functions(machine.emit_assembly(unit)).values() for line in body]
+    assert count(lines, TARGETS[cpu].dot) > 100
+    assert not count(lines, TARGETS[cpu].never)
+    assert count(lines, f"^{pause}$")
