@@ -18,7 +18,7 @@ from stem_runtime.errors import UsageError
 from stem_runtime.formats.packed import open_packed
 from stem_runtime.kernels import choose
 from stem_runtime.sampling import SamplingParams
-from stem_runtime.sparsity import capture
+from stem_runtime.sparsity import calibrate, capture
 from stem_runtime.sparsity.profile import FILE, read_profile
 from stem_runtime.tokenizer import Tokenizer
 from tests.runtime.looks import add_profile
@@ -229,6 +229,7 @@ def test_the_real_model_says_the_same_with_and_without(
     real_model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(capture, "ANSWER", 64)
+    monkeypatch.setattr(calibrate, "DIMS", (192,))
     profile = calibration.calibrate(real_model)
     try:
         assert profile.setting.positions > 500
