@@ -21,7 +21,7 @@ _INTERRUPTED = 130
 @click.option(
     "--text",
     multiple=True,
-    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    type=click.Path(path_type=Path),
     metavar="FILE",
     help="A text to calibrate on as well; repeatable.",
 )
