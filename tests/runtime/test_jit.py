@@ -284,7 +284,7 @@ def test_object_code_needs_nothing_but_memory_functions(variant: str) -> None:
     unit = jit._read(paths.cache_dir() / "kernels" / f"step-{jit._key(STEP, variant)}.o")
     assert unit is not None
     _, _, code = unit.partition(b"\0")
-    assert undefined_symbols(code) <= {"memset", "memcpy", "memmove"}
+    assert undefined_symbols(code) <= compiler.MEMORY_FUNCTIONS
 
 
 def undefined_symbols(elf: bytes) -> set[str]:

@@ -14,9 +14,6 @@ from stem_runtime.kernels import TOKEN_BLOCK, compiler
 from .test_jit import undefined_symbols
 
 PROBE, STEP = "tests.runtime.kernel_probe", "stem_runtime.kernels.cpu.step"
-LIBC = {"memset", "memcpy", "memmove", "bzero", "memset_pattern16"}
-"""What LLVM may call of its own accord; every process has these, the last two on macOS."""
-
 CALL = re.compile(r"(?:callq?|bl|blr|b|jmpq?) _?(?!L[A-Za-z]+\d)([A-Za-z]\w+)$")
 
 
@@ -150,7 +147,7 @@ def test_halves_are_read_by_the_cpu_itself(target: Target, probe: dict[str, list
 def test_kernels_make_no_calls(probe: dict[str, list[str]]) -> None:
     for name, lines in probe.items():
         called = {call[1] for line in lines if (call := CALL.match(line))}
-        assert called <= LIBC, name
+        assert called <= compiler.MEMORY_FUNCTIONS, name
 
 
 SPILL = r"st[rp] q\d+.*\[sp|vmov\w+ %[yz]mm\d+, -?\d*\(%r[sb]p\)"
@@ -170,7 +167,7 @@ def test_sums_stay_in_registers(target: Target, probe: dict[str, list[str]]) -> 
 def test_the_whole_step(cpu: str, pause: str) -> None:
     """It needs nothing from outside, and its spinning threads give way to each other."""
     unit, machine = compiled(TARGETS[cpu], STEP)
-    assert undefined_symbols(bytes(machine.emit_object(unit))) <= LIBC
+    assert undefined_symbols(bytes(machine.emit_object(unit))) <= compiler.MEMORY_FUNCTIONS
     lines = [line for body in functions(machine.emit_assembly(unit)).values() for line in body]
     assert count(lines, TARGETS[cpu].dot) > 100
     assert not count(lines, TARGETS[cpu].never)

@@ -55,7 +55,8 @@ def _signed(b: Builder, w: Value) -> Value:
 
 def _dpbusd(b: Builder, acc: Value, w: Value, x: Value) -> Value:
     name = f"llvm.x86.avx512.vpdpbusd.{32 * acc.type.count}"
-    return call(b, name, acc.type, [acc, w, x])
+    # operands of int32 are the older form, which later versions of LLVM still read
+    return call(b, name, acc.type, [acc, b.bitcast(w, acc.type), b.bitcast(x, acc.type)])
 
 
 def _madd(b: Builder, acc: Value, unsigned: Value, signed: Value) -> Value:
