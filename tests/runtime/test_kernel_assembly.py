@@ -64,7 +64,7 @@ TARGETS = {
             "%zmm|%k[0-7]|vpdpbusd",
         ),
         Target("neon", "aarch64-unknown-linux-gnu", "neoverse-n1", r"sdot v\d+\.4s", "fcvtl2? "),
-        Target("neon", "arm64-apple-darwin23.0.0", "apple-m1", r"sdot\.4s", "fcvtl2? "),
+        Target("neon", "arm64-apple-darwin23.0.0", "apple-m1", r"sdot(\.4s| v\d+\.4s)", "fcvtl2? "),
         Target("portable", "x86_64-unknown-linux-gnu", "x86-64", "pmaddwd|pmuludq", "", "ymm|zmm"),
         Target("portable", "aarch64-unknown-linux-gnu", "cortex-a53", r"mla v\d+\.4s", "", "sdot"),
     )
