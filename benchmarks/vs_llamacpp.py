@@ -114,16 +114,16 @@ def prefill_row(bench: Bench, gguf: Path, name: str, bar: float) -> Row:
     )
 
 
-def context_row(bench: Bench) -> Row:
+def context_row(bench: Bench, gguf: Path, name: str) -> Row:
     """Decode far into the context as a share of decode near its start."""
-    with bench.opened(bench.small, LONG + AFTER) as sides:
+    with bench.opened(gguf, LONG + AFTER) as sides:
         for side in sides:
             side.prefill(tokens(LONG))
         far = bench.medians(sides, lambda side: side.decode(tokens(AFTER), LONG))
         near = bench.medians(sides, lambda side: side.decode(tokens(AFTER), SHORT))
     theirs, ours = (n / f for n, f in zip(near, far, strict=True))
     return Row(
-        f"decode at {LONG} against at {SHORT}, SmolLM2-135M Q4_0",
+        f"decode at {LONG} against at {SHORT}, {name}",
         f"{theirs:.2f}",
         f"{ours:.2f}",
         "",
@@ -175,7 +175,8 @@ ROWS: dict[str, Callable[[Bench], Row]] = {
     "prefill": lambda bench: prefill_row(bench, bench.small, SMALL, 1.6),
     "decode-1b": lambda bench: decode_row(bench, bench.large, LARGE, 1.5),
     "prefill-1b": lambda bench: prefill_row(bench, bench.large, LARGE, 1.5),
-    "context": context_row,
+    "context": lambda bench: context_row(bench, bench.small, SMALL),
+    "context-1b": lambda bench: context_row(bench, bench.large, LARGE),
     "start": start_row,
     "memory": memory_row,
 }
