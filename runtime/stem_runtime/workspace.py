@@ -204,12 +204,14 @@ class Workspace:
         config = self._model.config
         tables = {True: config.rope_local_inv_freq, False: config.rope_inv_freq}
         addresses = {}
+        self._rope_tables: list[Floats] = []  # the shorter ones before are of no more use
         for local, frequencies in tables.items():
             if frequencies:
                 positions = np.arange(length, dtype=np.float32)
                 angles = np.outer(positions, np.asarray(frequencies, np.float32))
                 table = np.stack([np.cos(angles), np.sin(angles)], axis=1)
-                addresses[local] = self._keep(np.ascontiguousarray(table))
+                self._rope_tables.append(table)
+                addresses[local] = table.ctypes.data
         for words, window in zip(self._layers, config.layer_windows, strict=True):
             words[L.ROPE] = addresses[bool(window) and True in addresses]
         self._rope_length = length
