@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
@@ -84,11 +84,8 @@ class Engine:
         """
         with self._lock:
             self._check(cache, tokens)
-            self._team.interrupt(False)
-            chunk = self._work.chunk
-            for start in range(0, len(tokens), chunk):
-                part = tokens[start : start + chunk]
-                last = start + chunk >= len(tokens)
+            for start, part in self._chunks(tokens):
+                last = start + len(part) == len(tokens)
                 if cancel is not None and cancel():
                     raise Cancelled("Reading the prompt was cancelled.")
                 if len(tokens) == 1:
@@ -121,11 +118,8 @@ class Engine:
         """
         with self._lock:
             self._check(cache, tokens)
-            self._team.interrupt(False)
             out = np.empty((len(tokens), self.config.d_model), np.float32)
-            chunk = self._work.chunk
-            for start in range(0, len(tokens), chunk):
-                part = tokens[start : start + chunk]
+            for start, part in self._chunks(tokens):
                 with self._work.states(len(part)) as states:
                     self._run_chunk(cache, part, len(part))
                     out[start : start + len(part)] = states[:, : self.config.d_model]
@@ -137,10 +131,7 @@ class Engine:
             self._check(cache, tokens)
             vocab = self.config.vocab_size
             out = np.empty((len(tokens), vocab), np.float32)
-            self._team.interrupt(False)
-            chunk = self._work.chunk
-            for start in range(0, len(tokens), chunk):
-                part = tokens[start : start + chunk]
+            for start, part in self._chunks(tokens):
                 self._work.reserve_logits(len(part))
                 self._run_chunk(cache, part, 0)
                 out[start : start + len(part)] = self._work.logits[: len(part), :vocab]
@@ -198,6 +189,12 @@ class Engine:
         self._team.run(L.JOB_DECODE)
         cache.tokens.append(token)
         return self._work.logits[0, : self.config.vocab_size]
+
+    def _chunks(self, tokens: Sequence[int]) -> Iterator[tuple[int, Sequence[int]]]:
+        """The parts that one step each reads, with their places; old interrupts are forgotten."""
+        self._team.interrupt(False)
+        for start in range(0, len(tokens), self._work.chunk):
+            yield start, tokens[start : start + self._work.chunk]
 
     def _run_chunk(self, cache: KVCache, tokens: Sequence[int], logits_from: int) -> None:
         self._work.reserve_prefill()

@@ -22,6 +22,8 @@ from typing import Literal, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from ..kernels.cpu import layout as kernel_layout
+
 TILE = 16
 GROUP = 32
 
@@ -29,7 +31,11 @@ Kind = Literal["int4", "int4m", "int8"]
 CHUNKS: dict[Kind, int] = {"int4": 4, "int4m": 4, "int8": 8}
 """Chunks of 64 bytes in one (tile, group)."""
 
-GROUP_BYTES: dict[Kind, int] = {"int4": 32 + 256, "int4m": 64 + 256, "int8": 32 + 512}
+GROUP_BYTES: dict[Kind, int] = {
+    "int4": kernel_layout.GROUP_BYTES[kernel_layout.INT4],
+    "int4m": kernel_layout.GROUP_BYTES[kernel_layout.INT4_MINIMA],
+    "int8": kernel_layout.GROUP_BYTES[kernel_layout.INT8],
+}
 """Bytes of one (tile, group): scales, minima where there are any, quants."""
 
 ZERO_QUANT: dict[Kind, int] = {"int4": 8, "int4m": 0, "int8": 128}

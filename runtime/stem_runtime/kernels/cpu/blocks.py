@@ -10,7 +10,6 @@ from numba.extending import intrinsic
 from . import layout as L
 from .attention import score_kernel, value_kernel
 from .isa import Isa
-from .matmul import GROUP_BYTES
 from .simd import (
     Builder,
     const,
@@ -124,7 +123,7 @@ def build(isa: Isa) -> SimpleNamespace:
 
 
 def _build_embed(isa: Isa) -> Any:
-    native, group_bytes = isa.native_half, GROUP_BYTES
+    native = isa.native_half
 
     @intrinsic
     def half_of(_context: Any, _bits: Any) -> Any:
@@ -146,7 +145,7 @@ def _build_embed(isa: Isa) -> Any:
         row = m[L.TILE] + tile * m[L.TILE_BYTES]
         y = f32_at(out)
         for group in range(groups):
-            here = row + group * group_bytes[kind]
+            here = row + group * L.GROUP_BYTES[kind]
             d = half_of(u16_at(here)[lane]) * scale
             if kind == L.INT8:
                 q = u8_at(here + 32 + 4 * lane)

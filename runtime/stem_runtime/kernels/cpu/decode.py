@@ -79,23 +79,27 @@ def key_rows(layer: Any) -> tuple[int, int]:
     return q_tiles, q_tiles + layer[L.K + L.TILES]
 
 
+@helper
+def tile_of_qkv(layer: int, tile: int) -> tuple[int, int]:
+    """Which matrix, and which of its tiles, gives a tile of the joint q, k, v output."""
+    k_row, v_row = key_rows(i64_at(layer))
+    if tile >= v_row:
+        return layer + 8 * L.V, tile - v_row
+    if tile >= k_row:
+        return layer + 8 * L.K, tile - k_row
+    return layer + 8 * L.Q, tile
+
+
 def build(isa: Isa, blocks: SimpleNamespace, multiply: Any, barrier: Any) -> Any:
     """Return decode(args address, tid)."""
     embed, keep, gate, attend = blocks.embed, blocks.keep, blocks.gate, blocks.attend
 
     @helper
     def project_qkv(args: Any, layer: int, acts: int, tid: int) -> None:
-        q, k, v = layer + 8 * L.Q, layer + 8 * L.K, layer + 8 * L.V
-        q_tiles, k_tiles = i64_at(q)[L.TILES], i64_at(k)[L.TILES]
-        first, last = share(q_tiles + 2 * k_tiles, tid, args[L.THREADS])
+        first, last = share(args[L.QKV_ROWS] >> 4, tid, args[L.THREADS])
         for tile in range(first, last):
-            out = args[L.QKV] + 64 * tile
-            if tile < q_tiles:
-                multiply(q, tile, acts, 0, 1, out, 0)
-            elif tile < q_tiles + k_tiles:
-                multiply(k, tile - q_tiles, acts, 0, 1, out, 0)
-            else:
-                multiply(v, tile - q_tiles - k_tiles, acts, 0, 1, out, 0)
+            matrix, inner = tile_of_qkv(layer, tile)
+            multiply(matrix, inner, acts, 0, 1, args[L.QKV] + 64 * tile, 0)
 
     @helper
     def attend_share(args: Any, index: int, layer: Any, tid: int, memory: int) -> None:

@@ -56,6 +56,8 @@ from __future__ import annotations
 # a quantized matrix: its first tile, the bytes from one tile to the next, what is in them
 TILE, TILE_BYTES, KIND, TILES, GROUPS, MATRIX_WORDS = range(6)
 INT4, INT4_MINIMA, INT8 = range(3)
+GROUP_BYTES = (32 + 256, 64 + 256, 32 + 512)
+"""Of one (tile, group), by kind: scales, minima where there are any, quants."""
 
 # quantized activations, by blocks of tokens: [block, group, token of the block, ...]
 A_QUANTS, A_SCALES, A_BIAS, A_SUMS, ACTS_WORDS = range(5)

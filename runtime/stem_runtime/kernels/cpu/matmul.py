@@ -40,8 +40,6 @@ from .simd import (
 from .vector import helper
 
 KINDS = (L.INT4, L.INT4_MINIMA, L.INT8)
-GROUP_BYTES = (32 + 256, 64 + 256, 32 + 512)
-"""Of one (tile, group), by kind: scales, minima where there are any, quants."""
 
 
 def tile_kernel(isa: Isa, kind: int, tokens: int) -> Any:
@@ -79,7 +77,7 @@ def emit_tile(
         return half_to_float(b, load(b, address, V16I16), isa.native_half)
 
     with counted_loop(b, groups, start) as (group, accs, results):
-        here = offset(b, tile, group, GROUP_BYTES[kind])
+        here = offset(b, tile, group, L.GROUP_BYTES[kind])
         scale, minimum = halves(here), None
         if kind == L.INT4_MINIMA:
             minimum = halves(b.add(here, const(I64, 32)))
@@ -98,7 +96,7 @@ def emit_tile(
 
 def _unpack(b: Builder, kind: int, address: Value) -> list[Value]:
     count = 8 if kind == L.INT8 else 4
-    first = GROUP_BYTES[kind] - 64 * count
+    first = L.GROUP_BYTES[kind] - 64 * count
     chunks = [load(b, b.add(address, const(I64, first + 64 * c)), V64I8) for c in range(count)]
     if kind == L.INT8:
         return chunks

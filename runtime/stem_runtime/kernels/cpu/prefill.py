@@ -11,7 +11,7 @@ from typing import Any
 
 from . import layout as L
 from .blocks import clear, quantize, quantize_one, rope_head, share
-from .decode import add_sublayer, cut_acts, key_rows, offset_of
+from .decode import add_sublayer, cut_acts, key_rows, offset_of, tile_of_qkv
 from .simd import f32_at, i32_at, i64_at
 from .team import atomic_load, atomic_store
 from .vector import float_of_bits, helper, rms_norm
@@ -60,16 +60,10 @@ def build(blocks: SimpleNamespace, multiply: Any, barrier: Any, grab: Any, width
 
     @helper
     def project_qkv(args: Any, layer: int, count: int) -> None:
-        q, k, v = layer + 8 * L.Q, layer + 8 * L.K, layer + 8 * L.V
-        q_tiles, k_tiles = i64_at(q)[L.TILES], i64_at(k)[L.TILES]
         row = args[L.QKV_ROWS]
         tile = grab(args[L.TEAM])
-        while tile < q_tiles + 2 * k_tiles:
-            matrix, inner = q, tile
-            if tile >= q_tiles + k_tiles:
-                matrix, inner = v, tile - q_tiles - k_tiles
-            elif tile >= q_tiles:
-                matrix, inner = k, tile - q_tiles
+        while tile < row >> 4:
+            matrix, inner = tile_of_qkv(layer, tile)
             for block in range(count):
                 target = args[L.QKV] + 4 * block * width * row + 64 * tile
                 multiply(matrix, inner, args[L.ACTS], block, width, target, 4 * row)

@@ -231,7 +231,6 @@ f32_at = _cast(types.float32, F32)
 f64_at = _cast(types.float64, F64)
 i32_at = _cast(types.int32, I32)
 i64_at = _cast(types.int64, I64)
-i8_at = _cast(types.int8, I8)
 u8_at = _cast(types.uint8, I8)
 u16_at = _cast(types.uint16, I16)
 

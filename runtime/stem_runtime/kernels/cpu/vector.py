@@ -51,19 +51,14 @@ helper = numba.njit(
 """Compiles the plain Python between the intrinsics."""
 
 
-def _bitcast(source: Any, target: Any, element: Any) -> Any:
-    @intrinsic
-    def cast(_context: Any, _bits: Any) -> Any:
-        def codegen(_context: Any, b: Builder, _signature: Any, args: Any) -> Any:
-            return b.bitcast(args[0], element)
+@intrinsic
+def float_of_bits(_context: Any, _bits: Any) -> Any:
+    """The float64 whose bits are an int64, as float arguments travel."""
 
-        return target(source), codegen
+    def codegen(_context: Any, b: Builder, _signature: Any, args: Any) -> Any:
+        return b.bitcast(args[0], F64)
 
-    return cast
-
-
-float_of_bits = _bitcast(types.int64, types.float64, F64)
-bits_of_float = _bitcast(types.float64, types.int64, I64)
+    return types.float64(types.int64), codegen
 
 
 def _scalar(b: Builder, bits: Value) -> Value:
