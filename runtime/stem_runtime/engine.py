@@ -125,6 +125,18 @@ class Engine:
                     out[start : start + len(part)] = states[:, : self.config.d_model]
             return out
 
+    def ffn_inputs(self, cache: KVCache, tokens: Sequence[int]) -> NDArray[np.float32]:
+        """Read `tokens`; returns float32 [n_layers, n, d_model], what each FFN gets, normalized."""
+        with self._lock:
+            self._check(cache, tokens)
+            shape = (self.config.n_layers, len(tokens), self.config.d_model)
+            out = np.empty(shape, np.float32)
+            for start, part in self._chunks(tokens):
+                with self._work.ffn_states(len(part)) as states:
+                    self._run_chunk(cache, part, len(part))
+                    out[:, start : start + len(part)] = states[..., : self.config.d_model]
+            return out
+
     def logits(self, cache: KVCache, tokens: Sequence[int]) -> Logits:
         """Read `tokens`; returns float32 [n, vocab], the logits after each of them."""
         with self._lock:

@@ -122,6 +122,16 @@ class Workspace:
         finally:
             self.args[L.STATES] = 0
 
+    @contextmanager
+    def ffn_states(self, count: int) -> Iterator[Floats]:
+        """Make prefill write what the FFNs get, float32 [n_layers, count, d_pad]."""
+        states = np.zeros((self._model.config.n_layers, count, self._d_pad), np.float32)
+        self.args[L.FFN_STATES] = states.ctypes.data
+        try:
+            yield states
+        finally:
+            self.args[L.FFN_STATES] = 0
+
     def set_look(self, head: HeadLook) -> None:
         """Let decode look at the vocabulary. Raises UsageError where `head` is of another model."""
         config = self._model.config

@@ -75,6 +75,13 @@ def clear(address: int, floats: int) -> None:
 
 
 @helper
+def copy(source: int, target: int, floats: int) -> None:
+    x, y = f32_at(source), f32_at(target)
+    for i in range(floats):
+        y[i] = x[i]
+
+
+@helper
 def share(total: int, tid: int, threads: int) -> tuple[int, int]:
     """The range of `total` equal pieces that belongs to one thread."""
     return total * tid // threads, total * (tid + 1) // threads

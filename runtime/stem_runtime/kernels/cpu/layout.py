@@ -34,6 +34,7 @@ from __future__ import annotations
     LOGITS,  # float32 [tokens from LOGITS_FROM on, 16 * tiles of the head]
     LOGITS_FROM,  # first token of the call whose logits are wanted
     STATES,  # 0, or float32 [tokens, D_PAD] for what the head gets (prefill only)
+    FFN_STATES,  # 0, or float32 [N_LAYERS, N_TOKENS, D_PAD] for what the FFNs get (prefill only)
     LOOK,  # 0, or look words: compute only the rows of the head that can still matter (decode)
     VOCAB,
     # buffers
@@ -51,7 +52,7 @@ from __future__ import annotations
     TEAM,  # team words
     THREADS,
     ARGS_WORDS,
-) = range(43)
+) = range(44)
 
 # a quantized matrix: its first tile, the bytes from one tile to the next, what is in them
 TILE, TILE_BYTES, KIND, TILES, GROUPS, MATRIX_WORDS = range(6)

@@ -10,7 +10,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from . import layout as L
-from .blocks import clear, quantize, quantize_one, rope_head, share
+from .blocks import clear, copy, quantize, quantize_one, rope_head, share
 from .decode import add_sublayer, cut_acts, key_rows, offset_of, tile_of_qkv
 from .simd import f32_at, i32_at, i64_at
 from .team import atomic_load, atomic_store
@@ -33,8 +33,13 @@ def build(blocks: SimpleNamespace, multiply: Any, barrier: Any, grab: Any, width
         quantize(src, groups, args[L.ACTS], token // width, token % width, width)
 
     @helper
-    def norm_tokens(args: Any, weight: int, y: int, post: int, tid: int, memory: int) -> None:
-        """Finish the last sublayer (if `y`), normalize and quantize this thread's tokens."""
+    def norm_tokens(
+        args: Any, weight: int, y: int, post: int, tid: int, memory: int, show: int
+    ) -> None:
+        """Finish the last sublayer (if `y`), normalize and quantize this thread's tokens.
+
+        `show`: 0, or where the normalized tokens are wanted, float32 [N_TOKENS, D_PAD].
+        """
         d_pad = args[L.D_PAD]
         first, last = token_range(args, tid)
         for token in range(first, last):
@@ -45,6 +50,8 @@ def build(blocks: SimpleNamespace, multiply: Any, barrier: Any, grab: Any, width
                 if y != 0:
                     add_sublayer(args, x, y + 4 * d_pad * token, post, memory)
                 rms_norm(x, weight, memory, d_pad >> 4, args[L.INVERSE_D], args[L.NORM_EPS])
+                if show != 0:
+                    copy(memory, show + 4 * d_pad * token, d_pad)
             quantize_token(args, token, memory, d_pad >> 5)
 
     @helper
@@ -209,9 +216,7 @@ def build(blocks: SimpleNamespace, multiply: Any, barrier: Any, grab: Any, width
         x, normed = memory, memory + 4 * d_pad
         acts = normed + 4 * d_pad
         cut_acts(acts, acts + 8 * L.ACTS_WORDS, d_pad >> 5)
-        source, target = f32_at(args[L.X] + 4 * d_pad * token), f32_at(x)
-        for i in range(d_pad):
-            target[i] = source[i]
+        copy(args[L.X] + 4 * d_pad * token, x, d_pad)
         add_sublayer(args, x, y + 4 * d_pad * token, post, normed)
         rms_norm(x, args[L.FINAL_NORM], normed, d_pad >> 4, args[L.INVERSE_D], args[L.NORM_EPS])
         quantize(normed, d_pad >> 5, acts, 0, 0, 1)
@@ -225,7 +230,7 @@ def build(blocks: SimpleNamespace, multiply: Any, barrier: Any, grab: Any, width
         """Logits of the tokens from LOGITS_FROM on."""
         tokens, team, head = args[L.N_TOKENS], args[L.TEAM], args[L.HEAD]
         start, tiles = args[L.LOGITS_FROM], i64_at(head)[L.TILES]
-        norm_tokens(args, args[L.FINAL_NORM], y, post, tid, memory)
+        norm_tokens(args, args[L.FINAL_NORM], y, post, tid, memory, 0)
         barrier(team, args[L.THREADS])
         tile = grab(team)
         while tile < tiles:
@@ -251,7 +256,7 @@ def build(blocks: SimpleNamespace, multiply: Any, barrier: Any, grab: Any, width
         for index in range(args[L.N_LAYERS]):
             address = args[L.LAYERS] + 8 * L.LAYER_WORDS * index
             layer = i64_at(address)
-            norm_tokens(args, layer[L.ATTN_NORM], y, post, tid, memory)
+            norm_tokens(args, layer[L.ATTN_NORM], y, post, tid, memory, 0)
             if interrupted(args, tid):
                 return
             project_qkv(args, address, count)
@@ -265,7 +270,8 @@ def build(blocks: SimpleNamespace, multiply: Any, barrier: Any, grab: Any, width
             project(args, address + 8 * L.O, args[L.ACTS], args[L.Y], d_pad, count)
             barrier(team, threads)
             post = layer[L.ATTN_POST_NORM]
-            norm_tokens(args, layer[L.FFN_NORM], args[L.Y], post, tid, memory)
+            show = offset_of(args[L.FFN_STATES], 4 * d_pad * tokens * index)
+            norm_tokens(args, layer[L.FFN_NORM], args[L.Y], post, tid, memory, show)
             barrier(team, threads)
             gate_and_up(args, address, count, memory)
             barrier(team, threads)
