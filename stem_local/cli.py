@@ -26,6 +26,7 @@ VERBS = {
     "convert": "Pack a model file into a folder.",
     "calibrate": "Learn what a model can leave out.",
     "bench": "Measure a model's speed on this machine.",
+    "eval": "Measure a model's quality beside its cost.",
     "doctor": "Tell what this machine offers and what is set up.",
 }
 """Every verb and its line in the group's help, which is shown without importing the verb."""

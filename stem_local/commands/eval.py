@@ -1,0 +1,186 @@
+"""stem-local eval"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from stem_runtime.errors import UsageError
+
+from ..terminal import interruptible
+from ._output import Bar, as_json, facts, parameters, size, table
+
+if TYPE_CHECKING:
+    from ..evaluation import LabelTask, Report, Row
+    from ..sparsity import Sparsity
+
+_INTERRUPTED = 130
+_FILE = click.Path(path_type=Path)
+
+
+@click.command()
+@click.argument("model", required=False)
+@click.option(
+    "--text",
+    "texts",
+    multiple=True,
+    type=_FILE,
+    metavar="FILE",
+    help="Take the perplexity of a text; repeatable.",
+)
+@click.option("--squad", type=_FILE, metavar="FILE", help="Ask the questions of a SQuAD v1.1 JSON.")
+@click.option("--tsv", type=_FILE, metavar="FILE", help="Label the sentences of a table (SST-2).")
+@click.option("--labels", metavar="A,B", help="Words of the labels 0, 1, ... (negative,positive).")
+@click.option("--question", metavar="TEXT", help="What is asked about each sentence.")
+@click.option("--sentence-column", metavar="NAME", help="Column of the sentences (sentence).")
+@click.option("--label-column", metavar="NAME", help="Column of the labels (label).")
+@click.option("--sparsity", metavar="S,S", help="Settings to compare: off,auto,0.3 and so on.")
+@click.option("--limit", default=100, metavar="N", help="Most questions and sentences (100).")
+@click.option("--tokens", default=8192, metavar="N", help="Most tokens of each text (8192).")
+@click.option("--raw", is_flag=True, help="Ask SQuAD's questions without the chat template.")
+@click.option("--json", "json_", is_flag=True, help="Print JSON.")
+@click.option("--plot", type=_FILE, metavar="FILE", help="Draw the result as .png or .svg.")
+@click.option("--threads", type=int, metavar="N", help="Threads to compute with.")
+@click.option("--kernels", metavar="NAME", help="Kernel variant; see stem-local doctor.")
+def command(
+    model: str | None,
+    texts: tuple[Path, ...],
+    squad: Path | None,
+    tsv: Path | None,
+    labels: str | None,
+    question: str | None,
+    sentence_column: str | None,
+    label_column: str | None,
+    sparsity: str | None,
+    limit: int,
+    tokens: int,
+    raw: bool,
+    json_: bool,
+    plot: Path | None,
+    threads: int | None,
+    kernels: str | None,
+) -> None:
+    """Measure MODEL's quality at several sparsities beside what a token costs.
+
+    Without a file it takes the perplexity of built-in texts. Labels other than those of SST-2 need
+    a question of their own. --plot needs the extra "plot" (matplotlib).
+
+    \b
+    Examples:
+      stem-local eval smollm2-135m --text notes.txt
+      stem-local eval smollm2-135m --squad dev-v1.1.json --tsv dev.tsv --limit 200
+      stem-local eval smollm2-135m --sparsity off,auto --plot quality.png
+      stem-local eval smollm2-135m --tsv rte.tsv --labels yes,no --question "Is it true?"
+    """
+    from stem_runtime.engine import Cancelled
+
+    from ..api import load
+    from ..evaluation import evaluate
+    from ..plot import check, draw
+
+    task = label_task(labels, question, sentence_column, label_column)
+    sparsities = None if sparsity is None else parse_sparsities(sparsity)
+    if plot is not None:
+        check(plot)
+    with (
+        load(model, threads=threads, kernels=kernels) as loaded,
+        Bar() as bar,
+        interruptible() as cancel,
+    ):
+        try:
+            report = evaluate(
+                loaded,
+                texts=texts,
+                squad=squad,
+                table=tsv,
+                task=task,
+                sparsities=sparsities,
+                limit=limit,
+                tokens=tokens,
+                raw=raw,
+                progress=bar.share,
+                cancel=cancel.is_set,
+            )
+        except Cancelled as error:
+            bar.note(str(error))
+            raise click.exceptions.Exit(_INTERRUPTED) from None
+    if plot is not None:
+        draw(report, plot)
+    if json_:
+        as_json(report.to_dict())
+    else:
+        show(report)
+
+
+def label_task(
+    labels: str | None,
+    question: str | None,
+    sentence_column: str | None,
+    label_column: str | None,
+) -> LabelTask:
+    """How the table's sentences are asked about. Raises UsageError."""
+    from ..evaluation import LabelTask
+
+    if labels is not None and question is None:
+        raise UsageError("--labels need a --question that they are the answers to.")
+    words = None if labels is None else tuple(word.strip() for word in labels.split(","))
+    given = {
+        "words": words,
+        "question": question,
+        "sentence_column": sentence_column,
+        "label_column": label_column,
+    }
+    return replace(LabelTask(), **{name: v for name, v in given.items() if v is not None})
+
+
+def parse_sparsities(text: str) -> list[Sparsity]:
+    """Settings with commas between. Raises UsageError."""
+    from ..sparsity import check_sparsity
+
+    return [check_sparsity(_number(part.strip())) for part in text.split(",")]
+
+
+def _number(text: str) -> str | float:
+    try:
+        return float(text)
+    except ValueError:
+        return text
+
+
+def show(report: Report) -> None:
+    """Print a report for people: a line for each sparsity, then what was left out at each."""
+    columns = [list(_cells(report, row)) for row in report.rows]
+    table([name for name, _ in columns[0]], [[cell for _, cell in row] for row in columns])
+    click.echo()
+    facts([*((str(row.sparsity), row.setting) for row in report.rows), *_amounts(report.rows[0])])
+
+
+def _cells(report: Report, row: Row) -> Iterator[tuple[str, str]]:
+    """Headings and contents of a row, of the tests that were run."""
+    yield "sparsity", str(row.sparsity)
+    if row.text is not None:
+        change = report.perplexity_change(row)
+        yield "perplexity", f"{row.text.perplexity:.3f}"
+        yield "change", "" if change is None else f"{change:+.2%}"
+    if row.squad is not None:
+        yield "exact match", f"{100 * row.squad.exact_match:.1f}"
+        yield "F1", f"{100 * row.squad.f1:.1f}"
+    if row.labels is not None:
+        yield "accuracy", f"{row.labels.accuracy:.1%}"
+    yield "active", parameters(row.cost.active_parameters)
+    yield "of all", f"{row.cost.active_fraction:.1%}"
+    yield "per token", size(row.cost.bytes_per_token)
+    yield "speed", f"{row.cost.tokens_per_second:.1f} tok/s"
+
+
+def _amounts(row: Row) -> Iterator[tuple[str, str]]:
+    if row.text is not None:
+        yield "perplexity", f"over {row.text.tokens} tokens"
+    if row.squad is not None:
+        yield "exact match, F1", f"percent of {row.squad.questions} questions"
+    if row.labels is not None:
+        yield "accuracy", f"over {row.labels.sentences} sentences"

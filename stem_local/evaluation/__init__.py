@@ -1,0 +1,24 @@
+"""Quality at several sparsities side by side with what a token costs.
+
+from stem_local.evaluation import evaluate
+
+with stem_local.load("smollm2-135m") as model:
+    report = evaluate(model, texts=["notes.txt"], sparsities=["off", "auto"])
+"""
+
+from __future__ import annotations
+
+from .datasets import LabelTask
+from .results import Cost, LabelScore, Report, Row, SquadScore, TextScore
+from .run import evaluate
+
+__all__ = [
+    "Cost",
+    "LabelScore",
+    "LabelTask",
+    "Report",
+    "Row",
+    "SquadScore",
+    "TextScore",
+    "evaluate",
+]

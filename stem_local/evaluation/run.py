@@ -1,0 +1,96 @@
+"""Evaluating a model: every test at every sparsity, and what a token costs there."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from stem_runtime.errors import UsageError
+from stem_runtime.formats.header import read_text
+
+from ..calibration import built_in_texts
+from ..sparsity import Sparsity, check_sparsity
+from .cost import measure
+from .datasets import LabelTask, read_squad, read_table, spread
+from .follow import Follow
+from .likelihood import score_labels, score_texts
+from .results import Report, Row
+from .squad import score_questions
+
+if TYPE_CHECKING:
+    from ..model import Model
+
+LIMIT = 100
+TOKENS = 8192
+
+
+def evaluate(
+    model: Model,
+    *,
+    texts: Sequence[str | Path] = (),
+    squad: str | Path | None = None,
+    table: str | Path | None = None,
+    task: LabelTask | None = None,
+    sparsities: Sequence[Sparsity] | None = None,
+    limit: int = LIMIT,
+    tokens: int = TOKENS,
+    raw: bool = False,
+    progress: Callable[[str, int, int], None] | None = None,
+    cancel: Callable[[], bool] | None = None,
+) -> Report:
+    """Measure a loaded model's quality at several sparsities, and what a token costs at each.
+
+    `texts` are files whose perplexity is taken, over at most `tokens` tokens of each; the built-in
+    ones without any file at all. `squad` is a file in SQuAD v1.1's JSON format, `table` one of
+    sentences and labels as in GLUE's SST-2, read as `task` says; at most `limit` items of either
+    are asked, evenly spread. `raw` asks SQuAD's questions without the chat template. `sparsities`
+    default to "off" and what the model has. `progress` receives (step, done, total), `cancel` is
+    asked often. Raises FormatError, UsageError, ContextFullError, Cancelled.
+    """
+    for name, value in (("limit", limit), ("tokens", tokens)):
+        if type(value) is not int or value < 1:
+            raise UsageError(f"{name} is a number of at least 1, not {value!r:.40}.")
+    chosen = _distinct(sparsities) if sparsities is not None else available(model)
+    task = task or LabelTask()
+    # every file is read before the first is worked on, so that a bad one is told at once
+    read = [_text(Path(path)) for path in texts]
+    questions = spread(read_squad(Path(squad)), limit) if squad is not None else []
+    sentences = spread(read_table(Path(table), task), limit) if table is not None else []
+    if not (read or questions or sentences):
+        read = built_in_texts()
+    follow = Follow(progress, cancel)
+    costs = measure(model, built_in_texts(), chosen, follow)
+    perplexities = score_texts(model, read, chosen, follow, limit=tokens) if read else {}
+    answers = score_questions(model, questions, chosen, follow, raw=raw) if questions else {}
+    labels = score_labels(model, sentences, task, chosen, follow) if sentences else {}
+    rows = tuple(
+        Row(
+            sparsity,
+            *costs[sparsity],
+            perplexities.get(sparsity),
+            answers.get(sparsity),
+            labels.get(sparsity),
+        )
+        for sparsity in chosen
+    )
+    return Report(model.name, model.engine.kernels.name, model.engine.threads, rows)
+
+
+def available(model: Model) -> list[Sparsity]:
+    """Dense, and what the model's calibration allows."""
+    return ["off", "auto"] if model.sparse.head is not None else ["off"]
+
+
+def _distinct(sparsities: Sequence[Sparsity]) -> list[Sparsity]:
+    chosen = list(dict.fromkeys(check_sparsity(sparsity) for sparsity in sparsities))
+    if not chosen:
+        raise UsageError("Name at least one sparsity to evaluate.")
+    return chosen
+
+
+def _text(path: Path) -> str:
+    text = read_text(path)
+    if not text.strip():
+        raise UsageError(f"{path} has no text in it; leave it out or give another file.")
+    return text
