@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
 from ..terminal import interruptible
-from ._output import Bar, as_json, facts, size
+from ._output import Bar, as_json, facts, size, table
 
 if TYPE_CHECKING:
+    from stem_runtime.sparsity.ffn_profile import FfnSetting
     from stem_runtime.sparsity.profile import HeadSetting
 
 _INTERRUPTED = 130
@@ -64,16 +66,20 @@ def command(
             bar.note(str(error))
             raise click.exceptions.Exit(_INTERRUPTED) from None
     if json_:
-        as_json(profile.setting.to_dict())
-    else:
-        facts(head_facts(profile.setting))
+        as_json(profile.to_dict())
+        return
+    if profile.head is not None:
+        facts(head_facts(profile.head.setting))
+    if profile.ffn is not None:
+        facts([("sparse FFN", f"not used: {profile.ffn.reason}" if profile.ffn.reason else "used")])
+        settings_table(profile.ffn.settings)
 
 
 def head_facts(setting: HeadSetting) -> list[tuple[str, str]]:
     """What calibration found, for people."""
-    from ..sparsity import refusal
+    from ..sparsity import head_refusal
 
-    why = refusal(setting, setting.kernels)
+    why = head_refusal(setting, setting.kernels)
     share = setting.head_bytes / setting.dense_head_bytes
     gain = setting.tokens_per_second / setting.dense_tokens_per_second
     return [
@@ -94,3 +100,23 @@ def head_facts(setting: HeadSetting) -> list[tuple[str, str]]:
             f"{setting.threads} threads)",
         ),
     ]
+
+
+def settings_table(settings: Sequence[FfnSetting]) -> None:
+    """The measured ways to skip neurons, one a line."""
+    head = ("setting", "policy", "neurons", "weights", "perplexity", "tok/s", "dense", "speed")
+    rows = [
+        (
+            setting.name,
+            setting.policy,
+            f"{setting.active_neurons:.1%}",
+            f"{setting.active_parameters:.1%}",
+            f"{setting.perplexity_change:+.2%}",
+            f"{setting.tokens_per_second:.0f}",
+            f"{setting.dense_tokens_per_second:.0f}",
+            f"{setting.tokens_per_second / setting.dense_tokens_per_second:.2f}x",
+        )
+        for setting in settings
+    ]
+    if rows:
+        table(head, rows)

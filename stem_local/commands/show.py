@@ -88,7 +88,7 @@ def _calibration(packed: PackedModel) -> dict[str, Any] | None:
         profile = read_profile(packed.folder, packed.config, weights)
     except FormatError as error:
         return {"damage": str(error)}
-    return None if profile is None else {"head": profile.setting.to_dict()}
+    return None if profile is None else profile.to_dict()
 
 
 def _calibrated(calibration: dict[str, Any] | None) -> list[tuple[str, str]]:
@@ -100,6 +100,8 @@ def _calibrated(calibration: dict[str, Any] | None) -> list[tuple[str, str]]:
 
     from .calibrate import head_facts
 
+    if calibration["head"] is None:
+        return []
     values = dict(calibration["head"])
     values.pop("miss_rate")
     return head_facts(HeadSetting(**values))

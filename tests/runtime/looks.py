@@ -10,7 +10,7 @@ import numpy as np
 
 from stem_runtime.formats.packed import PackedModel, open_packed
 from stem_runtime.sparsity.head import HeadLook, Looks, head_of, row_major
-from stem_runtime.sparsity.profile import HeadSetting, Profile, write_profile
+from stem_runtime.sparsity.profile import HeadProfile, HeadSetting, Profile, write_profile
 
 SETTING = HeadSetting(
     dims=32,
@@ -45,6 +45,6 @@ def add_profile(folder: Path, **changes: Any) -> Profile:
     model = open_packed(folder)
     setting = dataclasses.replace(SETTING, **changes)
     look = make_look(model, setting.margin, setting.limit, setting.dims)
-    profile = Profile(model.info["weights_sha256"], setting, look)
+    profile = Profile(model.info["weights_sha256"], HeadProfile(setting, look), None)
     write_profile(folder, profile)
     return profile

@@ -15,7 +15,8 @@ from stem_runtime.formats.packed import PackedModel, open_packed
 from stem_runtime.sparsity import capture
 from stem_runtime.sparsity.calibrate import calibrate, split
 from stem_runtime.sparsity.capture import Material, Part
-from stem_runtime.sparsity.profile import FILE, read_profile
+from stem_runtime.sparsity.head import HeadLook
+from stem_runtime.sparsity.profile import FILE, Profile, read_profile
 
 from .tiny import random_packed, tiny_config
 
@@ -25,6 +26,11 @@ def material(tokens: int = 3000, prompts: int = 4, vocab: int = 320) -> Material
     texts = [rng.integers(3, vocab, tokens // 3).tolist() for _ in range(3)]
     asked = [rng.integers(3, vocab, 20).tolist() for _ in range(prompts)]
     return Material(texts, asked, frozenset({2}))
+
+
+def look_of(profile: Profile) -> HeadLook:
+    assert profile.head is not None
+    return profile.head.look
 
 
 @pytest.fixture
@@ -51,8 +57,10 @@ def test_a_profile_is_written_and_says_what_was_measured(model: PackedModel) -> 
     profile = calibrate(model, material(), threads=1, progress=lambda *now: told.append(now))
     found = read_profile(model.folder, model.config, model.info["weights_sha256"])
     assert found is not None
-    assert found.setting == profile.setting
-    setting = profile.setting
+    assert found.head is not None
+    assert profile.head is not None
+    assert found.head.setting == profile.head.setting
+    setting = profile.head.setting
     assert (setting.dims, setting.threads, setting.limit) == (32, 1, 32)
     assert 500 < setting.positions < 3000
     assert 0 < setting.mean_rows <= 320
@@ -70,7 +78,7 @@ def test_a_profile_is_written_and_says_what_was_measured(model: PackedModel) -> 
 
 
 def test_the_same_material_gives_the_same_look(model: PackedModel) -> None:
-    first, again = (calibrate(model, material(), threads=1).head for _ in range(2))
+    first, again = (look_of(calibrate(model, material(), threads=1)) for _ in range(2))
     assert (first.margin, first.dims, first.limit) == (again.margin, again.dims, again.limit)
     assert np.array_equal(first.look.joined(), again.look.joined())
     assert np.array_equal(first.rotation.joined(), again.rotation.joined())
@@ -91,7 +99,7 @@ def test_a_calibration_goes_on_where_it_stopped(
     whole = calibrate(model, material(), threads=1)
     assert resumed == hidden_calls
     assert len(done) < len(resumed)
-    assert profile.head.margin == whole.head.margin
+    assert look_of(profile).margin == look_of(whole).margin
 
 
 def test_what_was_kept_may_be_damaged(model: PackedModel, hidden_calls: list[int]) -> None:
@@ -107,7 +115,7 @@ def test_what_was_kept_may_be_damaged(model: PackedModel, hidden_calls: list[int
     before = hidden_calls[:]
     profile = calibrate(model, material(), threads=1)
     assert hidden_calls[6:10] == before[:4]
-    assert profile.head.margin == calibrate(model, material(), threads=1).head.margin
+    assert look_of(profile).margin == look_of(calibrate(model, material(), threads=1)).margin
 
 
 @pytest.mark.parametrize("stage", ["Fitting", "Timing"])
@@ -169,7 +177,9 @@ def test_a_head_that_few_axes_describe_is_found(
         return rng.standard_normal((count, 8)).astype(np.float32) @ plane
 
     monkeypatch.setattr(Engine, "hidden", flat)
-    setting = calibrate(model, material(), threads=1).setting
+    head = calibrate(model, material(), threads=1).head
+    assert head is not None
+    setting = head.setting
     assert setting.good
     assert setting.mean_rows < 60
     assert setting.head_bytes < setting.dense_head_bytes

@@ -17,7 +17,7 @@ from ..formats.packed import PackedModel
 from ..quant import PackedMatrix
 from .capture import Material, Part, Progress, capture
 from .head import HeadLook, Looks, default_limit, head_of, principal_axes, row_major
-from .profile import HeadSetting, Profile, write_profile
+from .profile import HeadProfile, HeadSetting, Profile, write_profile
 from .trial import Outcome, judge, lags, leaders, least_margin
 
 DIMS = (32, 64, 96, 128, 160, 192, 224, 256)
@@ -88,7 +88,7 @@ def calibrate(
             dense_tokens_per_second=dense,
             tokens_per_second=sparse,
         )
-    profile = Profile(str(model.info["weights_sha256"]), setting, look)
+    profile = Profile(str(model.info["weights_sha256"]), HeadProfile(setting, look), None)
     write_profile(model.folder, profile)
     shutil.rmtree(held, ignore_errors=True)
     return profile

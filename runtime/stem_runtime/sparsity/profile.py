@@ -1,28 +1,27 @@
-"""What calibration learned of a model, kept beside its weights as `profile.safetensors`."""
+"""What calibration found out about a model, kept beside its weights in profile.safetensors.
+
+One safetensors file: tensors for the kernels, and the table of settings and measurements as JSON in
+a uint8 tensor. A profile names the weights it belongs to.
+"""
 
 from __future__ import annotations
 
 import dataclasses
-import json
-import math
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from ..config import ModelConfig
 from ..errors import FormatError
-from ..formats.header import TensorEntry, map_file, parse_json, read_header, view
-from ..formats.packed import ALIGNMENT, PARTIAL
 from ..kernels.cpu.layout import ROW_GROUP_BYTES
-from ..quant import GROUP, PackedMatrix, groups_of, tiles_shape
+from ..quant import GROUP, groups_of
+from .container import Arrays, Container, write_container
+from .ffn_file import ffn_arrays, ffn_table, read_ffn
+from .ffn_profile import FfnProfile
 from .head import HeadLook
 
 FILE = "profile.safetensors"
-FORMAT = 1
+FORMAT = 2
 
 MAX_MISS_RATE = 0.001
 """Most positions at which the full head's winner may be left out."""
@@ -30,8 +29,6 @@ MAX_MISS_RATE = 0.001
 MIN_MASS = 0.999
 """Least share of the probability that sampling would draw from and that must be kept."""
 
-_TABLE = "profile.json"
-_MAX_TABLE = 1 << 20
 _ROTATION, _LOOK, _ROWS = "head.rotation.tiles", "head.look.tiles", "head.rows"
 
 
@@ -81,39 +78,46 @@ class HeadSetting:
 
 
 @dataclass(frozen=True, slots=True)
+class HeadProfile:
+    """A sparse output head: what was measured, and what the engine decodes with."""
+
+    setting: HeadSetting
+    look: HeadLook
+
+
+@dataclass(frozen=True, slots=True)
 class Profile:
-    """A model's calibration. `weights_sha256` says which weights it belongs to."""
+    """A model's calibration. `weights_sha256` says which weights it belongs to; a model whose head
+    or whose FFNs cannot be thinned out has None there.
+    """
 
     weights_sha256: str
-    setting: HeadSetting
-    head: HeadLook
+    head: HeadProfile | None
+    ffn: FfnProfile | None
+
+    def to_dict(self) -> dict[str, Any]:
+        """What was measured, for JSON."""
+        return {
+            "head": None if self.head is None else self.head.setting.to_dict(),
+            "ffn": None if self.ffn is None else self.ffn.to_dict(),
+        }
 
 
 def write_profile(folder: Path, profile: Profile) -> Path:
     """Put the profile into a model's folder, whole or not at all. Returns its path."""
+    head, ffn = profile.head, profile.ffn
     table = {
         "format": FORMAT,
         "weights_sha256": profile.weights_sha256,
-        "head": dataclasses.asdict(profile.setting),
+        "head": None if head is None else dataclasses.asdict(head.setting),
+        "ffn": None if ffn is None else ffn_table(ffn),
     }
-    arrays: dict[str, NDArray[np.uint8]] = {
-        _TABLE: np.frombuffer(json.dumps(table, allow_nan=False).encode(), np.uint8),
-        _ROTATION: profile.head.rotation.joined(),
-        _LOOK: profile.head.look.joined(),
-        _ROWS: profile.head.rows,
+    arrays: Arrays = {
+        **({} if head is None else _head_arrays(head.look)),
+        **({} if ffn is None else ffn_arrays(ffn)),
     }
-    path = folder / FILE
-    partial = folder / f"{FILE}.{os.getpid()}{PARTIAL}"
-    try:
-        with partial.open("wb") as file:
-            for part in _laid_out(arrays):
-                file.write(part)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
-    return path
+    write_container(folder / FILE, table, arrays)
+    return folder / FILE
 
 
 def read_profile(folder: Path, config: ModelConfig, weights_sha256: str) -> Profile | None:
@@ -124,88 +128,37 @@ def read_profile(folder: Path, config: ModelConfig, weights_sha256: str) -> Prof
     path = folder / FILE
     if not path.exists():
         return None
-    data = map_file(path)
-    entries = read_header(data, str(path))
-    table = _read_table(path, data, entries)
+    file = Container.open(path)
+    table = file.table
+    if table.get("format") != FORMAT:
+        raise file.error(f"not of format {FORMAT}")
+    if not {"head", "ffn"} <= set(table) or not isinstance(table.get("weights_sha256"), str):
+        raise file.error("head, ffn or weights_sha256 is missing")
     if table["weights_sha256"] != weights_sha256:
         raise FormatError(f"{path} belongs to other weights than this model's; calibrate it again.")
-    setting = _setting(table["head"], config, path)
-    vocab, d, dims = config.vocab_size, config.d_model, setting.dims
+    head = None if table["head"] is None else _read_head(file, config)
+    ffn = None if table["ffn"] is None else read_ffn(file, config)
+    return Profile(weights_sha256, head, ffn)
 
-    def array(name: str, shape: tuple[int, ...]) -> NDArray[np.uint8]:
-        entry = entries.get(name)
-        if entry is None or (entry.dtype, entry.shape) != ("U8", shape) or entry.start % ALIGNMENT:
-            raise FormatError(f"{path}: tensor {name!r} is not U8 {shape}; calibrate again.")
-        return view(data, entry, "u1")
 
-    def matrix(name: str, rows: int, cols: int) -> PackedMatrix:
-        tiles = array(name, tiles_shape(rows, cols, "int8"))
-        found = PackedMatrix.of_tiles(name, rows, cols, "int8", tiles)
-        if not np.isfinite(found.scales).all():
-            raise FormatError(f"{path}: tensor {name!r} has scales that are no numbers.")
-        return found
+def _head_arrays(look: HeadLook) -> Arrays:
+    return {_ROTATION: look.rotation.joined(), _LOOK: look.look.joined(), _ROWS: look.rows}
 
+
+def _read_head(file: Container, config: ModelConfig) -> HeadProfile:
+    """The head's part, its numbers within what a model of this shape allows."""
+    setting = file.settings(HeadSetting, file.table["head"])
+    dims, limit = setting.dims, setting.limit
+    dims_fit = dims % GROUP == 0 and 0 < dims <= config.d_model
+    if not dims_fit or not 0 < limit <= config.vocab_size or setting.positions < 1:
+        raise file.error("the head's settings do not fit this model")
+    vocab, d = config.vocab_size, config.d_model
+    rows = file.array(_ROWS, "U8", (vocab, groups_of(d), ROW_GROUP_BYTES))
     look = HeadLook(
-        matrix(_ROTATION, dims, d),
-        matrix(_LOOK, vocab, dims),
-        array(_ROWS, (vocab, groups_of(d), ROW_GROUP_BYTES)),
+        file.matrix(_ROTATION, dims, d),
+        file.matrix(_LOOK, vocab, dims),
+        rows,
         setting.margin,
-        setting.limit,
+        limit,
     )
-    return Profile(weights_sha256, setting, look)
-
-
-def _laid_out(arrays: dict[str, NDArray[np.uint8]]) -> list[bytes | memoryview]:
-    """The parts of a safetensors file whose tensors start at multiples of 64 bytes."""
-    table: dict[str, Any] = {}
-    parts: list[bytes | memoryview] = []
-    end = 0
-    for name, array in arrays.items():
-        if gap := -end % ALIGNMENT:
-            table[f"pad.{len(table)}"] = _entry((gap,), end, gap)
-            parts.append(bytes(gap))
-            end += gap
-        table[name] = _entry(array.shape, end, array.nbytes)
-        parts.append(np.ascontiguousarray(array).data)
-        end += array.nbytes
-    text = json.dumps(table).encode()
-    text += b" " * (-(8 + len(text)) % ALIGNMENT)
-    return [len(text).to_bytes(8, "little"), text, *parts]
-
-
-def _entry(shape: tuple[int, ...], start: int, nbytes: int) -> dict[str, Any]:
-    return {"dtype": "U8", "shape": list(shape), "data_offsets": [start, start + nbytes]}
-
-
-def _read_table(path: Path, data: Any, entries: dict[str, TensorEntry]) -> dict[str, Any]:
-    entry = entries.get(_TABLE)
-    if entry is None or entry.dtype != "U8" or entry.nbytes > _MAX_TABLE:
-        raise FormatError(f"{path}: the table of settings is missing or too large.")
-    where = f"{path}: {_TABLE}"
-    table = parse_json(view(data, entry, "u1").tobytes(), where)
-    if table.get("format") != FORMAT:
-        raise FormatError(f"{where}: not of format {FORMAT}; calibrate the model again.")
-    if not isinstance(table.get("head"), dict) or not isinstance(table.get("weights_sha256"), str):
-        raise FormatError(f"{where}: head or weights_sha256 is missing; calibrate again.")
-    return table
-
-
-def _setting(values: dict[str, Any], config: ModelConfig, path: Path) -> HeadSetting:
-    """The table's numbers, each of its type and within what a model of this shape allows."""
-    kinds = {field.name: str(field.type) for field in dataclasses.fields(HeadSetting)}
-    if set(values) != set(kinds):
-        raise FormatError(f"{path}: the head's settings are not those of format {FORMAT}.")
-    for name, kind in kinds.items():
-        value = values[name]
-        if kind == "str":
-            fits = isinstance(value, str)
-        else:
-            number = type(value) is int or (kind == "float" and type(value) is float)
-            fits = number and 0 <= value < 2**53 and math.isfinite(value)
-        if not fits:
-            raise FormatError(f"{path}: {name} of the head cannot be {value!r:.40}.")
-    setting = HeadSetting(**values)
-    dims_fit = setting.dims % GROUP == 0 and 0 < setting.dims <= config.d_model
-    if not dims_fit or not 0 < setting.limit <= config.vocab_size or setting.positions < 1:
-        raise FormatError(f"{path}: the head's settings do not fit this model; calibrate again.")
-    return setting
+    return HeadProfile(setting, look)

@@ -1,0 +1,205 @@
+"""Budget policies: how one total share of skipped neurons is spread over layers and tokens.
+
+- uniform: every layer skips the same share.
+- global: every layer loses the same share of its output, so that layers whose neurons matter less
+  skip more. One knob for the whole model.
+- greedy: starts dense, and gives the next slice of sparsity to the layer that it hurts least, by
+  how much calibration saw the loss grow when that layer alone was thinned out.
+- learned: factors on the global rule's shares, found by the cross-entropy method (Rubinstein 1999)
+  with the reward `-loss - COMPUTE_PRICE * (share of FFN bytes read)`.
+- attention: the global rule, and tokens whose attention is sharp get lower cut-offs.
+
+Each layer uses whichever test reads fewer bytes at the share of its output that it may lose.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import heapq
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..errors import UsageError
+from .plan import FfnPlan, Mode
+from .potentials import CONTRIBUTION, GATE, FfnTables
+
+PolicyName = Literal["uniform", "global", "greedy", "learned", "attention"]
+POLICIES: tuple[PolicyName, ...] = get_args(PolicyName)
+
+MOST = 0.95
+"""The largest share of neurons that can be asked to be skipped."""
+
+ATTENTION = 0.5
+"""Strength of the multiplier that the attention policy puts on a token's cut-offs."""
+
+COMPUTE_PRICE = 0.1
+"""Nats that the learned policy pays for reading the FFNs whole."""
+
+_LEAST, _STEPS = 1e-3, 96  # dropped shares that greedy goes through, from the least to 1
+_MODES: dict[int, Mode] = {GATE: "gate", CONTRIBUTION: "contribution"}
+
+F64 = NDArray[np.float64]
+Ints = NDArray[np.int64]
+Loss = Callable[[FfnPlan], float]
+
+
+@dataclass(frozen=True, slots=True)
+class Spread:
+    """Where every layer stands: its test, int [n_layers], and its fractional level in the table of
+    that test, float64 [n_layers].
+    """
+
+    tests: Ints
+    levels: F64
+
+    def active(self, tables: FfnTables) -> float:
+        """Share of neurons that read their down row, mean over layers."""
+        return float(self._of(tables.active).mean())
+
+    def bytes_share(self, tables: FfnTables) -> float:
+        """Share of the FFNs' bytes that are read."""
+        return float(self._of(tables.nbytes).sum()) / tables.dense_bytes
+
+    def plan(self, tables: FfnTables) -> FfnPlan:
+        gates, contributions = self._of(tables.gate_cutoffs), self._of(tables.contribution_cutoffs)
+        idle = (gates == 0) & (contributions == 0) & (self._of(tables.active) > 1 - 1e-3)
+        modes = tuple(
+            "dense" if i else _MODES[int(test)] for i, test in zip(idle, self.tests, strict=True)
+        )
+        return FfnPlan(modes, tuple(gates.tolist()), tuple(contributions.tolist()))
+
+    def _of(self, column: NDArray[np.float32]) -> F64:
+        """The column's value of every layer, between levels in proportion."""
+        each = np.arange(len(self.tests))
+        rows = column[each, self.tests].astype(np.float64)
+        low = np.minimum(self.levels.astype(np.int64), rows.shape[1] - 1)
+        high = np.minimum(low + 1, rows.shape[1] - 1)
+        found: F64 = rows[each, low] + (self.levels - low) * (rows[each, high] - rows[each, low])
+        return found
+
+
+def plan(tables: FfnTables, s: float, policy: str = "global") -> FfnPlan:
+    """The plan of a policy under which a mean share `s` of the neurons, 0..0.95, adds nothing.
+
+    Where more than that is exactly zero, just those are skipped. Raises UsageError.
+    """
+    if not 0 <= s <= MOST:
+        raise UsageError(f"The share of skipped neurons is from 0 to {MOST}, not {s!r:.20}.")
+    found = spread(tables, s, policy).plan(tables)
+    return dataclasses.replace(found, attention=ATTENTION) if policy == "attention" else found
+
+
+def plan_within(tables: FfnTables, dropped: float) -> FfnPlan:
+    """The plan of the global rule that leaves out a share `dropped` of every layer's output."""
+    return _losing(tables, np.full(tables.layers, dropped)).plan(tables)
+
+
+def spread(tables: FfnTables, s: float, policy: str = "global") -> Spread:
+    """What `plan` makes its plan of."""
+    if policy == "uniform":
+        return _uniform(tables, s)
+    if policy == "greedy":
+        return _greedy(tables, s)
+    if policy == "learned":
+        return _scaled(tables, s, tables.learned.astype(np.float64))
+    if policy in POLICIES:
+        return _scaled(tables, s, np.ones(tables.layers))
+    raise UsageError(f"A budget policy is one of {', '.join(POLICIES)}, not {policy!r:.40}.")
+
+
+def better_test(tables: FfnTables, layer: int, dropped: float) -> tuple[int, float]:
+    """The test that reads fewer bytes where a share `dropped` may be lost, and its level."""
+    levels = [_level(tables.dropped[layer, test], dropped) for test in (GATE, CONTRIBUTION)]
+    places = np.arange(tables.dropped.shape[2])
+    read = [
+        np.interp(level, places, tables.nbytes[layer, test]) for test, level in enumerate(levels)
+    ]
+    test = GATE if read[GATE] <= read[CONTRIBUTION] else CONTRIBUTION
+    return test, levels[test]
+
+
+def _level(rising: NDArray[np.float32], value: float) -> float:
+    """The last fractional place at which a rising row is at most `value`."""
+    row = np.maximum.accumulate(rising.astype(np.float64))
+    high = int(np.searchsorted(row, value, side="right"))
+    if high in (0, len(row)):
+        return float(max(high - 1, 0))
+    return float(high - 1 + (value - row[high - 1]) / (row[high] - row[high - 1]))
+
+
+def _losing(tables: FfnTables, dropped: F64) -> Spread:
+    """Every layer as far as it may go to lose its share of the output."""
+    found = [better_test(tables, layer, float(share)) for layer, share in enumerate(dropped)]
+    return Spread(
+        np.array([test for test, _ in found]), np.array([level for _, level in found], np.float64)
+    )
+
+
+def _scaled(tables: FfnTables, s: float, factors: F64) -> Spread:
+    """Dropped shares in proportion to `factors`, as large as it takes to skip a share `s`."""
+
+    def at(log_dropped: float) -> Spread:
+        return _losing(tables, np.exp(log_dropped) * factors)
+
+    low, high = -16.0, 4.0
+    for _ in range(40):
+        middle = (low + high) / 2
+        low, high = (low, middle) if at(middle).active(tables) <= 1 - s else (middle, high)
+    return _stretched(tables, s, at(high), at(low))
+
+
+def _stretched(tables: FfnTables, s: float, enough: Spread, less: Spread) -> Spread:
+    """Between two spreads of the same tests, exactly a share `s`; else the one that is enough.
+
+    A change of tests makes the share jump; the levels of `enough` are then drawn back together.
+    """
+    start = less.levels if (less.tests == enough.tests).all() else np.zeros_like(enough.levels)
+    low, high = 0.0, 1.0
+    for _ in range(40):
+        middle = (low + high) / 2
+        found = Spread(enough.tests, start + middle * (enough.levels - start))
+        low, high = (low, middle) if found.active(tables) <= 1 - s else (middle, high)
+    return Spread(enough.tests, start + high * (enough.levels - start))
+
+
+def _uniform(tables: FfnTables, s: float) -> Spread:
+    tests, levels = [], []
+    for layer in range(tables.layers):
+        late = _level(-tables.active[layer, CONTRIBUTION], s - 1)
+        places = np.arange(tables.dropped.shape[2])
+        lost = float(np.interp(late, places, tables.dropped[layer, CONTRIBUTION]))
+        test, _ = better_test(tables, layer, lost)
+        tests.append(test)
+        levels.append(_level(-tables.active[layer, test], s - 1))
+    return Spread(np.array(tests), np.array(levels, np.float64))
+
+
+def _greedy(tables: FfnTables, s: float) -> Spread:
+    """Slices are steps of the dropped share; a layer's loss grows with its square."""
+    shares = np.concatenate([[0.0], np.geomspace(_LEAST, 1, _STEPS)])
+    steps = [_losing(tables, np.full(tables.layers, share)) for share in shares]
+    active = np.stack([step._of(tables.active) for step in steps], axis=1)
+    now = np.zeros(tables.layers, np.int64)
+
+    def price(layer: int) -> float:
+        place = now[layer]
+        gained = max(active[layer, place] - active[layer, place + 1], 1e-9)
+        hurt = shares[place + 1] ** 2 - shares[place] ** 2
+        return float(tables.hurts[layer] * hurt / gained)
+
+    queue = [(price(layer), layer) for layer in range(tables.layers)]
+    heapq.heapify(queue)
+    left = active[:, 0].sum()
+    while queue and left > (1 - s) * tables.layers:
+        _, layer = heapq.heappop(queue)
+        left -= active[layer, now[layer]] - active[layer, now[layer] + 1]
+        now[layer] += 1
+        if now[layer] < _STEPS:
+            heapq.heappush(queue, (price(layer), layer))
+    each = np.arange(tables.layers)
+    tests = np.stack([step.tests for step in steps], axis=1)[each, now]
+    return Spread(tests, np.stack([step.levels for step in steps], axis=1)[each, now])

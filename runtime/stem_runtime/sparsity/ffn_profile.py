@@ -1,0 +1,169 @@
+"""What calibration learned of a model's FFNs: tables, rules, rows and the settings it measured."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from . import budget
+from .neurons import LayerNeurons, Neurons, Predictor, columns_of, rows_of
+from .plan import FfnPlan
+from .potentials import FfnTables
+
+if TYPE_CHECKING:
+    from ..formats.packed import PackedModel
+
+F32 = NDArray[np.float32]
+I32 = NDArray[np.int32]
+U8 = NDArray[np.uint8]
+U32 = NDArray[np.uint32]
+
+
+@dataclass(frozen=True, slots=True)
+class FfnSetting:
+    """One way to skip neurons, as calibration measured it on text that nothing was fitted to.
+
+    `target` is the share of neurons that should add nothing to the output of their layer, 0..1;
+    `controls` names what takes part: potentials, prediction, resampling, constraints, policy.
+    `active_neurons` is the share of neurons whose down row was read, `active_parameters` the share
+    of the FFNs' weights, `recall` the share of the contribution that the candidates held (1 where
+    everyone is one). `perplexity_change` is relative to dense (0.01 is +1%), token by token over
+    `positions`. Speeds are tokens per second of whole decode steps with a dense head, medians of
+    runs that took turns, with `threads` threads of the `kernels` variant.
+    """
+
+    name: str
+    policy: str
+    target: float
+    controls: tuple[str, ...]
+    plan: FfnPlan
+    active_neurons: float
+    active_parameters: float
+    recall: float
+    perplexity_change: float
+    positions: int
+    dense_tokens_per_second: float
+    tokens_per_second: float
+    kernels: str
+    threads: int
+
+    @property
+    def faster(self) -> bool:
+        return self.tokens_per_second > self.dense_tokens_per_second
+
+    def to_dict(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)
+
+
+@dataclass(frozen=True, slots=True)
+class PolicyTrial:
+    """How one budget policy did at the same `target`; perplexity relative to dense."""
+
+    policy: str
+    target: float
+    active_parameters: float
+    perplexity_change: float
+
+
+@dataclass(frozen=True, slots=True)
+class FfnRules:
+    """Arrays that the decode kernel reads, and the limits of every layer.
+
+    `weights`, `norms` float32 [n_layers, ffn]: w_j and n_j of the potentials. `core`, `alive`
+    uint32 [n_layers, groups]: always-on neurons, and those that were seen to fire. `implied` int32
+    [n_layers, ffn, k]: neurons of the next layer that a firing one makes candidates, -1 for none.
+    `sharpness` float32 [n_layers, 2]: mean and spread of attention's sharpness. `floors`, `caps`
+    int32 [n_layers].
+    """
+
+    weights: F32
+    norms: F32
+    core: U32
+    alive: U32
+    implied: I32 | None
+    sharpness: F32
+    floors: I32
+    caps: I32
+
+
+@dataclass(frozen=True, slots=True)
+class LayerRows:
+    """Weights of a layer neuron by neuron, as `neurons.rows_of` and `columns_of` make them."""
+
+    gate: U8 | None
+    up: U8
+    down: U8
+
+
+@dataclass(frozen=True, slots=True)
+class FfnProfile:
+    """The FFN part of a profile. `rows` are kept only where a setting pays; `reason` says why none
+    does, empty where one does.
+    """
+
+    settings: tuple[FfnSetting, ...]
+    trials: tuple[PolicyTrial, ...]
+    tables: FfnTables
+    rules: FfnRules
+    predictors: tuple[Predictor, ...] | None = None
+    rows: tuple[LayerRows, ...] | None = None
+    reason: str = ""
+
+    def plan(self, s: float, policy: str = "global") -> FfnPlan:
+        """A plan in which a mean share `s` of the neurons, 0..0.95, adds nothing to the output.
+
+        Raises UsageError for other shares and unknown policies.
+        """
+        return budget.plan(self.tables, s, policy)
+
+    def constrained(self, plan: FfnPlan) -> FfnPlan:
+        """The plan with the always-on core, floors and caps that calibration learned."""
+        return dataclasses.replace(
+            plan,
+            core=True,
+            floors=tuple(self.rules.floors.tolist()),
+            caps=tuple(self.rules.caps.tolist()),
+        )
+
+    def neurons(self, model: PackedModel) -> Neurons:
+        """What the engine needs to decode with any plan; rows that were not kept are made."""
+        return Neurons(tuple(self._layer(model, layer) for layer in range(self.tables.layers)))
+
+    def to_dict(self) -> dict[str, Any]:
+        """What was measured, for JSON."""
+        return {
+            "settings": [setting.to_dict() for setting in self.settings],
+            "policies": [dataclasses.asdict(trial) for trial in self.trials],
+            "reason": self.reason,
+        }
+
+    def _layer(self, model: PackedModel, layer: int) -> LayerNeurons:
+        rules = self.rules
+        rows = make_rows(model, layer) if self.rows is None else self.rows[layer]
+        mean, spread = rules.sharpness[layer].tolist()
+        return LayerNeurons(
+            gate=rows.gate,
+            up=rows.up,
+            down=rows.down,
+            weights=rules.weights[layer],
+            norms=rules.norms[layer],
+            core=rules.core[layer],
+            alive=rules.alive[layer],
+            implied=None if rules.implied is None else rules.implied[layer],
+            predictor=None if self.predictors is None else self.predictors[layer],
+            sharpness=(mean, spread),
+        )
+
+
+def make_rows(model: PackedModel, layer: int, *, gate: bool = True) -> LayerRows:
+    """A layer's weights neuron by neuron; without `gate` where gates are only computed together."""
+    name = f"layers.{layer}."
+    return LayerRows(
+        rows_of(model.matrix(name + "gate")) if gate else None,
+        rows_of(model.matrix(name + "up")),
+        columns_of(model.matrix(name + "down")),
+    )
