@@ -21,7 +21,10 @@ from .threads import MAX_THREADS, default_threads
 from .workspace import Workspace
 
 if TYPE_CHECKING:
+    from .neuron_tables import NeuronTables
     from .sparsity.head import HeadLook
+    from .sparsity.neurons import Neurons
+    from .sparsity.plan import FfnPlan
 
 Logits = NDArray[np.float32]
 
@@ -35,8 +38,8 @@ class Engine:
 
     `threads` defaults to the physical cores, `kernels` names a variant instead of the best one
     (see `kernels.choose`), `notify` receives a sentence when kernels must be compiled. `head` lets
-    `decode` look at the vocabulary before it computes rows of the output head. Raises KernelError,
-    UsageError.
+    `decode` look at the vocabulary before it computes rows of the output head, `neurons` lets it
+    skip those that a plan leaves out of the FFNs. Raises KernelError, UsageError.
     """
 
     def __init__(
@@ -47,6 +50,7 @@ class Engine:
         kernels: str | None = None,
         notify: Callable[[str], None] | None = None,
         head: HeadLook | None = None,
+        neurons: Neurons | None = None,
     ) -> None:
         if threads is not None and not 1 <= threads <= MAX_THREADS:
             raise UsageError(f"threads is from 1 to {MAX_THREADS}, not {threads}.")
@@ -57,6 +61,8 @@ class Engine:
         self._work = Workspace(model, self.threads, self.kernels.token_block)
         if head is not None:
             self._work.set_look(head)
+        if neurons is not None:
+            self._work.set_neurons(neurons)
         self._team = Team(entries, self._work.args, self.threads)
         self._lock = threading.Lock()
         self._closed = False
@@ -96,15 +102,38 @@ class Engine:
                     progress(start + len(part))
             return self._work.logits[0, : self.config.vocab_size]
 
-    def decode(self, cache: KVCache, token: int, *, look: bool = False) -> Logits:
+    def decode(
+        self, cache: KVCache, token: int, *, look: bool = False, sparse: bool = False
+    ) -> Logits:
         """Read one token; returns float32 [vocab], a view that the next call overwrites.
 
         With `look` only rows of the head that can still matter are computed, the logits of the
-        others are -inf; raises UsageError for an engine that was made without a `head`.
+        others are -inf; raises UsageError for an engine that was made without a `head`. With
+        `sparse` neurons are left out of the FFNs as the plan says; UsageError without one.
         """
         with self._lock:
             self._check(cache, (token,))
-            return self._decode(cache, token, look)
+            return self._decode(cache, token, look, sparse)
+
+    def set_plan(self, plan: FfnPlan | None) -> None:
+        """What sparse calls leave out from now on. UsageError for a plan that does not fit."""
+        with self._lock:
+            self._neurons().set_plan(plan)
+
+    @property
+    def last_counts(self) -> NDArray[np.int64]:
+        """Of the last step, int64 [n_layers, 8]: the columns are `neuron_tables.COUNTS`."""
+        return self._neurons().counts
+
+    @property
+    def last_sharpness(self) -> NDArray[np.float32]:
+        """Of the last decoded token, float32 [n_layers]: its largest attention weight, on average
+        over the heads of a layer."""
+        return self._neurons().sharpness
+
+    def ffn_bytes(self, counts: NDArray[np.floating] | NDArray[np.int64]) -> float:
+        """Bytes of FFN weights that a token reads, given its counts or mean counts."""
+        return self._neurons().nbytes(counts)
 
     @property
     def last_rows(self) -> int:
@@ -137,15 +166,20 @@ class Engine:
                     out[:, start : start + len(part)] = states[..., : self.config.d_model]
             return out
 
-    def logits(self, cache: KVCache, tokens: Sequence[int]) -> Logits:
-        """Read `tokens`; returns float32 [n, vocab], the logits after each of them."""
+    def logits(self, cache: KVCache, tokens: Sequence[int], *, sparse: bool = False) -> Logits:
+        """Read `tokens`; returns float32 [n, vocab], the logits after each of them.
+
+        With `sparse` hidden values of neurons that fail the plan's tests are zero. That computes
+        no less; it shows at the speed of reading what decoding would do with all neurons as
+        candidates and without bounds on their number or regard to attention.
+        """
         with self._lock:
             self._check(cache, tokens)
             vocab = self.config.vocab_size
             out = np.empty((len(tokens), vocab), np.float32)
             for start, part in self._chunks(tokens):
                 self._work.reserve_logits(len(part))
-                self._run_chunk(cache, part, 0)
+                self._run_chunk(cache, part, 0, sparse)
                 out[start : start + len(part)] = self._work.logits[: len(part), :vocab]
             return out
 
@@ -196,10 +230,19 @@ class Engine:
                 f"{cache.length} are taken; shorten the prompt or load with a larger context."
             )
 
-    def _decode(self, cache: KVCache, token: int, look: bool = False) -> Logits:
-        self._work.aim(cache, (token,), 0, look)
+    def _neurons(self) -> NeuronTables:
+        if self._work.ffn is None:
+            raise UsageError("This engine was made without neurons to skip; calibrate first.")
+        return self._work.ffn
+
+    def _decode(
+        self, cache: KVCache, token: int, look: bool = False, sparse: bool = False
+    ) -> Logits:
+        self._work.aim(cache, (token,), 0, look, sparse)
         self._team.run(L.JOB_DECODE)
         cache.tokens.append(token)
+        if sparse:
+            cache.captured = self._neurons().captured
         return self._work.logits[0, : self.config.vocab_size]
 
     def _chunks(self, tokens: Sequence[int]) -> Iterator[tuple[int, Sequence[int]]]:
@@ -208,9 +251,11 @@ class Engine:
         for start in range(0, len(tokens), self._work.chunk):
             yield start, tokens[start : start + self._work.chunk]
 
-    def _run_chunk(self, cache: KVCache, tokens: Sequence[int], logits_from: int) -> None:
+    def _run_chunk(
+        self, cache: KVCache, tokens: Sequence[int], logits_from: int, sparse: bool = False
+    ) -> None:
         self._work.reserve_prefill()
-        self._work.aim(cache, tokens, logits_from)
+        self._work.aim(cache, tokens, logits_from, sparse=sparse)
         self._team.run(L.JOB_PREFILL)
         if self._team.interrupted:
             raise Cancelled("Reading the prompt was cancelled.")

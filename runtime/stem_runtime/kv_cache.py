@@ -21,6 +21,10 @@ class KVCache:
 
     head_pad is head_dim rounded up to 16. Memory is used only as positions are filled. `tokens`
     are the ids whose keys and values are held, in order.
+
+    What the conversation has shown of the FFNs' neurons goes with it, None while nobody asks:
+    `candidates` uint32 [n_layers, groups of 32 neurons], whose gates are worth computing, and
+    `heat` float32 [n_layers, 32 * groups], to which every step adds the neurons' contributions.
     """
 
     def __init__(self, config: ModelConfig, capacity: int) -> None:
@@ -31,6 +35,9 @@ class KVCache:
         self.keys = _zeros((heads, self.room // BLOCK, head_pad, BLOCK))
         self.values = _zeros((heads, self.room, head_pad))
         self.tokens: list[int] = []
+        self.candidates: NDArray[np.uint32] | None = None
+        self.heat: NDArray[np.float32] | None = None
+        self.captured: NDArray[np.float32] | None = None
 
     @property
     def length(self) -> int:

@@ -11,19 +11,20 @@ from numpy.typing import NDArray
 
 from .config import ACTIVATIONS
 from .errors import UsageError
+from .neuron_tables import NeuronTables, bits, matrix_words
 from .formats.packed import PackedModel
 from .kernels.cpu import layout as L
 from .kv_cache import KVCache
-from .quant import PackedMatrix
+from .quant import groups_of
 
 if TYPE_CHECKING:
     from .sparsity.head import HeadLook
+    from .sparsity.neurons import Neurons
 
 _CHUNK = 256
 _CHUNK_WORK = 3e10
 """Multiply-adds of one prefill chunk at most, so that cancelling between chunks stays quick."""
 
-_KINDS = {"int4": L.INT4, "int4m": L.INT4_MINIMA, "int8": L.INT8}
 _VECTORS = {
     L.ATTN_NORM: "attn_norm",
     L.FFN_NORM: "ffn_norm",
@@ -73,11 +74,19 @@ class Workspace:
         self._set_decode_buffers()
         self._has_prefill = False
         self._look: Look | None = None
+        self.ffn: NeuronTables | None = None
+        self._no_neurons = np.zeros(config.n_layers, np.float32)
+        self.args[L.SHARPNESS] = self._no_neurons.ctypes.data
         self.logits: Floats
         self.reserve_logits(1)
 
     def aim(
-        self, cache: KVCache, tokens: Sequence[int], logits_from: int, look: bool = False
+        self,
+        cache: KVCache,
+        tokens: Sequence[int],
+        logits_from: int,
+        look: bool = False,
+        sparse: bool = False,
     ) -> None:
         """Point the next step at a cache, the tokens after it and the first wanted logits."""
         if cache.room > self._rope_length:
@@ -91,6 +100,25 @@ class Workspace:
         if look and self._look is None:
             raise UsageError("This engine has no look at the vocabulary; calibrate first.")
         args[L.LOOK] = self._look.words.ctypes.data if look and self._look else 0
+        self._aim_ffn(cache, sparse)
+
+    def _aim_ffn(self, cache: KVCache, sparse: bool) -> None:
+        args, ffn = self.args, self.ffn
+        if ffn is None:
+            if sparse:
+                raise UsageError("This engine was made without neurons to skip; calibrate first.")
+            return
+        if sparse and ffn.plan is None:
+            raise UsageError("There is no plan of what to leave out; set one first.")
+        ffn.begin()
+        args[L.SPARSE] = sparse
+        args[L.SINKS] = ffn.plan.sinks if ffn.plan is not None else 0
+        shapes = ((L.CHOSEN, cache.candidates, 1), (L.HEAT, cache.heat, 32))
+        for word, array, size in shapes:
+            wanted = (len(self._layers), size * int(args[L.FFN_GROUPS]))
+            if array is not None and array.shape != wanted:
+                raise UsageError("What this cache knows of neurons belongs to another model.")
+            args[word] = 0 if array is None else array.ctypes.data
 
     def reserve_logits(self, rows: int) -> None:
         if not hasattr(self, "logits") or len(self.logits) < rows:
@@ -140,6 +168,11 @@ class Workspace:
             raise UsageError("This look at the vocabulary belongs to a model of another shape.")
         self._look = Look(head, self._threads)
 
+    def set_neurons(self, neurons: Neurons) -> None:
+        """Let decode skip neurons. Raises UsageError where they are of another model."""
+        self.ffn = NeuronTables(self._model, neurons, self._threads)
+        self.ffn.point(self.args)
+
     @property
     def rows_done(self) -> int:
         """Rows of the head that the last step computed in full."""
@@ -167,27 +200,27 @@ class Workspace:
         args[L.HEAD_DIM], args[L.HEAD_PAD] = config.head_dim, self._head_pad
         args[L.ATTENDED_PAD] = self._attended_pad
         args[L.ACTIVATION] = ACTIVATIONS.index(config.activation)
-        args[L.ACTIVATION_PARAM] = _bits(config.activation_param)
-        args[L.NORM_EPS], args[L.INVERSE_D] = _bits(config.norm_eps), _bits(1 / config.d_model)
-        args[L.ATTN_SCALE] = _bits(config.attn_scale)
-        args[L.EMBED_SCALE] = _bits(config.embed_scale)
+        args[L.ACTIVATION_PARAM] = bits(config.activation_param)
+        args[L.NORM_EPS], args[L.INVERSE_D] = bits(config.norm_eps), bits(1 / config.d_model)
+        args[L.ATTN_SCALE] = bits(config.attn_scale)
+        args[L.EMBED_SCALE] = bits(config.embed_scale)
         args[L.VOCAB] = config.vocab_size
-        args[L.RESIDUAL_SCALE] = _bits(config.residual_scale)
+        args[L.RESIDUAL_SCALE] = bits(config.residual_scale)
 
     def _set_weights(self) -> None:
         config, model, args = self._model.config, self._model, self.args
         for index, words in enumerate(self._layers):
             prefix = f"layers.{index}."
             for place, name in _MATRICES.items():
-                words[place : place + L.MATRIX_WORDS] = _matrix_words(model.matrix(prefix + name))
+                words[place : place + L.MATRIX_WORDS] = matrix_words(model.matrix(prefix + name))
             for place, name in _VECTORS.items():
                 if model.has(prefix + name):
                     words[place] = self._padded(model.vector(prefix + name))
             words[L.WINDOW] = config.layer_windows[index]
         args[L.LAYERS] = self._layers.ctypes.data
         embed = model.matrix("embed")
-        self._embed = _matrix_words(embed)
-        self._head = _matrix_words(embed if config.tied_head else model.matrix("head"))
+        self._embed = matrix_words(embed)
+        self._head = matrix_words(embed if config.tied_head else model.matrix("head"))
         args[L.EMBED], args[L.HEAD] = self._embed.ctypes.data, self._head.ctypes.data
         # the head is linear, so the logits' scale can go into the norm before it
         args[L.FINAL_NORM] = self._padded(model.vector("norm") * np.float32(config.logit_scale))
@@ -205,7 +238,14 @@ class Workspace:
         partial = config.n_heads * (self._head_pad + 16)
         args[L.PARTIALS] = self._new_floats(self._threads * partial)
         group = config.n_heads // config.kv_heads
-        size = L.scratch_bytes(self._d_pad, self._attended_pad, group, self._head_pad, self._block)
+        size = L.scratch_bytes(
+            self._d_pad,
+            self._attended_pad,
+            group,
+            self._head_pad,
+            self._block,
+            groups_of(config.ffn_dim),
+        )
         args[L.SCRATCH_BYTES] = size
         args[L.SCRATCH] = self._new_floats(self._threads * size // 4)
 
@@ -259,9 +299,9 @@ class Look:
         self._counts = np.zeros((threads, L.LINE), np.int64)
         self.words: Words = np.zeros(L.LOOK_WORDS, np.int64)
         for place, matrix in ((L.LOOK_ROTATION, head.rotation), (L.LOOK_SCORES, head.look)):
-            self.words[place : place + L.MATRIX_WORDS] = _matrix_words(matrix)
+            self.words[place : place + L.MATRIX_WORDS] = matrix_words(matrix)
         self.words[L.LOOK_ROWS] = head.rows.ctypes.data
-        self.words[L.LOOK_MARGIN], self.words[L.LOOK_LIMIT] = _bits(head.margin), head.limit
+        self.words[L.LOOK_MARGIN], self.words[L.LOOK_LIMIT] = bits(head.margin), head.limit
         self.words[L.LOOK_LIST] = self._list.ctypes.data
         self.words[L.LOOK_COUNTS] = self._counts.ctypes.data
 
@@ -273,15 +313,3 @@ class Look:
 
 def _round_up(value: int, step: int) -> int:
     return -(-value // step) * step
-
-
-def _bits(value: float) -> int:
-    return int(np.float64(value).view(np.int64))
-
-
-def _matrix_words(matrix: PackedMatrix) -> Words:
-    words = np.zeros(L.MATRIX_WORDS, np.int64)
-    words[L.TILE], words[L.TILE_BYTES] = matrix.scales.ctypes.data, matrix.scales.strides[0]
-    words[L.KIND] = _KINDS[matrix.kind]
-    words[L.TILES], words[L.GROUPS] = matrix.scales.shape[:2]
-    return words

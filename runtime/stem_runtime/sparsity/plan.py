@@ -60,4 +60,5 @@ class FfnPlan:
     @classmethod
     def exact(cls, layers: int) -> FfnPlan:
         """Skip only what adds exactly zero: for activations that have zeros."""
-        return cls(("gate",) * layers, (0.0,) * layers, (0.0,) * layers, sinks=0)
+        modes: tuple[Mode, ...] = ("gate",) * layers
+        return cls(modes, (0.0,) * layers, (0.0,) * layers, sinks=0)

@@ -12,6 +12,7 @@ from typing import Any
 
 from . import layout as L
 from .blocks import clear, exp_of, quantize, quantize_one, rope_head, share
+from .ffn import build as build_ffn
 from .head import build as build_head
 from .isa import Isa
 from .simd import f32_at, i32_at, i64_at
@@ -30,6 +31,15 @@ def cut_acts(words: int, memory: int, groups: int) -> int:
 
 
 @helper
+def clear_acts(words: int, first: int, last: int) -> None:
+    """Make activations of groups [first, last), which nothing quantizes to, zero."""
+    a = i64_at(words)
+    clear(a[L.A_QUANTS] + 32 * first, 8 * (last - first))
+    for array in (L.A_SCALES, L.A_BIAS, L.A_SUMS):
+        clear(a[array] + 4 * first, last - first)
+
+
+@helper
 def add_sublayer(args: Any, x: int, y: int, post_norm: int, tmp: int) -> None:
     """x += residual_scale * y, with y normalized first where the model does so."""
     vectors, source = args[L.D_PAD] >> 4, y
@@ -40,8 +50,12 @@ def add_sublayer(args: Any, x: int, y: int, post_norm: int, tmp: int) -> None:
 
 
 @helper
-def combine(args: Any, out: int) -> None:
-    """Join the threads' partial attention: float32 [heads * head_dim], zeros up to the padding."""
+def combine(args: Any, out: int) -> float:
+    """Join the threads' partial attention: float32 [heads * head_dim], zeros up to the padding.
+
+    Returns how sharp it is: a head's largest weight, on average over the heads.
+    """
+    sharpness = 0.0
     heads, dim = args[L.N_HEADS], args[L.HEAD_DIM]
     threads, stride = args[L.THREADS], args[L.HEAD_PAD] + 16
     for head in range(heads):
@@ -61,9 +75,11 @@ def combine(args: Any, out: int) -> None:
                 for d in range(dim):
                     y[d] += weight * part[16 + d]
         inverse = 1.0 / total
+        sharpness += inverse
         for d in range(dim):
             y[d] *= inverse
     clear(out + 4 * heads * dim, args[L.ATTENDED_PAD] - heads * dim)
+    return sharpness / heads
 
 
 @helper
@@ -186,6 +202,14 @@ def build(isa: Isa, blocks: SimpleNamespace, multiply: Any, barrier: Any) -> Any
             multiply(matrix, tile, acts, 0, 1, out + 64 * tile, 0)
 
     compute_head = build_head(isa, multiply, barrier, cut_acts, project)
+    sparse_ffn = build_ffn(isa, blocks, multiply, barrier, cut_acts)
+
+    @helper
+    def leaves_out(args: Any, index: int) -> bool:
+        """Whether this token skips neurons of this layer."""
+        if args[L.SPARSE] == 0 or args[L.POSITION] < args[L.SINKS]:
+            return False
+        return i64_at(args[L.FFN] + 8 * L.FFN_WORDS * index)[L.F_MODE] != L.MODE_DENSE
 
     @helper
     def decode(block: int, tid: int) -> None:
@@ -197,7 +221,9 @@ def build(isa: Isa, blocks: SimpleNamespace, multiply: Any, barrier: Any) -> Any
         attended = normed + 4 * d_pad
         acts = attended + 4 * wide
         joined = acts + 8 * L.ACTS_WORDS
-        memory = cut_acts(acts, joined + 8 * L.ACTS_WORDS, d_pad >> 5)
+        groups = ((d_pad >> 5) + 3) >> 2 << 2  # rows of single neurons read whole registers
+        memory = cut_acts(acts, joined + 8 * L.ACTS_WORDS, groups)
+        clear_acts(acts, d_pad >> 5, groups)
         memory = (cut_acts(joined, memory, wide >> 5) + 63) >> 6 << 6
         vectors, inverse, eps = d_pad >> 4, args[L.INVERSE_D], args[L.NORM_EPS]
         embed(args, i32_at(args[L.TOKENS])[0], x)
@@ -210,18 +236,24 @@ def build(isa: Isa, blocks: SimpleNamespace, multiply: Any, barrier: Any) -> Any
             barrier(team, threads)
             attend_share(args, index, layer, tid, memory)
             barrier(team, threads)
-            combine(args, attended)
+            sharpness = combine(args, attended)
+            if tid == 0:
+                f32_at(args[L.SHARPNESS])[index] = sharpness
             quantize(attended, wide >> 5, joined, 0, 0, 1)
             project(args, address + 8 * L.O, joined, args[L.Y], tid)
             barrier(team, threads)
             add_sublayer(args, x, args[L.Y], layer[L.ATTN_POST_NORM], normed)
             rms_norm(x, layer[L.FFN_NORM], normed, vectors, inverse, eps)
             quantize(normed, d_pad >> 5, acts, 0, 0, 1)
-            gate_and_up(args, address, acts, tid, memory)
-            barrier(team, threads)
-            project(args, address + 8 * L.DOWN, args[L.HIDDEN], args[L.Y], tid)
-            barrier(team, threads)
-            add_sublayer(args, x, args[L.Y], layer[L.FFN_POST_NORM], normed)
+            y = args[L.Y]
+            if leaves_out(args, index):
+                y = sparse_ffn(args, index, address, acts, tid, memory, sharpness)
+            else:
+                gate_and_up(args, address, acts, tid, memory)
+                barrier(team, threads)
+                project(args, address + 8 * L.DOWN, args[L.HIDDEN], y, tid)
+                barrier(team, threads)
+            add_sublayer(args, x, y, layer[L.FFN_POST_NORM], normed)
         rms_norm(x, args[L.FINAL_NORM], normed, vectors, inverse, eps)
         quantize(normed, d_pad >> 5, acts, 0, 0, 1)
         compute_head(args, acts, tid, memory)

@@ -33,6 +33,11 @@ from __future__ import annotations
     CAPACITY,  # positions, a multiple of 16
     LOGITS,  # float32 [tokens from LOGITS_FROM on, 16 * tiles of the head]
     LOGITS_FROM,  # first token of the call whose logits are wanted
+    FFN,  # 0, or [N_LAYERS, FFN_WORDS]: the FFNs neuron by neuron
+    SPARSE,  # leave neurons out
+    SINKS,  # positions before this one run dense
+    CHOSEN,  # 0, or uint32 [N_LAYERS, FFN_GROUPS]: the conversation's own candidates
+    HEAT,  # 0, or float32 [N_LAYERS, 32 * FFN_GROUPS]: contributions are added to it
     STATES,  # 0, or float32 [tokens, D_PAD] for what the head gets (prefill only)
     FFN_STATES,  # 0, or float32 [N_LAYERS, N_TOKENS, D_PAD] for what the FFNs get (prefill only)
     LOOK,  # 0, or look words: compute only the rows of the head that can still matter (decode)
@@ -47,12 +52,21 @@ from __future__ import annotations
     PARTIALS,  # float32 [threads, N_HEADS, HEAD_PAD + 16]: maximum, sum, then the weighted values
     ACTS,  # activations words: inputs of d_model or of all heads
     HIDDEN,  # activations words: inputs of the down projection
+    FFN_GROUPS,  # groups of 32 neurons
+    GATES,  # float32 [32 * FFN_GROUPS]: gates of this layer, those not computed are zero
+    POTENTIALS,  # float32 [32 * FFN_GROUPS]
+    OFFERED,  # uint32 [FFN_GROUPS]: neurons whose gate is computed
+    PASSED,  # uint32 [FFN_GROUPS]: neurons that passed the gate test
+    IMPLIED,  # uint32 [2, threads, FFN_GROUPS]: candidates because of what fired a layer before
+    PARTIAL_Y,  # float32 [threads, column width]: what each thread's neurons add
+    COUNTS,  # int64 [N_LAYERS, threads, LINE]: see COUNT_ below
+    SHARPNESS,  # float32 [N_LAYERS]: how sharp the token's attention was
     SCRATCH,  # one thread's own memory, SCRATCH_BYTES each
     SCRATCH_BYTES,
     TEAM,  # team words
     THREADS,
     ARGS_WORDS,
-) = range(44)
+) = range(58)
 
 # a quantized matrix: its first tile, the bytes from one tile to the next, what is in them
 TILE, TILE_BYTES, KIND, TILES, GROUPS, MATRIX_WORDS = range(6)
@@ -95,6 +109,56 @@ LOOK_ROTATION, LOOK_SCORES = 0, _W  # matrices: hidden state to few axes, axes t
 ) = range(2 * _W, 2 * _W + 7)
 ROW_GROUP_BYTES = 34  # float16 scale, 32 bytes
 
+# the FFN of a layer neuron by neuron (see sparsity/neurons.py) and what is left out of it
+(
+    F_MODE,
+    F_CANDIDATES,
+    F_GATE,  # rows [ffn, row bytes], or 0
+    F_GATE_BYTES,
+    F_UP,
+    F_UP_BYTES,
+    F_DOWN,  # [FFN_GROUPS, group bytes]
+    F_DOWN_BYTES,
+    F_COLUMNS,  # bytes from a group's start to its first column
+    F_COLUMN_BYTES,
+    F_WEIGHTS,  # float32 [32 * FFN_GROUPS]: potential = |act(g)| * weight
+    F_NORMS,  # the same for contributions
+    F_GATE_CUTOFF,  # float64 bits
+    F_DOWN_CUTOFF,
+    F_FLOOR,  # neurons
+    F_CAP,
+    F_CORE,  # uint32 [FFN_GROUPS], or 0
+    F_ALIVE,
+    F_IMPLIES,  # int32 [ffn, F_IMPLIES_EACH] neurons of the next layer, or 0
+    F_IMPLIES_EACH,
+    F_ATTENTION,  # float64 bits: strength / spread of sharpness, 0 for none
+    F_SHARPNESS,  # float64 bits: its mean
+    F_PREDICTED,  # float32 [32 * FFN_GROUPS]: cut-offs of the predictor's scores
+    F_AXES,  # matrix words
+    _,
+    _,
+    _,
+    _,
+    F_SCORES,  # matrix words
+    _,
+    _,
+    _,
+    _,
+    FFN_WORDS,
+) = range(34)
+MODE_DENSE, MODE_GATE, MODE_CONTRIBUTION = range(3)
+ALL, PREDICTED, RESAMPLED = range(3)
+(
+    COUNT_CANDIDATES,
+    COUNT_GATED,
+    COUNT_ACTIVE,
+    COUNT_CORE,
+    COUNT_IMPLIED,
+    COUNT_BOUNDED,  # +1 where the floor, -1 where the cap moved the cut-off
+    COUNT_DENSE,
+    COUNT_CAPTURED,  # float64 bits: sum of the active neurons' contributions
+) = range(8)
+
 # the team: words a cache line apart, so that waiting on one does not slow the others
 LINE = 8
 (
@@ -118,11 +182,36 @@ ATTENTION_BLOCKS = 8  # of 16 positions: how many are scored before their values
 ATTENTION_ROWS = 32  # query rows that share a pass over the keys
 
 
-def scratch_bytes(d_pad: int, attended_pad: int, group: int, head_pad: int, tokens: int) -> int:
+def row_bytes(kind: int, groups: int) -> int:
+    """Of one row of gate or up with that many groups of 32 columns."""
+    each = {INT4: 16 + 2, INT4_MINIMA: 16 + 4, INT8: 32 + 2}[kind]
+    return ((groups + 1) // 2 * 2 * each + 63) // 64 * 64
+
+
+def column_width(d_model: int) -> int:
+    return (d_model + 63) // 64 * 64
+
+
+def column_bytes(kind: int, d_model: int) -> int:
+    """Of one neuron's column of the down projection."""
+    width = column_width(d_model)
+    return width if kind == INT8 else (width // 2 + 63) // 64 * 64
+
+
+def columns_at(kind: int, d_model: int) -> int:
+    """Bytes of a group's scales and minima, before its columns."""
+    return (4 if kind == INT4_MINIMA else 2) * column_width(d_model)
+
+
+def scratch_bytes(
+    d_pad: int, attended_pad: int, group: int, head_pad: int, tokens: int, ffn_groups: int
+) -> int:
     """Memory of one thread; `decode` and `prefill` cut it up. `group`: queries per key head."""
-    activations = (d_pad + attended_pad) // 32 * (32 + 12) + 16 * ACTS_WORDS
+    activations = ((d_pad + attended_pad) // 32 + 4) * (32 + 12) + 16 * ACTS_WORDS
     vectors = 4 * (2 * d_pad + attended_pad + 2 * head_pad)
     rows = max(ATTENTION_ROWS, group)
     attention = 4 * rows * (2 * head_pad + 16 * ATTENTION_BLOCKS + 2)
     gates = 4 * 2 * 32 * tokens
-    return (vectors + activations + attention + gates + 4095) // 4096 * 4096
+    neurons = 1024 + 8 * d_pad + 4 * ffn_groups + d_pad // 32 * (32 + 12)
+    total = vectors + activations + attention + gates + neurons
+    return (total + 4095) // 4096 * 4096

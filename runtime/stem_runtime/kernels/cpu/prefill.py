@@ -12,6 +12,7 @@ from typing import Any
 from . import layout as L
 from .blocks import clear, copy, quantize, quantize_one, rope_head, share
 from .decode import add_sublayer, cut_acts, key_rows, offset_of, tile_of_qkv
+from .ffn import build_test, prepare
 from .simd import f32_at, i32_at, i64_at
 from .team import atomic_load, atomic_store
 from .vector import float_of_bits, helper, rms_norm
@@ -20,6 +21,7 @@ from .vector import float_of_bits, helper, rms_norm
 def build(blocks: SimpleNamespace, multiply: Any, barrier: Any, grab: Any, width: int) -> Any:
     """Return prefill(args address, tid) for blocks of `width` tokens."""
     embed, keep, gate, attend = blocks.embed, blocks.keep, blocks.gate, blocks.attend
+    test_hidden = build_test(blocks)
 
     @helper
     def token_range(args: Any, tid: int) -> tuple[int, int]:
@@ -163,8 +165,10 @@ def build(blocks: SimpleNamespace, multiply: Any, barrier: Any, grab: Any, width
             quantize_token(args, token, line, wide >> 5)
 
     @helper
-    def gate_and_up(args: Any, layer: int, count: int, memory: int) -> None:
+    def gate_and_up(args: Any, index: int, layer: int, count: int, memory: int) -> None:
         """Groups of 32 hidden neurons of all tokens, quantized for the down projection."""
+        tested, own = args[L.SPARSE] != 0 or args[L.HEAT] != 0, memory + 256 * width
+        prepare(own)
         tiles = i64_at(layer + 8 * L.GATE)[L.TILES]
         groups = i64_at(layer + 8 * L.DOWN)[L.GROUPS]
         hidden = i64_at(args[L.HIDDEN])
@@ -185,7 +189,12 @@ def build(blocks: SimpleNamespace, multiply: Any, barrier: Any, grab: Any, width
                         for token in range(width):
                             clear(g + 128 * token + 64, 16)
                             clear(u + 128 * token + 64, 16)
-                gate(args, g, u, g, 2 * width)
+                if tested:
+                    for token in range(width):
+                        at = 128 * token
+                        test_hidden(args, index, pair, g + at, u + at, own)
+                else:
+                    gate(args, g, u, g, 2 * width)
                 for token in range(width):
                     quantize_one(g + 128 * token, hidden, pair, groups, block, token, width)
             pair = grab(args[L.TEAM])
@@ -273,7 +282,7 @@ def build(blocks: SimpleNamespace, multiply: Any, barrier: Any, grab: Any, width
             show = offset_of(args[L.FFN_STATES], 4 * d_pad * tokens * index)
             norm_tokens(args, layer[L.FFN_NORM], args[L.Y], post, tid, memory, show)
             barrier(team, threads)
-            gate_and_up(args, address, count, memory)
+            gate_and_up(args, index, address, count, memory)
             barrier(team, threads)
             project(args, address + 8 * L.DOWN, args[L.HIDDEN], args[L.Y], d_pad, count)
             barrier(team, threads)

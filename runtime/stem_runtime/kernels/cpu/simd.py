@@ -233,6 +233,33 @@ i32_at = _cast(types.int32, I32)
 i64_at = _cast(types.int64, I64)
 u8_at = _cast(types.uint8, I8)
 u16_at = _cast(types.uint16, I16)
+u32_at = _cast(types.uint32, I32)
+
+
+def _of_bits(result: Any, emit: Callable[[Builder, Value], Value]) -> Any:
+    """Intrinsic of one int64 or float64."""
+
+    @intrinsic
+    def run(_context: Any, value: Any) -> Any:
+        def codegen(_context: Any, b: Builder, _signature: Any, args: Any) -> Any:
+            return emit(b, args[0])
+
+        return result(value), codegen
+
+    return run
+
+
+popcount = _of_bits(types.int64, lambda b, mask: call(b, "llvm.ctpop.i64", I64, [mask]))
+"""How many bits are set."""
+
+lowest = _of_bits(
+    types.int64,
+    lambda b, mask: call(b, "llvm.cttz.i64", I64, [mask, const(ir.IntType(1), 0)]),
+)
+"""The place of the lowest bit that is set."""
+
+bits_of_float = _of_bits(types.int64, lambda b, value: b.bitcast(value, I64))
+"""The bits of a float64, as float arguments travel."""
 
 
 @intrinsic

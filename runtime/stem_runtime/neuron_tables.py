@@ -1,0 +1,253 @@
+"""The tables that let the compiled step leave neurons of the FFNs out, and what it reports back."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .errors import UsageError
+from .formats.packed import PackedModel
+from .kernels.cpu import layout as L
+from .quant import GROUP, PackedMatrix, groups_of
+from .sparsity.neurons import KINDS, LayerNeurons, Neurons
+from .sparsity.plan import CANDIDATES, MODES, FfnPlan
+
+COUNTS = (
+    "candidates",
+    "gated",
+    "active",
+    "core_added",
+    "implied_added",
+    "floor",
+    "cap",
+    "dense",
+)
+"""Columns of `NeuronTables.counts`."""
+
+Words = NDArray[np.int64]
+F32 = NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True)
+class _Layer:
+    """One layer's arrays, padded to whole groups; kept because words hold their addresses."""
+
+    neurons: LayerNeurons
+    weights: F32
+    norms: F32
+    cutoffs: F32
+
+
+class NeuronTables:
+    """Owns the words of every layer's FFN and the buffers that a sparse step works in.
+
+    Raises UsageError for neurons of a model of another shape.
+    """
+
+    def __init__(self, model: PackedModel, neurons: Neurons, threads: int) -> None:
+        config = model.config
+        self._model, self._threads = model, threads
+        self._groups = groups_of(config.ffn_dim)
+        if len(neurons.layers) != config.n_layers:
+            raise UsageError("These neurons belong to a model of another number of layers.")
+        self._layers = [
+            None if layer is None else self._keep(index, layer)
+            for index, layer in enumerate(neurons.layers)
+        ]
+        width = L.column_width(config.d_model)
+        self.words: Words = np.zeros((config.n_layers, L.FFN_WORDS), np.int64)
+        self._raw = np.zeros((config.n_layers, threads, L.LINE), np.int64)
+        self._sharpness = np.zeros(config.n_layers, np.float32)
+        self._gates = np.zeros((2, 32 * self._groups), np.float32)
+        self._masks = np.zeros((2, self._groups), np.uint32)
+        self._implied = np.zeros((2, threads, self._groups), np.uint32)
+        self._partial = np.zeros((threads, width), np.float32)
+        self.plan: FfnPlan | None = None
+        for index, layer in enumerate(self._layers):
+            if layer is not None:
+                self._set_layer(index, layer)
+
+    def point(self, args: Words) -> None:
+        """Enter the addresses into an argument block."""
+        for word, array in (
+            (L.FFN, self.words),
+            (L.COUNTS, self._raw),
+            (L.SHARPNESS, self._sharpness),
+            (L.GATES, self._gates[0]),
+            (L.POTENTIALS, self._gates[1]),
+            (L.OFFERED, self._masks[0]),
+            (L.PASSED, self._masks[1]),
+            (L.IMPLIED, self._implied),
+            (L.PARTIAL_Y, self._partial),
+        ):
+            args[word] = array.ctypes.data
+        args[L.FFN_GROUPS] = self._groups
+
+    def set_plan(self, plan: FfnPlan | None) -> None:
+        """What the next sparse steps leave out. UsageError for a plan that does not fit."""
+        if plan is not None:
+            self._check(plan)
+            for index, (layer, words) in enumerate(zip(self._layers, self.words, strict=True)):
+                if layer is not None:
+                    self._set_plan(index, layer, words, plan)
+        self.plan = plan
+
+    def begin(self) -> None:
+        """Forget what the last step reported: layers that run dense report nothing."""
+        self._raw[:] = 0
+
+    @property
+    def counts(self) -> Words:
+        """Of the last sparse step, int64 [n_layers, 8]: the columns of COUNTS."""
+        total = self._raw.sum(axis=1)
+        bounded = self._raw[:, 0, L.COUNT_BOUNDED]
+        columns = [total[:, column] for column in range(L.COUNT_BOUNDED)]
+        dense = total[:, L.COUNT_CANDIDATES] == 0
+        if self.plan is not None:
+            planned = np.array([mode != "dense" for mode in self.plan.modes])
+            ran = self._raw.any()
+            dense = ~planned | (not ran)
+        return np.stack([*columns, bounded > 0, bounded < 0, dense], axis=1).astype(np.int64)
+
+    @property
+    def captured(self) -> F32:
+        """Of the last sparse step, float32 [n_layers]: the active neurons' contributions summed."""
+        raw = np.ascontiguousarray(self._raw[:, :, L.COUNT_CAPTURED]).view(np.float64)
+        captured: F32 = raw.sum(axis=1).astype(np.float32)
+        return captured
+
+    @property
+    def sharpness(self) -> F32:
+        """How sharp the last decoded token's attention was, float32 [n_layers], a copy."""
+        return self._sharpness.copy()
+
+    def nbytes(self, counts: NDArray[np.floating] | Words) -> float:
+        """Bytes of FFN weights that a token reads, given its (or mean) `counts` [n_layers, 8]."""
+        return float(sum(self._layer_bytes(i, row) for i, row in enumerate(counts)))
+
+    def _layer_bytes(self, index: int, counts: NDArray[np.floating] | Words) -> float:
+        gate, up, down = (self._matrix(index, name) for name in ("gate", "up", "down"))
+        layer, words = self._layers[index], self.words[index]
+        candidates, gated, active, dense = counts[0], counts[1], counts[2], counts[-1]
+        whole = gate.nbytes + up.nbytes + down.nbytes
+        if layer is None or dense == 1:
+            return whole
+        # every group of 32 neurons with one in use reads the scales that they share
+        ffn = self._model.config.ffn_dim
+        used = self._groups * (1 - (1 - min(active / ffn, 1.0)) ** GROUP)
+        read = active * words[L.F_COLUMN_BYTES] + used * words[L.F_COLUMNS]
+        if words[L.F_MODE] == L.MODE_CONTRIBUTION:
+            sparse = gate.nbytes + up.nbytes + read
+        else:
+            gates = gate.nbytes
+            if words[L.F_CANDIDATES] != L.ALL and words[L.F_GATE]:
+                gates = min(candidates * words[L.F_GATE_BYTES], gates)
+            sparse = gates + gated * words[L.F_UP_BYTES] + read
+            predictor = layer.neurons.predictor
+            if words[L.F_CANDIDATES] == L.PREDICTED and predictor is not None:
+                sparse += predictor.axes.nbytes + predictor.scores.nbytes
+        return float(sparse * (1 - dense) + whole * dense)
+
+    def _matrix(self, index: int, name: str) -> PackedMatrix:
+        return self._model.matrix(f"layers.{index}.{name}")
+
+    def _keep(self, index: int, layer: LayerNeurons) -> _Layer:
+        ffn, d_model = self._model.config.ffn_dim, self._model.config.d_model
+        gate, up, down = (self._matrix(index, name) for name in ("gate", "up", "down"))
+        kind = KINDS[down.kind]
+        group = L.columns_at(kind, d_model) + GROUP * L.column_bytes(kind, d_model)
+        shapes: list[tuple[NDArray[np.generic], tuple[int, ...]]] = [
+            (layer.up, (ffn, L.row_bytes(KINDS[up.kind], groups_of(up.cols)))),
+            (layer.down, (self._groups, group)),
+            (layer.weights, (ffn,)),
+            (layer.norms, (ffn,)),
+            (layer.core, (self._groups,)),
+            (layer.alive, (self._groups,)),
+        ]
+        if layer.gate is not None:
+            shapes.append((layer.gate, (ffn, L.row_bytes(KINDS[gate.kind], groups_of(gate.cols)))))
+        if layer.predictor is not None:
+            shapes.append((layer.predictor.cutoffs, (ffn,)))
+        if any(array.shape != shape for array, shape in shapes):
+            raise UsageError(f"The neurons of layer {index} belong to a model of another shape.")
+        cutoffs = np.full(ffn, np.inf, np.float32)
+        if layer.predictor is not None:
+            cutoffs = layer.predictor.cutoffs
+        return _Layer(
+            layer,
+            _padded(layer.weights, self._groups, 0.0),
+            _padded(layer.norms, self._groups, 0.0),
+            _padded(cutoffs, self._groups, np.inf),
+        )
+
+    def _set_layer(self, index: int, layer: _Layer) -> None:
+        words, neurons = self.words[index], layer.neurons
+        kind, d_model = KINDS[self._matrix(index, "down").kind], self._model.config.d_model
+        if neurons.gate is not None:
+            words[L.F_GATE], words[L.F_GATE_BYTES] = neurons.gate.ctypes.data, neurons.gate.shape[1]
+        words[L.F_UP], words[L.F_UP_BYTES] = neurons.up.ctypes.data, neurons.up.shape[1]
+        words[L.F_DOWN], words[L.F_DOWN_BYTES] = neurons.down.ctypes.data, neurons.down.shape[1]
+        words[L.F_COLUMNS] = L.columns_at(kind, d_model)
+        words[L.F_COLUMN_BYTES] = L.column_bytes(kind, d_model)
+        words[L.F_WEIGHTS], words[L.F_NORMS] = layer.weights.ctypes.data, layer.norms.ctypes.data
+        words[L.F_ALIVE] = neurons.alive.ctypes.data
+        words[L.F_PREDICTED] = layer.cutoffs.ctypes.data
+        if neurons.predictor is not None:
+            for place, matrix in (
+                (L.F_AXES, neurons.predictor.axes),
+                (L.F_SCORES, neurons.predictor.scores),
+            ):
+                words[place : place + L.MATRIX_WORDS] = matrix_words(matrix)
+
+    def _set_plan(self, index: int, layer: _Layer, words: Words, plan: FfnPlan) -> None:
+        neurons, ffn = layer.neurons, self._model.config.ffn_dim
+        words[L.F_MODE] = MODES.index(plan.modes[index])
+        words[L.F_CANDIDATES] = CANDIDATES.index(plan.candidates)
+        words[L.F_GATE_CUTOFF] = bits(plan.gate_cutoffs[index])
+        words[L.F_DOWN_CUTOFF] = bits(plan.contribution_cutoffs[index])
+        words[L.F_FLOOR] = 0 if plan.floors is None else plan.floors[index]
+        words[L.F_CAP] = ffn if plan.caps is None else plan.caps[index]
+        words[L.F_CORE] = neurons.core.ctypes.data if plan.core else 0
+        mean, spread = neurons.sharpness
+        words[L.F_ATTENTION] = bits(plan.attention / spread if plan.attention else 0.0)
+        words[L.F_SHARPNESS] = bits(mean)
+        following = index + 1 < len(self._layers) and plan.modes[index + 1] == "gate"
+        words[L.F_IMPLIES] = 0
+        if plan.implications and following and neurons.implied is not None:
+            words[L.F_IMPLIES] = neurons.implied.ctypes.data
+            words[L.F_IMPLIES_EACH] = neurons.implied.shape[1]
+
+    def _check(self, plan: FfnPlan) -> None:
+        if len(plan.modes) != len(self._layers):
+            raise UsageError(f"This plan is for {len(plan.modes)} layers, not this model's.")
+        for index, (mode, layer) in enumerate(zip(plan.modes, self._layers, strict=True)):
+            if mode == "dense":
+                continue
+            if layer is None:
+                raise UsageError(f"Layer {index} has no neurons to skip; calibrate again.")
+            if mode == "gate" and plan.candidates != "all" and layer.neurons.gate is None:
+                raise UsageError(f"Layer {index} has no gate rows; calibrate again.")
+            if mode == "gate" and plan.candidates == "predicted" and not layer.neurons.predictor:
+                raise UsageError(f"Layer {index} has no predictor; calibrate again.")
+
+
+def bits(value: float) -> int:
+    """A float64 as the argument block carries it."""
+    return int(np.float64(value).view(np.int64))
+
+
+def matrix_words(matrix: PackedMatrix) -> Words:
+    """A quantized matrix as the kernels read it."""
+    words = np.zeros(L.MATRIX_WORDS, np.int64)
+    words[L.TILE], words[L.TILE_BYTES] = matrix.scales.ctypes.data, matrix.scales.strides[0]
+    words[L.KIND] = KINDS[matrix.kind]
+    words[L.TILES], words[L.GROUPS] = matrix.scales.shape[:2]
+    return words
+
+
+def _padded(values: F32, groups: int, filler: float) -> F32:
+    padded = np.full(GROUP * groups, filler, np.float32)
+    padded[: len(values)] = values
+    return padded

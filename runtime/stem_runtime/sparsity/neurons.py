@@ -1,0 +1,152 @@
+"""FFN weights neuron by neuron, so that a neuron that is left out is memory that is never read.
+
+The same bits as in the tiles of the packed model, in another order.
+
+Rows of gate and up, uint8 [ffn, row_bytes]: quants, float16 scales, for int4m float16 minima, zeros
+up to a multiple of 64 bytes. Groups of 32 columns are padded to an even number. int4 has 16 bytes
+a group: byte i holds column i in its low nibble and column 16 + i in its high one. int8 has the
+columns in their order, plus 128.
+
+The down projection by groups of 32 neurons, uint8 [groups, group_bytes], since those share scales:
+float16 scales [width], for int4m minima [width], then 32 columns of `column_bytes`. `width` is
+d_model rounded up to 64. Outputs are stored so that interleaving the bytes of four neurons, 16 at a
+time, puts them in order: byte 16 L + 4 v + i of a chunk is of output 16 v + 4 L + i, where int8 has
+64 outputs a chunk, and int4 the low nibbles of 64 bytes for outputs 32 v + 4 L + i of 128, the high
+ones for those 16 further on; a last chunk of 64 outputs has them at 16 v + 4 L + i, and 8 further.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..kernels.cpu import layout as L
+from ..quant import GROUP, PackedMatrix, PlainMatrix, groups_of, unpack_plain
+
+U8 = NDArray[np.uint8]
+U32 = NDArray[np.uint32]
+F32 = NDArray[np.float32]
+I32 = NDArray[np.int32]
+
+KINDS = {"int4": L.INT4, "int4m": L.INT4_MINIMA, "int8": L.INT8}
+
+
+@dataclass(frozen=True, slots=True)
+class Predictor:
+    """Names the neurons whose gate is worth computing, from few numbers of the FFN's input x.
+
+    `axes` int8 [rank, d_model], `scores` int8 [ffn, rank]: neuron j is a candidate when
+    (scores @ axes @ x)[j], both products as the kernels round them, is over `cutoffs` [ffn].
+    """
+
+    axes: PackedMatrix
+    scores: PackedMatrix
+    cutoffs: F32
+
+
+@dataclass(frozen=True, slots=True)
+class LayerNeurons:
+    """One layer's FFN neuron by neuron, and what calibration knows of its neurons.
+
+    `gate` and `up` uint8 [ffn, row_bytes], `down` uint8 [groups, group_bytes]; `gate` is None where
+    gates are only ever computed all together. `weights` and `norms` float32 [ffn] make potentials
+    and contributions (see `FfnPlan`). `core` (always on) and `alive` (ever on) are masks, uint32
+    [groups], a bit for each of 32 neurons. `implied` int32 [ffn, k] names neurons of the next layer
+    that tend to fire with a neuron of this one, -1 for none. `sharpness` is mean and spread of how
+    sharp this layer's attention is.
+    """
+
+    gate: U8 | None
+    up: U8
+    down: U8
+    weights: F32
+    norms: F32
+    core: U32
+    alive: U32
+    implied: I32 | None = None
+    predictor: Predictor | None = None
+    sharpness: tuple[float, float] = (0.0, 1.0)
+
+
+@dataclass(frozen=True, slots=True)
+class Neurons:
+    """The FFNs of a model neuron by neuron; None for layers that always run dense."""
+
+    layers: tuple[LayerNeurons | None, ...]
+
+
+def rows_of(matrix: PackedMatrix) -> U8:
+    """The rows of a matrix one after the other, bit for bit: uint8 [rows, row_bytes]."""
+    plain, groups = unpack_plain(matrix), groups_of(matrix.cols)
+    even = groups + groups % 2
+    parts = [_pad(_row_quants(plain).reshape(matrix.rows, -1), even * _group_quants(plain))]
+    halves = [values for values in (plain.scales, plain.minima) if values is not None]
+    parts += [_pad(_bytes(values), 2 * even) for values in halves]
+    return _pad(np.concatenate(parts, axis=1), L.row_bytes(KINDS[matrix.kind], groups))
+
+
+def columns_of(matrix: PackedMatrix) -> U8:
+    """The columns of a matrix [d, ffn] by groups of 32: uint8 [groups, group_bytes]."""
+    plain, kind = unpack_plain(matrix), KINDS[matrix.kind]
+    groups, width = groups_of(matrix.cols), L.column_width(matrix.rows)
+    quants = _pad(np.ascontiguousarray(plain.quants.T), width).reshape(-1, width)
+    columns = _pad(_interleaved(quants, kind), L.column_bytes(kind, matrix.rows))
+    parts = [
+        _pad(_bytes(np.ascontiguousarray(values.T)), 2 * width)
+        for values in (plain.scales, plain.minima)
+        if values is not None
+    ]
+    return np.concatenate([*parts, columns.reshape(groups, -1)], axis=1)
+
+
+def mask_of(bits: NDArray[np.bool_]) -> U32:
+    """Pack bool [ffn] into uint32 [groups], neuron j being bit j % 32 of word j // 32."""
+    padded = np.zeros(groups_of(len(bits)) * GROUP, np.bool_)
+    padded[: len(bits)] = bits
+    return np.packbits(padded, bitorder="little").view("<u4").astype(np.uint32, copy=False)
+
+
+def bits_of(mask: U32, count: int) -> NDArray[np.bool_]:
+    """The inverse of `mask_of`: bool [count]."""
+    raw = np.ascontiguousarray(mask, "<u4").view(np.uint8)
+    return np.unpackbits(raw, count=count, bitorder="little").astype(np.bool_)
+
+
+def _group_quants(plain: PlainMatrix) -> int:
+    return GROUP if plain.kind == "int8" else GROUP // 2
+
+
+def _row_quants(plain: PlainMatrix) -> U8:
+    if plain.kind == "int8":
+        return plain.quants
+    halves = plain.quants.reshape(-1, 2, GROUP // 2)
+    return halves[:, 0] | halves[:, 1] << np.uint8(4)
+
+
+def _interleaved(quants: U8, kind: int) -> U8:
+    """Reorder the outputs of every column [ffn, width] as the module docstring says."""
+    count, width = quants.shape
+    if kind == L.INT8:
+        chunks = quants.reshape(count, -1, 4, 4, 4)  # chunk, v, L, i
+        return np.ascontiguousarray(chunks.transpose(0, 1, 3, 2, 4)).reshape(count, width)
+    full = width // 128 * 128
+    pieces = []
+    for part, lanes in ((quants[:, :full], 4), (quants[:, full:], 2)):
+        chunks = part.reshape(count, -1, 4, 2, lanes, 4)  # chunk, v, nibble, L, i
+        joined = chunks[:, :, :, 0] | chunks[:, :, :, 1] << np.uint8(4)
+        pieces.append(joined.transpose(0, 1, 3, 2, 4).reshape(count, -1))
+    return np.concatenate(pieces, axis=1)
+
+
+def _bytes(values: NDArray[np.float16]) -> U8:
+    return np.ascontiguousarray(values, "<f2").view(np.uint8)
+
+
+def _pad(array: U8, width: int) -> U8:
+    if array.shape[1] == width:
+        return array
+    padded = np.zeros((len(array), width), np.uint8)
+    padded[:, : array.shape[1]] = array
+    return padded
