@@ -11,10 +11,10 @@ from numpy.typing import NDArray
 
 from .config import ACTIVATIONS
 from .errors import UsageError
-from .neuron_tables import NeuronTables, bits, matrix_words
 from .formats.packed import PackedModel
 from .kernels.cpu import layout as L
 from .kv_cache import KVCache
+from .neuron_tables import NeuronTables, bits, matrix_words
 from .quant import groups_of
 
 if TYPE_CHECKING:
