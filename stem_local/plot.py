@@ -45,8 +45,9 @@ def draw(report: Report, path: Path) -> None:
     names = [str(row.sparsity) for row in report.rows]
     qualities, costs = list(_qualities(report)), _costs(report)
     matplotlib = _matplotlib()
-    # ids that are made up anew would make two pictures of one report differ
-    with matplotlib.rc_context({"svg.hashsalt": "stem-local", "font.size": 9}):
+    # text stays text in an SVG, and two pictures of one report do not differ
+    style = {"svg.fonttype": "none", "svg.hashsalt": "stem-local", "font.size": 9}
+    with matplotlib.rc_context(style):
         figure = matplotlib.figure.Figure(
             figsize=(10, 3 * len(qualities) + 0.8), facecolor="white", layout="constrained"
         )

@@ -41,7 +41,7 @@ _FILE = click.Path(path_type=Path)
 @click.option("--sparsity", metavar="S,S", help="Settings to compare: off,auto,0.3 and so on.")
 @click.option("--limit", default=100, metavar="N", help="Most questions and sentences (100).")
 @click.option("--tokens", default=8192, metavar="N", help="Most tokens of each text (8192).")
-@click.option("--raw", is_flag=True, help="Ask SQuAD's questions without the chat template.")
+@click.option("--chat", is_flag=True, help="Ask SQuAD's questions in the model's chat template.")
 @click.option("--json", "json_", is_flag=True, help="Print JSON.")
 @click.option("--plot", type=_FILE, metavar="FILE", help="Draw the result as .png or .svg.")
 @click.option("--threads", type=int, metavar="N", help="Threads to compute with.")
@@ -58,7 +58,7 @@ def command(
     sparsity: str | None,
     limit: int,
     tokens: int,
-    raw: bool,
+    chat: bool,
     json_: bool,
     plot: Path | None,
     threads: int | None,
@@ -101,7 +101,7 @@ def command(
                 sparsities=sparsities,
                 limit=limit,
                 tokens=tokens,
-                raw=raw,
+                chat=chat,
                 progress=bar.share,
                 cancel=cancel.is_set,
             )

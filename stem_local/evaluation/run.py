@@ -35,7 +35,7 @@ def evaluate(
     sparsities: Sequence[Sparsity] | None = None,
     limit: int = LIMIT,
     tokens: int = TOKENS,
-    raw: bool = False,
+    chat: bool = False,
     progress: Callable[[str, int, int], None] | None = None,
     cancel: Callable[[], bool] | None = None,
 ) -> Report:
@@ -44,7 +44,7 @@ def evaluate(
     `texts` are files whose perplexity is taken, over at most `tokens` tokens of each; the built-in
     ones without any file at all. `squad` is a file in SQuAD v1.1's JSON format, `table` one of
     sentences and labels as in GLUE's SST-2, read as `task` says; at most `limit` items of either
-    are asked, evenly spread. `raw` asks SQuAD's questions without the chat template. `sparsities`
+    are asked, evenly spread. `chat` asks SQuAD's questions in the chat template. `sparsities`
     default to "off" and what the model has. `progress` receives (step, done, total), `cancel` is
     asked often. Raises FormatError, UsageError, ContextFullError, Cancelled.
     """
@@ -62,7 +62,7 @@ def evaluate(
     follow = Follow(progress, cancel)
     costs = measure(model, built_in_texts(), chosen, follow)
     perplexities = score_texts(model, read, chosen, follow, limit=tokens) if read else {}
-    answers = score_questions(model, questions, chosen, follow, raw=raw) if questions else {}
+    answers = score_questions(model, questions, chosen, follow, chat=chat) if questions else {}
     labels = score_labels(model, sentences, task, chosen, follow) if sentences else {}
     rows = tuple(
         Row(
@@ -79,7 +79,8 @@ def evaluate(
 
 def available(model: Model) -> list[Sparsity]:
     """Dense, and what the model's calibration allows."""
-    return ["off", "auto"] if model.sparse.head is not None else ["off"]
+    choice = model.choose("auto")
+    return ["off", "auto"] if choice.look or choice.plan is not None else ["off"]
 
 
 def _distinct(sparsities: Sequence[Sparsity]) -> list[Sparsity]:
