@@ -100,6 +100,7 @@ def _panel(axes: Any, names: Sequence[str], cost: _Series, quality: _Series) -> 
             xytext=(6, 6),
             textcoords="offset points",
             color=color,
+            bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 1},
         )
     axes.margins(0.15)
     axes.set_xlabel(cost.name, color=_INK)

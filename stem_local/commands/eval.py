@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -127,14 +126,13 @@ def label_task(
 
     if labels is not None and question is None:
         raise UsageError("--labels need a --question that they are the answers to.")
-    words = None if labels is None else tuple(word.strip() for word in labels.split(","))
-    given = {
-        "words": words,
+    given: dict[str, Any] = {
+        "words": None if labels is None else tuple(word.strip() for word in labels.split(",")),
         "question": question,
         "sentence_column": sentence_column,
         "label_column": label_column,
     }
-    return replace(LabelTask(), **{name: v for name, v in given.items() if v is not None})
+    return LabelTask(**{name: value for name, value in given.items() if value is not None})
 
 
 def parse_sparsities(text: str) -> list[Sparsity]:

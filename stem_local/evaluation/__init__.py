@@ -9,16 +9,16 @@ with stem_local.load("smollm2-135m") as model:
 from __future__ import annotations
 
 from .datasets import LabelTask
-from .results import Cost, LabelScore, Report, Row, SquadScore, TextScore
+from .results import LabelScore, Report, Row, SquadScore, TextScore, TokenCost
 from .run import evaluate
 
 __all__ = [
-    "Cost",
     "LabelScore",
     "LabelTask",
     "Report",
     "Row",
     "SquadScore",
     "TextScore",
+    "TokenCost",
     "evaluate",
 ]

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from stem_runtime.stats import Stats
 
 from .follow import Follow, stopped
-from .results import Cost
+from .results import TokenCost
 
 if TYPE_CHECKING:
     from ..model import Model
@@ -23,7 +23,7 @@ ROUNDS = 2
 
 def measure(
     model: Model, texts: Sequence[str], sparsities: Sequence[Sparsity], follow: Follow
-) -> dict[Sparsity, tuple[str, Cost]]:
+) -> dict[Sparsity, tuple[str, TokenCost]]:
     """Continue the beginning of each text at every sparsity: what was left out, and the cost.
 
     Sparsities take turns, so that whatever else the machine does meets all of them.
@@ -49,14 +49,22 @@ def measure(
     return {sparsity: (found[0].sparsity, _mean(found)) for sparsity, found in runs.items()}
 
 
-def _mean(runs: Sequence[Stats]) -> Cost:
+def _mean(runs: Sequence[Stats]) -> TokenCost:
     """Averages over decoded tokens; speed is the median of the runs."""
     steps = sum(run.decode_steps for run in runs)
     weights = [run.decode_steps / steps if steps else 1 / len(runs) for run in runs]
     pairs = list(zip(weights, runs, strict=True))
-    return Cost(
+    return TokenCost(
         active_parameters=round(sum(share * run.active_parameters for share, run in pairs)),
         total_parameters=runs[0].total_parameters,
         bytes_per_token=round(sum(share * run.bytes_per_token for share, run in pairs)),
         tokens_per_second=median(run.tokens_per_second for run in runs),
+        joules_per_token=_joules(pairs),
     )
+
+
+def _joules(pairs: Sequence[tuple[float, Stats]]) -> float | None:
+    """The average of the runs whose energy is known, None where it is of none."""
+    known = [(share, run.joules_per_token) for share, run in pairs if run.joules_per_token]
+    total = sum(share for share, _ in known)
+    return sum(share * joules for share, joules in known) / total if total else None

@@ -89,10 +89,7 @@ def _windows(model: Model, text: str, limit: int) -> list[list[int]]:
 
 
 def _losses(model: Model, ids: list[int], sparsity: Sparsity) -> NDArray[np.float64]:
-    """Negative log-likelihood of each of ids[1:] in nats."""
-    del sparsity
-    logits = scoring.logits(model, ids[:-1])
-    top = logits.max(axis=1)
-    spread = np.exp(logits - top[:, None]).sum(axis=1, dtype=np.float64)
-    losses: NDArray[np.float64] = np.log(spread) + top - logits[np.arange(len(ids) - 1), ids[1:]]
-    return losses
+    """Negative log-likelihood of each of ids[1:] in nats, with the neurons left out that are."""
+    choice = model.choose(sparsity, whole_head=scoring.WHOLE_HEAD)
+    # where nothing is left out, many tokens are read at a time
+    return scoring.losses(model, ids, None if choice.plan is None else choice)

@@ -34,13 +34,18 @@ class LabelScore:
 
 
 @dataclass(frozen=True, slots=True)
-class Cost:
-    """What a decoded token takes on average; `tokens_per_second` is a median, 0 without tokens."""
+class TokenCost:
+    """What a decoded token takes on average.
+
+    `tokens_per_second` is a median, 0 where nothing was decoded. `joules_per_token` is None where
+    the machine does not tell.
+    """
 
     active_parameters: int
     total_parameters: int
     bytes_per_token: int
     tokens_per_second: float
+    joules_per_token: float | None
 
     @property
     def active_fraction(self) -> float:
@@ -56,7 +61,7 @@ class Row:
 
     sparsity: Sparsity
     setting: str
-    cost: Cost
+    cost: TokenCost
     text: TextScore | None = None
     squad: SquadScore | None = None
     labels: LabelScore | None = None

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 LIMIT = 100
 TOKENS = 8192
+SHARES = (0.3, 0.5)
 
 
 def evaluate(
@@ -78,9 +79,10 @@ def evaluate(
 
 
 def available(model: Model) -> list[Sparsity]:
-    """Dense, and what the model's calibration allows."""
+    """Dense, auto where that is not the same, and two shares of the neurons where they can go."""
     choice = model.choose("auto")
-    return ["off", "auto"] if choice.look or choice.plan is not None else ["off"]
+    auto: list[Sparsity] = ["auto"] if choice.look or choice.plan is not None else []
+    return ["off", *auto, *(SHARES if model.calibrated.ffn is not None else ())]
 
 
 def _distinct(sparsities: Sequence[Sparsity]) -> list[Sparsity]:
