@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Literal, Unpack, overload
 
-from stem_runtime.engine import Engine
 from stem_runtime.errors import UsageError
 from stem_runtime.formats.packed import open_packed
 from stem_runtime.kernels import choose as choose_kernels
@@ -18,8 +17,8 @@ from . import store
 from .chat import Prompt
 from .completion import Chunk, Completion
 from .generation import GenerateOptions
-from .model import Model
-from .sparsity import Sparsity, check_sparsity, choose
+from .model import Equipment, Model, build_engine
+from .sparsity import QUALITY, Calibrated, Sparsity, check_quality, check_sparsity
 
 DEFAULT_CONTEXT = 8192
 """Tokens a model's KV cache holds unless asked otherwise, or its own limit where that is less."""
@@ -35,6 +34,7 @@ def load(
     context: int | None = None,
     kernels: str | None = None,
     sparsity: Sparsity = "auto",
+    quality: float = QUALITY,
     notify: Callable[[str], None] | None = None,
 ) -> Model:
     """Open an installed model, by name or by the path of its packed folder; None is the default.
@@ -42,7 +42,9 @@ def load(
     `threads` defaults to the physical cores. `context` is how many tokens of prompt and answer
     there is room for: 8192 unless told, and never more than the model was made for; memory for it
     is used only as it fills. `kernels` names a kernel variant instead of the best one here.
-    `sparsity` "off" leaves the model's calibration alone, "auto" uses it where it holds.
+    `sparsity` is what its answers leave out unless they are asked for otherwise: "auto" what its
+    calibration showed not to matter, where that is faster, "off" nothing, 0.0 to 0.95 that share
+    of the neurons. `quality` is how much of its perplexity auto may add (0.01 is +1%).
     `notify` receives a sentence when the kernels have to be compiled, which takes a while and
     happens once per machine; without it, a terminal is told. Raises NotInstalledError,
     FormatError, UsageError, KernelError.
@@ -58,9 +60,23 @@ def load(
         )
     tokenizer = Tokenizer.from_file(folder / "tokenizer.json", packed.info["tokenizer"])
     notify = notify or _tell
-    sparse = choose(packed, check_sparsity(sparsity), choose_kernels(kernels).name)
-    engine = Engine(packed, threads=threads, kernels=kernels, notify=notify, head=sparse.head)
-    return Model(packed, engine, tokenizer, context, notify, sparse)
+    sparsity, quality = check_sparsity(sparsity), check_quality(quality)
+    calibrated = Calibrated(packed, choose_kernels(kernels).name)
+    equipped = Equipment().with_(calibrated.choose(sparsity, quality))
+    engine = build_engine(
+        packed, calibrated, equipped, threads=threads, kernels=kernels, notify=notify
+    )
+    return Model(
+        packed,
+        engine,
+        tokenizer,
+        context,
+        notify,
+        calibrated=calibrated,
+        equipped=equipped,
+        sparsity=sparsity,
+        quality=quality,
+    )
 
 
 @overload
@@ -112,8 +128,10 @@ def generate(
     `logprobs` (how many of the likeliest tokens to report at every place), `cancel` (a
     threading.Event or a function, asked between tokens), `context_policy` ("stop", or
     "drop_oldest" to leave out the oldest turns of a conversation that outgrows the context),
-    `sparsity` ("auto" leaves out rows of the output head where the model was calibrated and that
-    is faster, "off" nothing; `stats.sparsity` says which and why).
+    `sparsity` ("auto" leaves out neurons and rows of the output head where the model was
+    calibrated, quality allows it and that is faster, "off" nothing, 0.0 to 0.95 that share of the
+    neurons; `stats.sparsity` says what and why), `quality` (how much of its perplexity auto may
+    add: 0.01 is +1%).
 
     Returns a Completion, or with `stream` an iterator of Chunks. Raises TypeError for an unknown
     option, UsageError for a bad one, NotInstalledError, ContextFullError.

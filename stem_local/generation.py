@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any, Literal, TypedDict
 
+from stem_runtime.energy import EnergyMeter
 from stem_runtime.engine import Cancelled
 from stem_runtime.errors import UsageError
 from stem_runtime.sampling import Sampler, SamplingParams, logprobs
@@ -15,7 +16,8 @@ from stem_runtime.stats import Stats
 from stem_runtime.text import StopMatcher
 
 from .completion import Chunk, FinishReason, TokenLogprob
-from .sparsity import DENSE, Sparsity, check_sparsity, needs_whole_head
+from .decoding import Decoding
+from .sparsity import Sparsity, check_quality, check_sparsity, needs_whole_head
 
 if TYPE_CHECKING:
     import numpy as np
@@ -47,6 +49,7 @@ class GenerateOptions(TypedDict, total=False):
     cancel: Cancel | None
     context_policy: ContextPolicy
     sparsity: Sparsity
+    quality: float
 
 
 _SAMPLING = {field.name for field in fields(SamplingParams)}
@@ -61,7 +64,8 @@ class Options:
     `cancelled`: asked between prefill chunks and between tokens. `context_policy`: what to do when
     a conversation outgrows the context; "stop" raises ContextFullError, "drop_oldest" leaves out
     the oldest turns and reports how many. `sparsity`: "auto" leaves out what the model's
-    calibration showed not to matter, "off" nothing.
+    calibration showed not to matter, "off" nothing, a number that share of the FFN neurons.
+    `quality`: how much of its perplexity auto may add. None is what the model was loaded with.
     """
 
     sampling: SamplingParams
@@ -70,7 +74,8 @@ class Options:
     logprobs: int | None
     cancelled: Callable[[], bool] | None
     context_policy: ContextPolicy
-    sparsity: Sparsity
+    sparsity: Sparsity | None
+    quality: float | None
 
     @classmethod
     def parse(cls, given: Mapping[str, Any], caller: str) -> Options:
@@ -81,6 +86,7 @@ class Options:
         if policy not in ("stop", "drop_oldest"):
             raise UsageError(f"context_policy is 'stop' or 'drop_oldest', not {policy!r:.40}.")
         top, stop = given.get("logprobs"), given.get("stop")
+        sparsity, quality = given.get("sparsity"), given.get("quality")
         return cls(
             sampling=SamplingParams(**{k: v for k, v in given.items() if k in _SAMPLING}),
             max_tokens=_integer("max_tokens", given.get("max_tokens", DEFAULT_MAX_TOKENS), 1),
@@ -88,7 +94,8 @@ class Options:
             logprobs=None if top is None else _integer("logprobs", top, 0, MAX_LOGPROBS),
             cancelled=_cancelled(given.get("cancel")),
             context_policy=policy,
-            sparsity=check_sparsity(given.get("sparsity", "auto")),
+            sparsity=None if sparsity is None else check_sparsity(sparsity),
+            quality=None if quality is None else check_quality(quality),
         )
 
     def with_stops(self, stops: tuple[str, ...]) -> Options:
@@ -137,10 +144,13 @@ class Generation:
         self._sampler = Sampler(options.sampling, model.config.vocab_size, model.notify)
         self._matcher = StopMatcher(options.stop)
         self._history = list(prompt)
-        self._look, self._sparsity = _choice(model, options)
+        self._choice = model.choose(
+            options.sparsity,
+            options.quality,
+            needs_whole_head(options.sampling, options.logprobs),
+        )
+        self._energy = EnergyMeter()
         self._reused = 0
-        self._steps = 0
-        self._head_rows = 0
         self._prefill_seconds = 0.0
         self._decode_seconds = 0.0
         self._first_token_seconds = 0.0
@@ -151,26 +161,32 @@ class Generation:
         """Yield the answer as it comes; the last chunk carries the reason and the figures."""
         cache = self._model.borrow_cache()
         try:
-            first = self._prefill(cache)
+            decoding = self._begin(cache)
+            first = self._prefill(decoding)
             if first is None:
-                yield self._chunk("", "cancelled")
+                yield self._chunk("", decoding, "cancelled")
             else:
-                yield from self._decode(cache, first)
+                yield from self._decode(decoding, cache.capacity, first)
         finally:
             self._model.give_back_cache(cache)
 
-    def _prefill(self, cache: KVCache) -> int | None:
+    def _begin(self, cache: KVCache) -> Decoding:
+        """Cut the cache back to what it shares with the prompt."""
+        held = cache.length
+        self._reused = common_prefix(cache.tokens, self._prompt)
+        cache.truncate(self._reused)
+        with self._model.engine_lock:
+            return Decoding(self._model, self._choice, cache, held)
+
+    def _prefill(self, decoding: Decoding) -> int | None:
         """Evaluate what the cache does not hold yet. Returns the first token, None if cancelled."""
         model, cancelled = self._model, self._options.cancelled
         start = time.perf_counter()
-        self._reused = common_prefix(cache.tokens, self._prompt)
-        cache.truncate(self._reused)
         if cancelled is not None and cancelled():
             return None
         try:
             with model.engine_lock:
-                rest = self._prompt[self._reused :]
-                logits = model.engine.prefill(cache, rest, cancel=cancelled)
+                logits = decoding.prefill(self._prompt[self._reused :], cancelled)
                 self._prefill_seconds = time.perf_counter() - start
                 token = self._sample(logits)
         except Cancelled:
@@ -179,16 +195,17 @@ class Generation:
         self._first_token_seconds = time.perf_counter() - self._started
         return token
 
-    def _decode(self, cache: KVCache, token: int) -> Iterator[Chunk]:
+    def _decode(self, decoding: Decoding, capacity: int, token: int) -> Iterator[Chunk]:
         model, options, sample = self._model, self._options, self._sample
         lock, cancelled, clock = model.engine_lock, options.cancelled, time.perf_counter
         ends, stream, matcher = model.tokenizer.eos, self._stream, self._matcher
-        look = self._look
+        energy = self._energy
         history, unsent = self._history, self._unsent
-        room = cache.capacity - len(self._prompt)
+        room = capacity - len(self._prompt)
         limit = len(self._prompt) + min(options.max_tokens, room)
         reason: FinishReason = "stop"
         text, stopped = "", False
+        energy.start()
         resumed = clock()
         while token not in ends:
             history.append(token)
@@ -204,18 +221,18 @@ class Generation:
                 break
             if text:
                 self._decode_seconds += clock() - resumed
-                yield self._chunk(text)
+                energy.stop()
+                yield self._chunk(text, decoding)
+                energy.start()
                 text, resumed = "", clock()
             with lock:
-                engine = model.engine
-                token = sample(engine.decode(cache, token, look=look))
-                self._head_rows += engine.last_rows
-            self._steps += 1
+                token = sample(decoding.step(token))
         self._decode_seconds += clock() - resumed
+        energy.stop()
         if not stopped:
             more, stopped = matcher.push(stream.flush())
             text += more if stopped else more + matcher.flush()
-        yield self._chunk(text, reason)
+        yield self._chunk(text, decoding, reason)
 
     def _sample(self, logits: NDArray[np.float32]) -> int:
         token = self._sampler.sample(logits, self._history)
@@ -224,7 +241,7 @@ class Generation:
             self._logprobs.append(TokenLogprob(token, chosen, tuple(top)))
         return token
 
-    def _chunk(self, text: str, reason: FinishReason | None = None) -> Chunk:
+    def _chunk(self, text: str, decoding: Decoding, reason: FinishReason | None = None) -> Chunk:
         tokens = tuple(self._unsent)
         self._unsent.clear()
         entries = None
@@ -232,16 +249,14 @@ class Generation:
             # the token that ended the turn was sampled too, and stays behind
             entries = tuple(self._logprobs[: len(tokens)])
             del self._logprobs[: len(tokens)]
-        stats = None if reason is None else self._stats()
+        stats = None if reason is None else self._stats(decoding)
         return Chunk(text, tokens, reason, stats, entries, self._dropped)
 
-    def _stats(self) -> Stats:
+    def _stats(self, decoding: Decoding) -> Stats:
         engine = self._model.engine
         prompt = len(self._prompt)
         answer = len(self._history) - prompt
-        vocab = self._model.config.vocab_size
-        rows = self._head_rows / self._steps if self._steps else float(vocab)
-        context = prompt + answer // 2
+        joules, steps = self._energy.joules, decoding.steps
         return Stats(
             model=self._model.name,
             kernels=engine.kernels.name,
@@ -249,39 +264,14 @@ class Generation:
             prompt_tokens=prompt,
             reused_tokens=self._reused,
             completion_tokens=answer,
-            decode_steps=self._steps,
+            decode_steps=steps,
             prefill_seconds=self._prefill_seconds,
             decode_seconds=self._decode_seconds,
             time_to_first_token=self._first_token_seconds,
-            bytes_per_token=engine.weight_bytes_per_token(context, rows if self._look else None),
-            sparsity=self._sparsity,
-            head_rows=rows,
-            active_parameters=active_parameters(self._model, rows, self._look),
-            total_parameters=self._model.packed.parameters,
+            sparsity=self._choice.reason + decoding.note,
+            joules_per_token=joules / steps if joules is not None and steps else None,
+            **decoding.cost(prompt + answer // 2).fields(),
         )
-
-
-def _choice(model: Model, options: Options) -> tuple[bool, str]:
-    """Whether to look before the head is computed, and the sentence that the figures say."""
-    if options.sparsity == "off":
-        return False, DENSE.reason
-    if model.sparse.head is None:
-        return False, model.sparse.reason
-    if why := needs_whole_head(options.sampling, options.logprobs):
-        return False, f"dense: {why}"
-    return True, model.sparse.reason
-
-
-def active_parameters(model: Model, rows: float, look: bool) -> int:
-    """Weights that a decoded token is multiplied by when `rows` rows of the head are computed."""
-    config, head = model.config, model.sparse.head
-    vocab, d = config.vocab_size, config.d_model
-    count = model.packed.parameters - (vocab - rows) * d
-    if not config.tied_head:
-        count -= (vocab - 1) * d
-    if look and head is not None:
-        count += head.dims * (d + vocab)
-    return round(count)
 
 
 def common_prefix(held: Sequence[int], prompt: Sequence[int]) -> int:

@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self, Unpack, overload
+from weakref import WeakKeyDictionary
 
 from stem_runtime.errors import FormatError, UsageError
 
@@ -16,7 +17,7 @@ from . import scoring
 from .chat import Message, Prompt, Session, check_room, encode_raw, fit, question, with_system
 from .completion import Chunk, Completion, collect
 from .generation import GenerateOptions, Generation, Options
-from .sparsity import DENSE, Choice
+from .sparsity import QUALITY, Calibrated, Choice, Sparsity, check_quality, check_sparsity
 
 if TYPE_CHECKING:
     import numpy as np
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
     from stem_runtime.engine import Engine
     from stem_runtime.formats.packed import PackedModel
     from stem_runtime.kv_cache import KVCache
+    from stem_runtime.sparsity.plan import FfnPlan, Mode
+    from stem_runtime.sparsity.resampling import Resampler
     from stem_runtime.tokenizer import Tokenizer
 
 
@@ -51,6 +54,18 @@ class ModelInfo:
         return {**asdict(self), "folder": str(self.folder)}
 
 
+@dataclass(frozen=True, slots=True)
+class Equipment:
+    """What an engine was built to leave out: rows of its head, neurons of its FFNs."""
+
+    look: bool = False
+    neurons: bool = False
+
+    def with_(self, choice: Choice) -> Equipment:
+        """The same and what a choice needs."""
+        return Equipment(self.look or choice.look, self.neurons or choice.plan is not None)
+
+
 class Model:
     """A loaded model. Made by `load`; a context manager; usable from several threads.
 
@@ -65,17 +80,30 @@ class Model:
         tokenizer: Tokenizer,
         context: int,
         notify: Callable[[str], None] | None = None,
-        sparse: Choice = DENSE,
+        *,
+        calibrated: Calibrated | None = None,
+        equipped: Equipment = Equipment(),
+        sparsity: Sparsity = "auto",
+        quality: float = QUALITY,
     ) -> None:
+        """`equipped` is what the engine was built with; `sparsity` and `quality` hold for calls
+        that say nothing of them.
+        """
         self.packed = packed
-        self.sparse = sparse
+        self.calibrated = calibrated or Calibrated(packed, engine.kernels.name)
+        self.sparsity = sparsity
+        self.quality = quality
         self.config: ModelConfig = packed.config
         self.name = str(packed.info["name"])
         self.tokenizer = tokenizer
         self.context = context
         self.notify = notify
         self.engine_lock = threading.Lock()
+        self.resamplers: WeakKeyDictionary[KVCache, tuple[tuple[Mode, ...], Resampler]]
+        self.resamplers = WeakKeyDictionary()
         self._engine: Engine | None = engine
+        self._equipped = equipped
+        self._plan: FfnPlan | None = None
         self._cache_lock = threading.Lock()
         self._idle_cache: KVCache | None = None
 
@@ -225,14 +253,62 @@ class Model:
         """
         return scoring.logits(self, self._checked_ids(token_ids))
 
-    def perplexity(self, text: str, window: int = 512) -> float:
+    def perplexity(
+        self,
+        text: str,
+        window: int = 512,
+        sparsity: Sparsity = "off",
+        quality: float | None = None,
+    ) -> float:
         """Perplexity of a text: exp of the mean negative log-likelihood of its tokens.
 
         The text is cut into windows of `window` tokens that share nothing, the last one shorter.
         Each begins with the beginning-of-text token where the model uses one; the first token of a
-        window is context and not scored. Raises UsageError for a text with nothing to score.
+        window is context and not scored. With `sparsity` other than "off" the text is read token
+        by token, as answers are, and with the same neurons left out; the output head is always
+        computed in full. Raises UsageError for a text with nothing to score.
         """
-        return scoring.perplexity(self, text, window)
+        choice = self.choose(check_sparsity(sparsity), quality, scoring.WHOLE_HEAD)
+        return scoring.perplexity(self, text, window, None if sparsity == "off" else choice)
+
+    def choose(
+        self,
+        sparsity: Sparsity | None = None,
+        quality: float | None = None,
+        whole_head: str = "",
+    ) -> Choice:
+        """What decoding leaves out under a setting; None is what the model was loaded with.
+
+        `whole_head` is a reason to compute every row of the output head, or empty. Raises
+        UsageError for a share of neurons where the model is not calibrated for one.
+        """
+        return self.calibrated.choose(
+            self.sparsity if sparsity is None else sparsity,
+            self.quality if quality is None else check_quality(quality),
+            whole_head,
+        )
+
+    def equip(self, choice: Choice) -> None:
+        """Give the engine what it needs to decode as chosen. Call holding `engine_lock`."""
+        wanted = self._equipped.with_(choice)
+        if wanted != self._equipped:
+            old, self._engine = self.engine, None
+            old.close()
+            self._engine = build_engine(
+                self.packed,
+                self.calibrated,
+                wanted,
+                threads=old.threads,
+                kernels=old.kernels.name,
+                notify=self.notify,
+            )
+            self._equipped, self._plan = wanted, None
+
+    def aim(self, plan: FfnPlan) -> None:
+        """Let the engine's sparse steps follow a plan. Call holding `engine_lock`."""
+        if plan is not self._plan:
+            self.engine.set_plan(plan)
+            self._plan = plan
 
     def borrow_cache(self) -> KVCache:
         """A KV cache of the whole context for one generation, the last one used if it is free."""
@@ -257,6 +333,28 @@ class Model:
                 f"Token {wrong} is outside the vocabulary of {self.name}, 0..{vocab - 1}."
             )
         return ids
+
+
+def build_engine(
+    packed: PackedModel,
+    calibrated: Calibrated,
+    equipment: Equipment,
+    *,
+    threads: int | None,
+    kernels: str | None,
+    notify: Callable[[str], None] | None,
+) -> Engine:
+    """An engine that can leave out what its equipment says. Raises KernelError, UsageError."""
+    from stem_runtime.engine import Engine
+
+    return Engine(
+        packed,
+        threads=threads,
+        kernels=kernels,
+        notify=notify,
+        head=calibrated.look if equipment.look else None,
+        neurons=calibrated.neurons if equipment.neurons else None,
+    )
 
 
 def load_template(folder: Path, tokenizer: Tokenizer) -> ChatTemplate:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -11,14 +11,62 @@ from numpy.typing import NDArray
 
 from stem_runtime.errors import ContextFullError, UsageError
 
+from .decoding import Decoding
+
 if TYPE_CHECKING:
+    from stem_runtime.kv_cache import KVCache
+
     from .model import Model
+    from .sparsity import Choice
+
+WHOLE_HEAD = "likelihoods need the whole head"
 
 _BLOCK_BYTES = 32 << 20
 
 
 def logits(model: Model, ids: list[int]) -> NDArray[np.float32]:
     """Logits after each token of a sequence: float32 [n, vocab]."""
+    return np.concatenate(list(_blocks(model, _fitting(model, ids))))
+
+
+def losses(model: Model, ids: list[int], choice: Choice | None = None) -> NDArray[np.float64]:
+    """Negative log-likelihoods of ids[1:] in nats, float64 [n - 1].
+
+    Without a choice many tokens are read at a time and nothing is left out. With one the tokens
+    are decoded one by one, as answers are; it was made with `WHOLE_HEAD`.
+    """
+    known = _fitting(model, ids[:-1])
+    blocks = _blocks(model, known) if choice is None else _steps(model, known, choice)
+    found, done = [], 1
+    for block in blocks:
+        found.append(losses_of(block, ids[done : done + len(block)]))
+        done += len(block)
+    return np.concatenate(found)
+
+
+def losses_of(logits: NDArray[np.float32], targets: Sequence[int]) -> NDArray[np.float64]:
+    """Negative log-likelihoods of one token after each row of logits [n, vocab]."""
+    top = logits.max(axis=1)
+    spread = np.exp(logits - top[:, None]).sum(axis=1, dtype=np.float64)
+    found: NDArray[np.float64] = np.log(spread) + top - logits[np.arange(len(targets)), targets]
+    return found
+
+
+def perplexity(model: Model, text: str, window: int, choice: Choice | None) -> float:
+    """See `Model.perplexity`; None reads many tokens at a time and leaves nothing out."""
+    if not 2 <= window <= model.context:
+        raise UsageError(f"window is from 2 to {model.context} tokens, not {window}.")
+    begin = model.begin_tokens
+    ids = model.tokenizer.encode(text)
+    step = window - len(begin)
+    parts = [begin + ids[start : start + step] for start in range(0, len(ids), step)]
+    found = [losses(model, part, choice) for part in parts if len(part) > 1]
+    if not found:
+        raise UsageError("The text is too short: no token of it has another before it.")
+    return math.exp(np.concatenate(found).mean())
+
+
+def _fitting(model: Model, ids: list[int]) -> list[int]:
     if not ids:
         raise UsageError("There are no tokens to evaluate.")
     if len(ids) > model.context:
@@ -26,25 +74,7 @@ def logits(model: Model, ids: list[int]) -> NDArray[np.float32]:
             f"{len(ids)} tokens do not fit in the context of {model.name}, which holds "
             f"{model.context}; load it with a larger context or give fewer tokens."
         )
-    return np.concatenate(list(_blocks(model, ids)))
-
-
-def perplexity(model: Model, text: str, window: int) -> float:
-    """See `Model.perplexity`."""
-    if not 2 <= window <= model.context:
-        raise UsageError(f"window is from 2 to {model.context} tokens, not {window}.")
-    begin = model.begin_tokens
-    ids = model.tokenizer.encode(text)
-    step = window - len(begin)
-    loss, scored = 0.0, 0
-    for start in range(0, len(ids), step):
-        part = begin + ids[start : start + step]
-        if len(part) > 1:
-            loss += _loss(model, part)
-            scored += len(part) - 1
-    if scored == 0:
-        raise UsageError("The text is too short: no token of it has another before it.")
-    return math.exp(loss / scored)
+    return ids
 
 
 def _blocks(model: Model, ids: list[int]) -> Iterator[NDArray[np.float32]]:
@@ -57,12 +87,12 @@ def _blocks(model: Model, ids: list[int]) -> Iterator[NDArray[np.float32]]:
         yield block
 
 
-def _loss(model: Model, ids: list[int]) -> float:
-    """Summed negative log-likelihood of ids[1:] in nats."""
-    loss, targets = 0.0, np.array(ids[1:], np.int64)
-    for block in _blocks(model, ids[:-1]):
-        here, targets = targets[: len(block)], targets[len(block) :]
-        top = block.max(axis=1)
-        spread = np.exp(block - top[:, None]).sum(axis=1, dtype=np.float64)
-        loss += float(np.sum(np.log(spread) + top - block[np.arange(len(here)), here]))
-    return loss
+def _steps(model: Model, ids: list[int], choice: Choice) -> Iterator[NDArray[np.float32]]:
+    """Logits of a sequence that is decoded, each overwritten by the next."""
+    cache: KVCache = model.engine.new_cache(len(ids))
+    with model.engine_lock:
+        decoding = Decoding(model, choice, cache)
+    for token in ids:
+        with model.engine_lock:
+            row = decoding.step(token)
+        yield row[None]

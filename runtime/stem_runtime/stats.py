@@ -4,22 +4,68 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
+from typing import Any
 
 
 @dataclass(frozen=True, slots=True)
-class Stats:
+class Rules:
+    """How often the rules of sparse FFNs acted while an answer was decoded.
+
+    `core_added` and `implied_added` count the neurons that only the always-on core or only what
+    fired in the layer before brought in, over all layers and tokens. `floors` and `caps` count the
+    layers of tokens in which the least or the most active neurons moved the cut-off.
+    `dense_tokens` are first positions of the sequence that were decoded with nothing left out.
+    Candidate sets were drawn anew `refreshes` times, `drifts` of them because the text moved on.
+    """
+
+    core_added: int = 0
+    implied_added: int = 0
+    floors: int = 0
+    caps: int = 0
+    dense_tokens: int = 0
+    refreshes: int = 0
+    drifts: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """What decode steps took, on average over those of a completion.
+
+    `head_rows` is how many rows of the output head a step computed in full, `active_parameters` how
+    many weights it multiplied by, of the model's `total_parameters`; an embedding that is only
+    looked up counts as one row. `layer_active_fraction` is the same as a share for every layer's
+    own weights. `bytes_per_token` is the weights and KV entries that a step reads at the mean
+    context. `rules` counts what held the skipping of neurons together.
+    """
+
+    head_rows: float
+    active_parameters: int
+    total_parameters: int
+    layer_active_fraction: tuple[float, ...]
+    bytes_per_token: int
+    rules: Rules
+
+    @property
+    def active_fraction(self) -> float:
+        """Share of the parameters that a token was computed with."""
+        return self.active_parameters / self.total_parameters
+
+    def fields(self) -> dict[str, Any]:
+        """What `Stats` takes over."""
+        return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+
+
+@dataclass(frozen=True, slots=True)
+class Stats(Cost):
     """Figures of one completion. Times are wall-clock seconds spent in this process.
 
     `prompt_tokens` counts the whole prompt; the first `reused_tokens` of it were already in the KV
     cache and were not evaluated again. `decode_steps` single-token evaluations took
     `decode_seconds`, sampling included and the caller's own time between chunks excluded.
     `time_to_first_token` runs from the call to the first sampled token, 0 when there was none.
-    `bytes_per_token` is the weights and KV entries one decode step reads at the mean context.
-
-    `sparsity` says in a sentence what was left out, or why nothing was. `head_rows` is how many
-    rows of the output head a decode step computed in full, on average, and `active_parameters` how
-    many weights it multiplied by, of the model's `total_parameters`; an embedding that is only
-    looked up counts as one row.
+    `joules_per_token` is what the processor and its memory took per decode step, whatever else ran
+    on them included; None where the machine does not tell. `sparsity` says in a sentence what was
+    left out, or why nothing was.
     """
 
     model: str
@@ -32,11 +78,8 @@ class Stats:
     prefill_seconds: float
     decode_seconds: float
     time_to_first_token: float
-    bytes_per_token: int
+    joules_per_token: float | None
     sparsity: str
-    head_rows: float
-    active_parameters: int
-    total_parameters: int
 
     @property
     def tokens_per_second(self) -> float:
@@ -53,13 +96,8 @@ class Stats:
         """Memory read while decoding, in 1e9 bytes per second."""
         return self.bytes_per_token * self.tokens_per_second / 1e9
 
-    @property
-    def active_fraction(self) -> float:
-        """Share of the parameters that a token was computed with."""
-        return self.active_parameters / self.total_parameters
-
-    def to_dict(self) -> dict[str, str | int | float]:
-        """Every field and derived speed, ready for JSON."""
+    def to_dict(self) -> dict[str, Any]:
+        """Every field and derived figure, ready for JSON."""
         return {
             **dataclasses.asdict(self),
             "tokens_per_second": self.tokens_per_second,
@@ -70,11 +108,13 @@ class Stats:
 
     def __str__(self) -> str:
         evaluated = self.prompt_tokens - self.reused_tokens
+        joules = self.joules_per_token
+        energy = "" if joules is None else f", {joules:.2f} J a token"
         return (
             f"{self.model}: prompt {self.prompt_tokens} tokens ({evaluated} evaluated at "
             f"{self.prefill_tokens_per_second:.0f} tok/s), answer {self.completion_tokens} tokens "
-            f"at {self.tokens_per_second:.1f} tok/s ({self.gb_per_second:.1f} GB/s), first token "
-            f"after {self.time_to_first_token:.2f} s, {self.kernels} x{self.threads}, "
+            f"at {self.tokens_per_second:.1f} tok/s ({self.gb_per_second:.1f} GB/s{energy}), first "
+            f"token after {self.time_to_first_token:.2f} s, {self.kernels} x{self.threads}, "
             f"{self.active_fraction:.0%} of parameters active ({self.sparsity})"
         )
 

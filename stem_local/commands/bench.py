@@ -2,30 +2,25 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-import tempfile
-import threading
-import time
-from itertools import cycle, islice
-from statistics import median
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from stem_runtime.errors import StemError, UsageError
+from stem_runtime.errors import UsageError
 
+from ..terminal import interruptible
+from ._options import ALL, quality_option, sparsities
+from ._output import Bar, parameters, size, table
 from ._output import as_json as print_json
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
+    from ..ablation import Ablation
     from ..model import Model
     from ..sparsity import Sparsity
+    from ..sweep import SweepRow
 
-PREFILLS = (128, 512)
-START_SECONDS = 600
+_INTERRUPTED = 130
 
 
 @click.command()
@@ -37,10 +32,18 @@ START_SECONDS = 600
 @click.option("--start/--no-start", default=True, help="Time fresh starts too; cold ones compile.")
 @click.option(
     "--sparsity",
-    type=click.Choice(["auto", "off"]),
-    default="auto",
-    help="Measure decoding with what stem-local calibrate learned too (auto).",
+    type=sparsities,
+    is_flag=False,
+    flag_value=ALL,
+    metavar="[S,S]",
+    help="Compare settings instead: auto, off, shares of the neurons; alone, all calibrated ones.",
 )
+@click.option(
+    "--ablate",
+    is_flag=True,
+    help="Add one control after the other instead, on four kinds of text; takes minutes.",
+)
+@quality_option
 @click.option("--threads", type=int, metavar="N", help="Threads to compute with.")
 @click.option("--kernels", metavar="NAME", help="Kernel variant; see stem-local doctor.")
 def command(
@@ -50,24 +53,41 @@ def command(
     tokens: int,
     repeats: int,
     start: bool,
-    sparsity: Sparsity,
+    sparsity: tuple[Sparsity, ...] | None,
+    ablate: bool,
+    quality: float,
     threads: int | None,
     kernels: str | None,
 ) -> None:
     """Measure the prefill and decode speed of MODEL, its memory, and its time to start.
 
-    Speeds are medians over several runs and leave sampling out. Memory bandwidth is the ceiling
-    of decoding: a token cannot come faster than its weights are read.
+    Speeds are medians over several runs that take turns, and leave sampling out. Memory bandwidth
+    is the ceiling of decoding: a token cannot come faster than its weights are read.
 
     \b
     Examples:
       stem-local bench smollm2-135m
       stem-local bench smollm2-135m --contexts 128,4096 --json
+      stem-local bench smollm2-135m --sparsity
+      stem-local bench smollm2-135m --sparsity off,auto,0.3
+      stem-local bench smollm2-135m --ablate --sparsity 0.3
     """
     from ..api import load
+    from ..benchmark import measure, time_starts
 
     places = parse_contexts(contexts)
-    with load(model, threads=threads, kernels=kernels, sparsity=sparsity) as loaded:
+    with load(model, threads=threads, kernels=kernels, quality=quality) as loaded:
+        if ablate:
+            show_ablation(ablated(loaded, sparsity), as_json)
+            return
+        if sparsity is not None:
+            from ..sweep import sweep
+
+            rows = sweep(
+                loaded, sparsity or None, tokens=tokens, repeats=repeats, context=places[0]
+            )
+            show_sweep(loaded, rows, as_json)
+            return
         report = measure(loaded, places, tokens, repeats)
         folder = loaded.packed.folder
     if start:
@@ -75,7 +95,7 @@ def command(
     if as_json:
         print_json(report)
     else:
-        click.echo(table(report))
+        click.echo(speeds(report))
 
 
 def parse_contexts(text: str) -> list[int]:
@@ -88,153 +108,76 @@ def parse_contexts(text: str) -> list[int]:
     return places
 
 
-def measure(model: Model, contexts: list[int], tokens: int, repeats: int) -> dict[str, Any]:
-    """Speeds, bandwidth and memory of a loaded model, as plain data."""
-    from stem_runtime import bandwidth
+def ablated(model: Model, sparsity: tuple[Sparsity, ...] | None) -> Ablation:
+    """Run the ablation with a bar; the share of neurons may be given. Raises UsageError."""
+    from stem_runtime.engine import Cancelled
 
-    from ..calibration import built_in_texts
+    from ..ablation import ablate
 
-    engine, longest = model.engine, model.config.context_length
-    room = max(contexts) + tokens
-    if room > longest:
-        raise UsageError(f"{model.name} has a context of {longest} tokens; {room} were asked for.")
-    prompts = [count for count in PREFILLS if count <= longest]
-    cache = engine.new_cache(max(room, *prompts))
-    # real text: how many rows of a sparse head are computed hangs on it
-    ids = list(islice(cycle(model.tokenize("".join(built_in_texts()))), cache.capacity + tokens))
+    share = None
+    if sparsity:
+        if len(sparsity) > 1 or isinstance(sparsity[0], str):
+            raise UsageError("--ablate takes one share of the neurons: --sparsity 0.3.")
+        share = float(sparsity[0])
+    with Bar() as bar, interruptible() as cancel:
+        try:
+            return ablate(model, share, progress=bar.share, cancel=cancel.is_set)
+        except Cancelled as error:
+            bar.note(str(error))
+            raise click.exceptions.Exit(_INTERRUPTED) from None
 
-    def prefill(count: int) -> float:
-        cache.truncate(0)
-        start = time.perf_counter()
-        engine.prefill(cache, ids[:count])
-        return count / (time.perf_counter() - start)
 
-    def decode(context: int, look: bool) -> tuple[float, float]:
-        """Tokens per second, and rows of the head computed per token."""
-        cache.truncate(context)
-        rows = 0
-        start = time.perf_counter()
-        for token in ids[context : context + tokens]:
-            engine.decode(cache, token, look=look)
-            rows += engine.last_rows
-        return tokens / (time.perf_counter() - start), rows / tokens
+def show_sweep(model: Model, rows: Sequence[SweepRow], as_json: bool) -> None:
+    if as_json:
+        settings = [row.to_dict() for row in rows]
+        print_json({"model": model.info.to_dict(), "settings": settings})
+        return
+    head = ("setting", "tok/s", "against off", "active", "", "bytes", "GB/s", "perplexity")
+    dense = next((row.run.tokens_per_second for row in rows if row.setting == "off"), None)
+    table(head, [_sweep_cells(row, dense) for row in rows])
+    for row in rows:
+        if row.setting == "auto":
+            click.echo(f"auto: {row.about}")
 
-    prefill(min(contexts))
-    prefills = [
-        {"tokens": count, "tokens_per_second": median(prefill(count) for _ in range(repeats))}
-        for count in prompts
+
+def _sweep_cells(row: SweepRow, dense: float | None) -> list[str]:
+    run, change = row.run, row.perplexity_change
+    return [
+        row.setting,
+        f"{run.tokens_per_second:.1f}",
+        "" if dense is None else f"{run.tokens_per_second / dense:.2f}x",
+        parameters(run.cost.active_parameters),
+        f"{run.cost.active_fraction:.1%}",
+        size(run.cost.bytes_per_token),
+        f"{run.gb_per_second:.1f}",
+        "not measured" if change is None else f"{change:+.2%}",
     ]
-    looks = (False,) if model.sparse.head is None else (False, True)
-    decodes: list[dict[str, Any]] = []
-    for context in contexts:
-        prefill(context)
-        # in turns, so that whatever else the machine does meets both
-        runs = [[decode(context, look) for look in looks] for _ in range(repeats)]
-        for look, tries in zip(looks, zip(*runs, strict=True), strict=True):
-            speed, rows = median(s for s, _ in tries), tries[0][1]
-            reads = engine.weight_bytes_per_token(context + tokens // 2, rows if look else None)
-            decodes.append(
-                {
-                    "context": context,
-                    "head": "sparse" if look else "dense",
-                    "head_rows": rows,
-                    "tokens_per_second": speed,
-                    "gb_per_second": speed * reads / 1e9,
-                }
-            )
-    # the peak is read before the bandwidth probe, whose buffer is not the model's doing
-    peak = peak_memory()
-    ceiling = bandwidth.measure(engine.threads, model.packed.nbytes)
-    for row in decodes:
-        row["bandwidth_share"] = row["gb_per_second"] / ceiling.gb_per_second
-    return {
-        "model": model.info.to_dict(),
-        "prefill": prefills,
-        "decode": decodes,
-        "sparsity": model.sparse.reason,
-        "memory_gb_per_second": ceiling.gb_per_second,
-        "peak_memory_bytes": peak,
-    }
 
 
-def time_starts(folder: Path, threads: int | None, kernels: str | None) -> dict[str, float]:
-    """Seconds from starting a process to the first piece of its answer.
-
-    Cold has an empty kernel cache and compiles; warm is the median of three after it.
-    """
-    with tempfile.TemporaryDirectory(prefix="stem-bench-") as home:
-        extra = [f"--threads={threads}"] if threads else []
-        extra += [f"--kernels={kernels}"] if kernels else []
-        times = [first_token(folder, extra, home) for _ in range(4)]
-    return {"cold": times[0], "warm": median(times[1:])}
-
-
-def first_token(folder: Path, options: list[str], home: str) -> float:
-    """Time one fresh `stem-local run` whose caches live under `home`."""
-    code = "from stem_local.cli import main; main()"
-    fixed = ["--max-tokens=1", "--seed=0"]
-    command = [sys.executable, "-c", code, "run", str(folder), "Hi", *fixed, *options]
-    environment = {**os.environ, "STEM_HOME": home}
-    start = time.perf_counter()
-    with subprocess.Popen(
-        command,
-        env=environment,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-    ) as process:
-        assert process.stdout is not None
-        limit = threading.Timer(START_SECONDS, process.kill)
-        limit.start()
-        process.stdout.read(1)
-        seconds = time.perf_counter() - start
-        _, complaint = process.communicate()
-        limit.cancel()
-    if process.returncode:
-        told = complaint.decode(errors="replace").strip()[-400:]
-        raise StemError(f"A fresh start failed with exit code {process.returncode}: {told}")
-    return seconds
+def show_ablation(ablation: Ablation, as_json: bool) -> None:
+    if as_json:
+        print_json(ablation.to_dict())
+        return
+    click.echo(f"{ablation.share:.0%} of the neurons left out; {ablation.model}")
+    head = ("control", "text", "active", "", "perplexity", "tok/s")
+    rows = [
+        [
+            stage.control,
+            workload,
+            parameters(figures.active_parameters),
+            f"{figures.active_fraction:.1%}",
+            f"{figures.perplexity:.3f}",
+            f"{figures.tokens_per_second:.1f}",
+        ]
+        for stage in ablation.stages
+        for workload, figures in stage.figures.items()
+    ]
+    table(head, rows)
+    for stage in ablation.stages:
+        click.echo(f"{stage.control}: {stage.verdict}")
 
 
-if sys.platform == "win32":
-
-    def peak_memory() -> int | None:
-        """The most memory this process has held, in bytes; None where the system does not tell.
-
-        PeakWorkingSetSize of PROCESS_MEMORY_COUNTERS (psapi.h).
-        """
-        import ctypes
-
-        class Counters(ctypes.Structure):
-            _fields_ = (
-                ("cb", ctypes.c_uint32),
-                ("page_faults", ctypes.c_uint32),
-                ("peak_working_set", ctypes.c_size_t),
-                ("others", ctypes.c_size_t * 7),
-            )
-
-        counters = Counters(cb=ctypes.sizeof(Counters))
-        kernel32 = ctypes.windll.kernel32
-        kernel32.GetCurrentProcess.restype = ctypes.c_void_p
-        process = ctypes.c_void_p(kernel32.GetCurrentProcess())
-        done = kernel32.K32GetProcessMemoryInfo(process, ctypes.byref(counters), counters.cb)
-        return int(counters.peak_working_set) if done else None
-
-else:
-
-    def peak_memory() -> int | None:
-        """The most memory this process has held, in bytes; None where the system does not tell."""
-        import resource
-
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        return peak if sys.platform == "darwin" else peak * 1024
-
-
-def _rows(row: dict[str, Any]) -> str:
-    return f", {row['head_rows']:.0f} rows of the head" if row["head"] == "sparse" else ""
-
-
-def table(report: dict[str, Any]) -> str:
+def speeds(report: dict[str, Any]) -> str:
     """The report as aligned lines for a person."""
     model = report["model"]
     lines = [
@@ -249,7 +192,7 @@ def table(report: dict[str, Any]) -> str:
     lines += [
         f"decode   at {row['context']:>6} ctx   {row['tokens_per_second']:>9.1f} tok/s"
         f"  {row['gb_per_second']:>6.1f} GB/s  {row['bandwidth_share']:>4.0%} of memory bandwidth"
-        f"{_rows(row)}"
+        f"{_left_out(row)}"
         for row in report["decode"]
     ]
     lines.append(f"sparsity              {report['sparsity']}")
@@ -259,3 +202,9 @@ def table(report: dict[str, Any]) -> str:
     for kind, seconds in report.get("first_token_seconds", {}).items():
         lines.append(f"first token, {kind:<9}{seconds:>11.2f} s")
     return "\n".join(lines)
+
+
+def _left_out(row: dict[str, Any]) -> str:
+    if row["sparsity"] == "off":
+        return ""
+    return f", {row['active_fraction']:.0%} of parameters, {row['head_rows']:.0f} rows of the head"

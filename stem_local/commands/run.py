@@ -12,6 +12,7 @@ from stem_runtime.errors import UsageError
 from .. import catalog
 from ..errors import NotInstalledError
 from ..terminal import interruptible, line_chat, print_answer, print_json, tell
+from ._options import quality_option, sparsity_option
 
 if TYPE_CHECKING:
     from ..model import Model
@@ -41,12 +42,8 @@ INTERRUPTED = 130
     type=click.Choice(["stop", "drop_oldest"]),
     help="What to do when the conversation outgrows the context (stop).",
 )
-@click.option(
-    "--sparsity",
-    type=click.Choice(["auto", "off"]),
-    default="auto",
-    help="Use what stem-local calibrate learned (auto).",
-)
+@sparsity_option
+@quality_option
 @click.option("--threads", type=int, metavar="N", help="Threads to compute with.")
 @click.option("--context", type=int, metavar="N", help="Tokens of prompt and answer (8192).")
 @click.option("--kernels", metavar="NAME", help="Kernel variant; see stem-local doctor.")
@@ -59,6 +56,7 @@ def command(
     as_json: bool,
     stats: bool,
     sparsity: Sparsity,
+    quality: float,
     threads: int | None,
     context: int | None,
     kernels: str | None,
@@ -76,6 +74,7 @@ def command(
       stem-local run smollm2-135m "Summarise this:" < notes.txt
       stem-local run smollm2-135m --raw "Once upon a time" --seed 7
       stem-local run smollm2-135m "Name a colour" --json
+      stem-local run smollm2-135m "Name a colour" --sparsity 0.3 --stats
     """
     text = full_prompt(prompt, piped_input())
     if text is None and (raw or as_json):
@@ -84,7 +83,12 @@ def command(
     if stop:
         options["stop"] = stop
     with open_model(
-        model, threads=threads, context=context, kernels=kernels, sparsity=sparsity
+        model,
+        threads=threads,
+        context=context,
+        kernels=kernels,
+        sparsity=sparsity,
+        quality=quality,
     ) as loaded:
         if text is None:
             line_chat(loaded.chat(system=system, **options), stats)
@@ -125,12 +129,20 @@ def open_model(
     context: int | None,
     kernels: str | None,
     sparsity: Sparsity,
+    quality: float,
 ) -> Model:
     """Load a model; the default one is fetched first if it is missing and someone is watching."""
     from ..api import load
 
     def opened() -> Model:
-        return load(name, threads=threads, context=context, kernels=kernels, sparsity=sparsity)
+        return load(
+            name,
+            threads=threads,
+            context=context,
+            kernels=kernels,
+            sparsity=sparsity,
+            quality=quality,
+        )
 
     try:
         return opened()

@@ -322,6 +322,7 @@ def test_every_option_reaches_the_generation() -> None:
         "cancel": lambda: False,
         "context_policy": "drop_oldest",
         "sparsity": "off",
+        "quality": 0.05,
     }
     assert set(given) == set(get_type_hints(GenerateOptions))
     options = Options.parse(given, "generate")
@@ -331,7 +332,7 @@ def test_every_option_reaches_the_generation() -> None:
     assert (options.max_tokens, options.stop, options.logprobs) == (3, ("a",), 2)
     assert options.cancelled is given["cancel"]
     assert options.context_policy == "drop_oldest"
-    assert options.sparsity == "off"
+    assert (options.sparsity, options.quality) == ("off", 0.05)
 
 
 def test_a_model_without_a_template_gets_a_plain_one(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from stem_local import api
+from stem_local import api, benchmark
 from stem_local.commands import bench
 from stem_local.model import Model
 from stem_runtime import bandwidth
@@ -35,7 +35,7 @@ def bench_json(*args: str) -> dict[str, Any]:
 
 
 def test_json(made: tuple[Model, FakeEngine], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bench, "time_starts", lambda *_: {"cold": 3.0, "warm": 0.5})
+    monkeypatch.setattr(benchmark, "time_starts", lambda *_: {"cold": 3.0, "warm": 0.5})
     report = bench_json("--contexts=16,32", "--tokens=4", "--repeats=2")
     assert report["model"]["name"] == "tiny"
     # the tiny model's context is 256, so that 512 tokens cannot be read into it
@@ -69,8 +69,8 @@ def test_the_table_has_every_figure(made: tuple[Model, FakeEngine]) -> None:
         "peak_memory_bytes": None,
         "first_token_seconds": {"cold": 3.0, "warm": 0.5},
     }
-    assert "first token, cold            3.00 s" in bench.table(report)
-    assert "peak" not in bench.table(report)
+    assert "first token, cold            3.00 s" in bench.speeds(report)
+    assert "peak" not in bench.speeds(report)
 
 
 @pytest.mark.parametrize("contexts", ["", "a", "0", "1,,2", "300"])
@@ -82,14 +82,14 @@ def test_bad_contexts_are_refused(made: tuple[Model, FakeEngine], contexts: str)
 
 def test_fresh_starts_are_timed_cold_and_warm(tmp_path: Path) -> None:
     folder = random_packed(tmp_path / "tiny", tiny_config())
-    times = bench.time_starts(folder, 1, None)
+    times = benchmark.time_starts(folder, 1, None)
     assert set(times) == {"cold", "warm"}
     assert min(times.values()) > 0
 
 
 def test_a_start_that_fails_is_told(tmp_path: Path) -> None:
     with pytest.raises(StemError, match=r"exit code 10: error: .*nothing"):
-        bench.first_token(tmp_path / "nothing", [], str(tmp_path))
+        benchmark.first_token(tmp_path / "nothing", [], str(tmp_path))
 
 
 @pytest.mark.parametrize("threads", [1, 2, 3])
@@ -104,6 +104,6 @@ def test_bandwidth_reads_the_whole_buffer(monkeypatch: pytest.MonkeyPatch, threa
 
 def test_peak_memory_is_in_bytes() -> None:
     held = np.ones(32 << 20, np.uint8)
-    peak = bench.peak_memory()
+    peak = benchmark.peak_memory()
     assert sys.platform == "win32" or peak is not None
     assert peak is None or peak > held.nbytes

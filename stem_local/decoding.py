@@ -1,0 +1,146 @@
+"""Decode steps of one conversation: what each leaves out, and what they cost together."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from stem_runtime.neuron_tables import COUNTS
+from stem_runtime.stats import Cost, Rules
+
+from .cost import (
+    active_parameters,
+    dense_ffn_bytes,
+    layer_parameters,
+    predictor_ranks,
+    sparse_layers,
+)
+
+if TYPE_CHECKING:
+    from stem_runtime.kv_cache import KVCache
+    from stem_runtime.sparsity.resampling import Resampler
+
+    from .model import Model
+    from .sparsity import Choice
+
+Logits = NDArray[np.float32]
+
+
+class Decoding:
+    """The steps that follow one prompt under one choice. Calls hold the model's `engine_lock`."""
+
+    def __init__(self, model: Model, choice: Choice, cache: KVCache, held: int = 0) -> None:
+        """`held` is how many tokens the cache had before it was cut back to those that still hold.
+
+        Candidate sets of a conversation go on with it; a cache that lost more than half of its
+        tokens goes on with another one.
+        """
+        self._model, self._cache, self._choice = model, cache, choice
+        self.steps = 0
+        self._rows = 0
+        self._dense_tokens = 0
+        self._counts = np.zeros((model.config.n_layers, len(COUNTS)), np.int64)
+        model.equip(choice)
+        self._resampler = self._resampling(goes_on=2 * cache.length >= held)
+        self._before = self._looks()
+
+    def prefill(self, tokens: Sequence[int], cancel: Callable[[], bool] | None = None) -> Logits:
+        """Read the prompt in full; the neurons that it fires are the first candidates."""
+        logits = self._model.engine.prefill(self._cache, tokens, cancel=cancel)
+        if self._resampler is not None:
+            self._resampler.seed()
+        return logits
+
+    def step(self, token: int) -> Logits:
+        """Read one token; see `Engine.decode` for what it returns."""
+        engine, look = self._model.engine, self._choice.look
+        if self._choice.plan is None:
+            logits = engine.decode(self._cache, token, look=look)
+        else:
+            self._model.aim(self._choice.plan)
+            logits = self._sparse_step(token, look, self._choice.plan.sinks)
+        self.steps += 1
+        self._rows += engine.last_rows
+        return logits
+
+    def _sparse_step(self, token: int, look: bool, sinks: int) -> Logits:
+        engine, cache, resampler = self._model.engine, self._cache, self._resampler
+        self._dense_tokens += cache.length < sinks
+        if resampler is not None:
+            resampler.before_token()
+        logits = engine.decode(cache, token, look=look, sparse=True)
+        self._counts += engine.last_counts
+        if resampler is not None:
+            resampler.after_token()
+        return logits
+
+    @property
+    def note(self) -> str:
+        """What became of resampling, where it switched itself off."""
+        if self._resampler is None or self._resampler.active:
+            return ""
+        return f"; resampling switched itself off: {self._resampler.reason}"
+
+    def cost(self, context: int) -> Cost:
+        """The mean over the steps so far, of dense ones where there were none.
+
+        `context` is how many tokens the cache held on average.
+        """
+        model, packed = self._model, self._model.packed
+        config, look = model.config, model.calibrated.look if self._choice.look else None
+        rows = self._rows / self.steps if self.steps else float(config.vocab_size)
+        nbytes = model.engine.weight_bytes_per_token(context, rows if look is not None else None)
+        whole = layer_parameters(config)
+        layers = list(map(float, whole))
+        if self._choice.plan is not None and self.steps:
+            mean = self._counts / self.steps
+            nbytes += round(model.engine.ffn_bytes(mean)) - dense_ffn_bytes(packed)
+            ranks = predictor_ranks(self._choice.plan, model.calibrated.neurons)
+            layers = sparse_layers(config, mean, ranks)
+        return Cost(
+            head_rows=rows,
+            active_parameters=active_parameters(
+                packed, rows, 0 if look is None else look.dims, layers
+            ),
+            total_parameters=packed.parameters,
+            layer_active_fraction=tuple(
+                part / all_ for part, all_ in zip(layers, whole, strict=True)
+            ),
+            bytes_per_token=nbytes,
+            rules=self._rules(),
+        )
+
+    def _rules(self) -> Rules:
+        sums = dict(zip(COUNTS, self._counts.sum(axis=0).tolist(), strict=True))
+        refreshes, drifts = self._looks()
+        return Rules(
+            core_added=sums["core_added"],
+            implied_added=sums["implied_added"],
+            floors=sums["floor"],
+            caps=sums["cap"],
+            dense_tokens=self._dense_tokens,
+            refreshes=refreshes - self._before[0],
+            drifts=drifts - self._before[1],
+        )
+
+    def _resampling(self, *, goes_on: bool) -> Resampler | None:
+        """What draws the candidate sets of this conversation, None for plans without them."""
+        cache, plan = self._cache, self._choice.plan
+        if plan is None or plan.candidates != "resampled":
+            cache.heat = cache.candidates = None
+            return None
+        from stem_runtime.sparsity.resampling import Resampler
+
+        modes, resampler = self._model.resamplers.get(cache, ((), None))
+        if resampler is None or not goes_on or modes != plan.modes:
+            resampler = Resampler(plan.modes, self._model.config.ffn_dim)
+            self._model.resamplers[cache] = plan.modes, resampler
+        resampler.start(cache)
+        return resampler
+
+    def _looks(self) -> tuple[int, int]:
+        resampler = self._resampler
+        return (0, 0) if resampler is None else (resampler.refreshes, resampler.drifts)
