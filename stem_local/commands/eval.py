@@ -11,6 +11,7 @@ import click
 from stem_runtime.errors import UsageError
 
 from ..terminal import interruptible
+from ._options import quality_option, sparsities
 from ._output import Bar, as_json, facts, parameters, size, table
 
 if TYPE_CHECKING:
@@ -37,7 +38,13 @@ _FILE = click.Path(path_type=Path)
 @click.option("--question", metavar="TEXT", help="What is asked about each sentence.")
 @click.option("--sentence-column", metavar="NAME", help="Column of the sentences (sentence).")
 @click.option("--label-column", metavar="NAME", help="Column of the labels (label).")
-@click.option("--sparsity", metavar="S,S", help="Settings to compare: off,auto,0.3 and so on.")
+@click.option(
+    "--sparsity",
+    type=sparsities,
+    metavar="S,S",
+    help="Settings to compare, such as off,auto,0.3 (off and what the model is calibrated for).",
+)
+@quality_option
 @click.option("--limit", default=100, metavar="N", help="Most questions and sentences (100).")
 @click.option("--tokens", default=8192, metavar="N", help="Most tokens of each text (8192).")
 @click.option("--chat", is_flag=True, help="Ask SQuAD's questions in the model's chat template.")
@@ -54,7 +61,8 @@ def command(
     question: str | None,
     sentence_column: str | None,
     label_column: str | None,
-    sparsity: str | None,
+    sparsity: tuple[Sparsity, ...] | None,
+    quality: float,
     limit: int,
     tokens: int,
     chat: bool,
@@ -65,8 +73,8 @@ def command(
 ) -> None:
     """Measure MODEL's quality at several sparsities beside what a token costs.
 
-    Without a file it takes the perplexity of built-in texts. Labels other than those of SST-2 need
-    a question of their own. --plot needs the extra "plot" (matplotlib).
+    Without a file it takes the perplexity of texts of its own. Labels that are not SST-2's need a
+    question that asks for them. --plot needs the extra "plot" (matplotlib).
 
     \b
     Examples:
@@ -82,11 +90,10 @@ def command(
     from ..plot import check, draw
 
     task = label_task(labels, question, sentence_column, label_column)
-    sparsities = None if sparsity is None else parse_sparsities(sparsity)
     if plot is not None:
         check(plot)
     with (
-        load(model, threads=threads, kernels=kernels) as loaded,
+        load(model, threads=threads, kernels=kernels, quality=quality) as loaded,
         Bar() as bar,
         interruptible() as cancel,
     ):
@@ -97,7 +104,7 @@ def command(
                 squad=squad,
                 table=tsv,
                 task=task,
-                sparsities=sparsities,
+                sparsities=sparsity or None,
                 limit=limit,
                 tokens=tokens,
                 chat=chat,
@@ -133,20 +140,6 @@ def label_task(
         "label_column": label_column,
     }
     return LabelTask(**{name: value for name, value in given.items() if value is not None})
-
-
-def parse_sparsities(text: str) -> list[Sparsity]:
-    """Settings with commas between. Raises UsageError."""
-    from ..sparsity import check_sparsity
-
-    return [check_sparsity(_number(part.strip())) for part in text.split(",")]
-
-
-def _number(text: str) -> str | float:
-    try:
-        return float(text)
-    except ValueError:
-        return text
 
 
 def show(report: Report) -> None:

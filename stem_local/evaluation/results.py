@@ -35,10 +35,9 @@ class LabelScore:
 
 @dataclass(frozen=True, slots=True)
 class TokenCost:
-    """What a decoded token takes on average.
+    """What a decoded token takes on average, sampling left out.
 
-    `tokens_per_second` is a median, 0 where nothing was decoded. `joules_per_token` is None where
-    the machine does not tell.
+    Speed and energy are medians; `joules_per_token` is None where the machine does not tell.
     """
 
     active_parameters: int

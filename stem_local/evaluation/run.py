@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from stem_runtime.errors import UsageError
 from stem_runtime.formats.header import read_text
 
-from ..calibration import built_in_texts
+from ..ablation import workloads
 from ..sparsity import Sparsity, check_sparsity
 from .cost import measure
 from .datasets import LabelTask, read_squad, read_table, spread
@@ -42,26 +42,28 @@ def evaluate(
 ) -> Report:
     """Measure a loaded model's quality at several sparsities, and what a token costs at each.
 
-    `texts` are files whose perplexity is taken, over at most `tokens` tokens of each; the built-in
-    ones without any file at all. `squad` is a file in SQuAD v1.1's JSON format, `table` one of
-    sentences and labels as in GLUE's SST-2, read as `task` says; at most `limit` items of either
-    are asked, evenly spread. `chat` asks SQuAD's questions in the chat template. `sparsities`
-    default to "off" and what the model has. `progress` receives (step, done, total), `cancel` is
-    asked often. Raises FormatError, UsageError, ContextFullError, Cancelled.
+    `texts` are files whose perplexity is taken, over at most `tokens` tokens of each; without any
+    file, those of the package that nothing is calibrated with. `squad` is a file in SQuAD v1.1's
+    JSON format, `table` one of sentences and labels as in GLUE's SST-2, read as `task` says; at
+    most `limit` items of either are asked, evenly spread. `chat` asks SQuAD's questions in the
+    chat template. `sparsities` default to "off" and what the model has. `progress` receives (step,
+    done, total), `cancel` is asked often. Raises FormatError, UsageError, ContextFullError,
+    Cancelled.
     """
     for name, value in (("limit", limit), ("tokens", tokens)):
         if type(value) is not int or value < 1:
             raise UsageError(f"{name} is a number of at least 1, not {value!r:.40}.")
     chosen = _distinct(sparsities) if sparsities is not None else available(model)
     task = task or LabelTask()
+    own = list(workloads().values())
     # every file is read before the first is worked on, so that a bad one is told at once
     read = [_text(Path(path)) for path in texts]
     questions = spread(read_squad(Path(squad)), limit) if squad is not None else []
     sentences = spread(read_table(Path(table), task), limit) if table is not None else []
     if not (read or questions or sentences):
-        read = built_in_texts()
+        read = own
     follow = Follow(progress, cancel)
-    costs = measure(model, built_in_texts(), chosen, follow)
+    costs = measure(model, own, chosen, follow)
     perplexities = score_texts(model, read, chosen, follow, limit=tokens) if read else {}
     answers = score_questions(model, questions, chosen, follow, chat=chat) if questions else {}
     labels = score_labels(model, sentences, task, chosen, follow) if sentences else {}

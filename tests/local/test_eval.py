@@ -238,8 +238,9 @@ def test_the_verb_prints_json(folder: Path, tmp_path: Path) -> None:
     ("args", "code", "says"),
     [
         (["--labels=no,yes"], 2, "--labels need a --question"),
-        (["--sparsity=off,on"], 2, "sparsity is"),
+        (["--sparsity=off,on"], 2, "--sparsity takes auto, off or shares"),
         (["--sparsity=nan"], 2, "sparsity is"),
+        (["--sparsity=0.3"], 2, "sparsity=0.3 needs to know which neurons of tiny matter"),
         (["--limit=0"], 2, "limit is a number of at least 1"),
         (["--plot=picture.jpg"], 2, "ending in .png or .svg, not 'picture.jpg'"),
         (["--plot=nowhere/p.png"], 2, "nowhere is not a folder"),
