@@ -81,7 +81,7 @@ def command(
       stem-local eval smollm2-135m --text notes.txt
       stem-local eval smollm2-135m --squad dev-v1.1.json --tsv dev.tsv --limit 200
       stem-local eval smollm2-135m --sparsity off,auto --plot quality.png
-      stem-local eval smollm2-135m --tsv rte.tsv --labels yes,no --question "Is it true?"
+      stem-local eval smollm2-135m --tsv mails.tsv --labels no,yes --question "Is this spam?"
     """
     from stem_runtime.engine import Cancelled
 
