@@ -74,7 +74,7 @@ def test_items_are_spread_evenly(length: int, limit: int) -> None:
     assert len(chosen) == min(length, limit)
     assert chosen[:1] == [0][:length]
     gaps = {later - early for early, later in pairwise([*chosen, length])} or {1}
-    assert 1 <= min(gaps)
+    assert min(gaps) >= 1
     assert max(gaps) - min(gaps) <= 1
 
 
