@@ -1,8 +1,9 @@
 """What each control is worth: added one after the other, on four kinds of text.
 
 dense, then potentials (a share of the neurons fails its layer's test, the same share everywhere),
-resampling (candidates come from the conversation), grammar constraints (core, floors, caps,
-implications) and budget policy (the shares are spread as calibration found best).
+prediction (of the gates that are worth computing, in naturally sparse models), resampling
+(candidates come from the conversation), grammar constraints (core, floors, caps, implications) and
+budget policy (the shares are spread as calibration found best).
 """
 
 from __future__ import annotations
@@ -26,14 +27,14 @@ from .sparsity import Choice
 
 if TYPE_CHECKING:
     from stem_runtime.sparsity.ffn_profile import FfnProfile
-    from stem_runtime.sparsity.plan import FfnPlan
+    from stem_runtime.sparsity.plan import Candidates, FfnPlan
     from stem_runtime.stats import Cost
 
     from .model import Model
 
 Progress = Callable[[str, int, int], None]
 
-CONTROLS = ("potentials", "resampling", "constraints", "policy")
+CONTROLS = ("potentials", "prediction", "resampling", "constraints", "policy")
 WINDOW, PROMPT = 512, 64
 """Tokens that are read with a common past, and how many of them are the prompt of the rest."""
 
@@ -147,30 +148,36 @@ def plan_of(ffn: FfnProfile, share: float, controls: Sequence[str]) -> tuple[Ffn
     """The plan of some controls, None for none; or why the last of them cannot be had."""
     if not controls:
         return None, ""
-    policy = best_policy(ffn, share) if "policy" in controls else "uniform"
+    policy = best_policy(ffn) if "policy" in controls else "uniform"
     plan = ffn.plan(share, policy)
-    gated = "gate" in plan.modes
-    if gated and ffn.predictors is not None:
-        plan = dataclasses.replace(plan, candidates="predicted")
+    missing = _missing(ffn, plan, controls[-1], policy)
+    candidates: Candidates = "all"
     if "resampling" in controls:
-        if not gated:
-            return None, "no layer tests its gates first, so there are no candidates to draw"
-        plan = dataclasses.replace(plan, candidates="resampled")
+        candidates = "resampled"
+    elif "prediction" in controls:
+        candidates = "predicted"
+    plan = dataclasses.replace(plan, candidates=candidates)
     if "constraints" in controls:
-        linked = plan.candidates != "all" and ffn.rules.implied is not None
+        linked = candidates != "all" and ffn.rules.implied is not None
         plan = dataclasses.replace(ffn.constrained(plan), implications=linked)
-    if controls[-1] == "policy" and policy == "uniform":
-        return None, "calibration found no policy better than the same share everywhere"
-    return plan, ""
+    return (None, missing) if missing else (plan, "")
 
 
-def best_policy(ffn: FfnProfile, share: float) -> str:
-    """The policy of the least perplexity where calibration compared them, nearest to the share."""
-    if not ffn.trials:
-        return "global"
-    nearest = min((trial.target for trial in ffn.trials), key=lambda target: abs(target - share))
-    tried = [trial for trial in ffn.trials if trial.target == nearest]
-    return min(tried, key=lambda trial: trial.perplexity_change).policy
+def _missing(ffn: FfnProfile, plan: FfnPlan, control: str, policy: str) -> str:
+    """Why a control cannot be had, empty where it can."""
+    if control == "prediction" and ffn.predictors is None:
+        return "gates are only predicted where most of them are zero"
+    if control in ("prediction", "resampling") and "gate" not in plan.modes:
+        return "no layer tests its gates first, so that there are no candidates to choose"
+    if control == "policy" and policy == "uniform":
+        return "calibration found nothing better than the same share everywhere"
+    return ""
+
+
+def best_policy(ffn: FfnProfile) -> str:
+    """The policy that calibration found best; the global rule where it compared none."""
+    best = max(ffn.trials, key=lambda trial: trial.reward, default=None)
+    return "global" if best is None else best.policy
 
 
 def judge(

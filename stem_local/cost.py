@@ -15,7 +15,7 @@ from stem_runtime.neuron_tables import COUNTS
 if TYPE_CHECKING:
     from stem_runtime.config import ModelConfig
     from stem_runtime.formats.packed import PackedModel
-    from stem_runtime.sparsity.neurons import Neurons
+    from stem_runtime.sparsity.neurons import Predictor
     from stem_runtime.sparsity.plan import FfnPlan
 
 F64 = NDArray[np.float64]
@@ -33,9 +33,7 @@ def layer_parameters(config: ModelConfig) -> list[int]:
     return counts
 
 
-def sparse_layers(
-    config: ModelConfig, counts: F64, ranks: Sequence[int] | None = None
-) -> list[float]:
+def sparse_layers(config: ModelConfig, counts: F64, ranks: Sequence[int]) -> list[float]:
     """How many weights of each layer a token is multiplied by where neurons are left out.
 
     `counts` float64 [n_layers, 8] are means of `Engine.last_counts`: one gate row, up row or down
@@ -45,20 +43,19 @@ def sparse_layers(
     rows = counts[:, _PARTS].sum(axis=1) + 3 * config.ffn_dim * counts[:, _DENSE]
     left_out = config.d_model * (3 * config.ffn_dim - rows)
     sides = config.d_model + config.ffn_dim
-    predicted = [rank * sides for rank in ranks or [0] * config.n_layers]
+    predicted = [rank * sides for rank in ranks]
     found = np.array(layer_parameters(config)) - left_out + np.array(predicted)
     active: list[float] = found.tolist()
     return active
 
 
-def predictor_ranks(plan: FfnPlan, neurons: Neurons) -> list[int]:
+def predictor_ranks(plan: FfnPlan, predictors: Sequence[Predictor] | None) -> list[int]:
     """Rank of the predictor that each layer asks under a plan, 0 for none."""
-    asked = plan.candidates == "predicted"
+    if predictors is None or plan.candidates != "predicted":
+        return [0] * len(plan.modes)
     return [
-        layer.predictor.axes.rows
-        if asked and mode == "gate" and layer is not None and layer.predictor is not None
-        else 0
-        for mode, layer in zip(plan.modes, neurons.layers, strict=True)
+        predictor.axes.rows if mode == "gate" else 0
+        for mode, predictor in zip(plan.modes, predictors, strict=True)
     ]
 
 

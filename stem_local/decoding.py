@@ -98,7 +98,8 @@ class Decoding:
         if self._choice.plan is not None and self.steps:
             mean = self._counts / self.steps
             nbytes += round(model.engine.ffn_bytes(mean)) - dense_ffn_bytes(packed)
-            ranks = predictor_ranks(self._choice.plan, model.calibrated.neurons)
+            ffn = model.calibrated.ffn
+            ranks = predictor_ranks(self._choice.plan, None if ffn is None else ffn.predictors)
             layers = sparse_layers(config, mean, ranks)
         return Cost(
             head_rows=rows,

@@ -56,14 +56,20 @@ class ModelInfo:
 
 @dataclass(frozen=True, slots=True)
 class Equipment:
-    """What an engine was built to leave out: rows of its head, neurons of its FFNs."""
+    """What an engine was built to leave out: rows of its head, neurons of its FFNs, their gates."""
 
     look: bool = False
     neurons: bool = False
+    gates: bool = False
 
     def with_(self, choice: Choice) -> Equipment:
         """The same and what a choice needs."""
-        return Equipment(self.look or choice.look, self.neurons or choice.plan is not None)
+        plan = choice.plan
+        return Equipment(
+            self.look or choice.look,
+            self.neurons or plan is not None,
+            self.gates or (plan is not None and plan.candidates != "all"),
+        )
 
 
 class Model:
@@ -353,7 +359,7 @@ def build_engine(
         kernels=kernels,
         notify=notify,
         head=calibrated.look if equipment.look else None,
-        neurons=calibrated.neurons if equipment.neurons else None,
+        neurons=calibrated.neurons(gates=equipment.gates) if equipment.neurons else None,
     )
 
 

@@ -116,11 +116,13 @@ class Calibrated:
         head = None if self.profile is None else self.profile.head
         return None if head is None else head.look
 
-    @cached_property
-    def neurons(self) -> Neurons:
-        """The FFNs neuron by neuron; only for a model whose profile has an FFN part."""
-        assert self.ffn is not None
-        return self.ffn.neurons(self._packed)
+    def neurons(self, *, gates: bool) -> Neurons:
+        """The FFNs neuron by neuron; with `gates` for plans that compute few of those too."""
+        if self.ffn is not None:
+            return self.ffn.neurons(self._packed, gates=gates)
+        from stem_runtime.sparsity.exact import exact_neurons
+
+        return exact_neurons(self._packed)
 
     def choose(self, sparsity: Sparsity, quality: float = QUALITY, whole_head: str = "") -> Choice:
         """What to decode with. `whole_head` is why every row of the head is needed, or empty.
@@ -158,7 +160,12 @@ class Calibrated:
         return setting.plan, describe_ffn(setting)
 
     def _share(self, share: float) -> tuple[FfnPlan, str]:
-        name = self._packed.info["name"]
+        from stem_runtime.sparsity.plan import FfnPlan
+        from stem_runtime.sparsity.potentials import EXACT_ZEROS
+
+        name, config = self._packed.info["name"], self._packed.config
+        if self.ffn is None and share == 0 and config.activation in EXACT_ZEROS:
+            return FfnPlan.exact(config.n_layers), "only neurons that are exactly zero left out"
         if self.problem:
             raise UsageError(
                 f"sparsity={share:g} needs to know which neurons of {name} matter: {self.problem}."
