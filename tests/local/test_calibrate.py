@@ -12,12 +12,9 @@ from click.testing import CliRunner, Result
 import stem_local
 from stem_local import calibration
 from stem_local.cli import main
-from stem_local.sparsity import needs_whole_head
 from stem_runtime.engine import Engine
-from stem_runtime.errors import UsageError
 from stem_runtime.formats.packed import open_packed
 from stem_runtime.kernels import choose
-from stem_runtime.sampling import SamplingParams
 from stem_runtime.sparsity import calibrate, capture
 from stem_runtime.sparsity.profile import FILE, read_profile
 from stem_runtime.tokenizer import Tokenizer
@@ -55,9 +52,10 @@ def test_the_verb_calibrates_and_says_what_it_found(folder: Path, tmp_path: Path
     packed = open_packed(folder)
     profile = read_profile(folder, packed.config, packed.info["weights_sha256"])
     assert profile is not None
-    assert known == profile.setting.to_dict()
+    assert profile.head is not None
+    assert known == profile.head.setting.to_dict()
     again = json.loads(stem("calibrate", str(folder), "--threads=1", "--json").stdout)
-    assert set(again) == set(known)
+    assert set(again["head"]) == set(known)
 
 
 @pytest.mark.parametrize("content", [b"", b" \n\t "])
@@ -196,32 +194,6 @@ def test_an_untied_embedding_is_not_counted_as_active(tmp_path: Path) -> None:
     with stem_local.load(folder, threads=1) as model:
         stats = model.generate("Hi", **GREEDY).stats
     assert stats.active_parameters == stats.total_parameters - 319 * 64
-
-
-def test_only_auto_and_off_are_settings(folder: Path) -> None:
-    with pytest.raises(UsageError, match="'auto' or 'off'"):
-        stem_local.load(folder, sparsity="on")  # type: ignore[arg-type]
-    with (
-        stem_local.load(folder, threads=1) as model,
-        pytest.raises(UsageError, match="'auto' or 'off'"),
-    ):
-        model.generate("Hi", sparsity=0.5)  # type: ignore[arg-type]
-    assert needs_whole_head(SamplingParams(), None) == ""
-
-
-def test_run_and_bench_take_the_knob(folder: Path) -> None:
-    calibrated(folder, margin=20.0)
-    args = ("run", str(folder), "Hi", "--json", "--temperature=0", "--max-tokens=6")
-    assert json.loads(stem(*args).stdout)["stats"]["sparsity"].startswith("sparse head")
-    off = json.loads(stem(*args, "--sparsity=off").stdout)["stats"]
-    assert off["sparsity"] == "dense: switched off"
-    bench = ("bench", str(folder), "--no-start", "--tokens=4", "--repeats=1", "--threads=1")
-    report = json.loads(stem(*bench, "--json").stdout)
-    assert [row["head"] for row in report["decode"]] == ["dense", "sparse"]
-    assert [row["head_rows"] < 320 for row in report["decode"]] == [False, True]
-    assert "rows of the head" in stem(*bench).stdout
-    report = json.loads(stem(*bench, "--json", "--sparsity=off").stdout)
-    assert [row["head"] for row in report["decode"]] == ["dense"]
 
 
 @pytest.mark.real_model
