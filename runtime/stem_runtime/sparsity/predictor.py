@@ -28,6 +28,7 @@ RECALL = 0.98
 NEVER = float(np.finfo(np.float32).max)
 """The cut-off of a neuron that is never a candidate."""
 
+_SPENT = 0.5  # of what the recall allows to miss, since texts to come are less alike than these
 _RUN = 64  # neighbours are alike, so tokens are dealt in runs of this many
 _SHARE = 4  # of that many runs one chooses the price, the others the cut-offs at each price
 _PRICES = np.concatenate([[0.0], np.geomspace(1e-3, 10, 48)])
@@ -131,9 +132,10 @@ def choose_cutoffs(scores: F32, contribution: F32, recall: float) -> tuple[F32, 
 
     `contribution` [n, ffn] is as `shares` makes it. A candidate costs one gate row, whoever it is.
     So at every price of a row each neuron takes the cut-off that gains the most contribution less
-    that price; the price is the highest at which tokens that did not choose cut-offs reach `recall`
-    (the recall of all neurons at price 0 where none does).
+    that price; the price is the highest at which tokens that did not choose cut-offs miss half of
+    what `recall` allows (0 where there is none).
     """
+    wanted = 1 - _SPENT * (1 - recall)
     chosen = _chosen(len(scores))
     ffn = scores.shape[1]
     cutoffs = np.empty((len(_PRICES), ffn), np.float32)
@@ -144,23 +146,26 @@ def choose_cutoffs(scores: F32, contribution: F32, recall: float) -> tuple[F32, 
     low, high = 0, len(_PRICES)
     while high - low > 1:
         middle = (low + high) // 2
-        enough = _held(judged > cutoffs[middle], weights)[0] >= recall
+        enough = _held(judged > cutoffs[middle], weights)[0] >= wanted
         low, high = (middle, high) if enough else (low, middle)
     return cutoffs[low], *_held(judged > cutoffs[low], weights)
 
 
 def _at_prices(scores: F32, contribution: F32, ffn: int) -> F32:
     """The best cut-offs of a block of neurons at every price, float32 [prices, block]."""
-    order = np.argsort(-scores, axis=0)
-    ordered = np.take_along_axis(scores, order, axis=0)
-    gained = np.zeros((len(scores) + 1, scores.shape[1]), np.float32)
-    np.cumsum(np.take_along_axis(contribution, order, axis=0), axis=0, out=gained[1:])
+    falling = np.ascontiguousarray(-scores.T)
+    order = np.argsort(falling, axis=1)
+    falling = np.take_along_axis(falling, order, axis=1)
+    gained = np.zeros((scores.shape[1], len(scores) + 1), np.float32)
+    sizes = np.ascontiguousarray(contribution.T)
+    np.cumsum(np.take_along_axis(sizes, order, axis=1), axis=1, out=gained[:, 1:])
     between = np.full_like(gained, NEVER)
-    between[1:-1] = (ordered[:-1] + ordered[1:]) / 2
-    between[-1] = -NEVER
-    spent = np.arange(len(gained), dtype=np.float32)[:, None] / np.float32(ffn)
-    best = [(gained - np.float32(price) * spent).argmax(axis=0) for price in _PRICES]
-    return np.take_along_axis(between, np.array(best), axis=0)
+    between[:, 1:-1] = -(falling[:, :-1] + falling[:, 1:]) / 2
+    between[:, -1] = -NEVER
+    spent = np.arange(gained.shape[1], dtype=np.float32) / np.float32(ffn)
+    best = [(gained - np.float32(price) * spent).argmax(axis=1) for price in _PRICES]
+    found: F32 = np.take_along_axis(between, np.array(best).T, axis=1).T
+    return found
 
 
 def _held(candidates: Bools, contribution: F32) -> tuple[float, float]:

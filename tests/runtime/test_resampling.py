@@ -1,0 +1,234 @@
+"""Resampling: which sets are drawn, when a token looks, and when it is given up."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from stem_runtime.sparsity.neurons import bits_of
+from stem_runtime.sparsity.resampling import Resampler, smallest_set
+
+FFN = 70  # three words, the last one with padding
+USED = np.where(np.arange(FFN) < 20, 1.0, 0.0).astype(np.float32)
+OTHER = np.roll(USED, 30)
+
+
+@dataclass
+class Cache:
+    candidates: np.ndarray | None = None
+    heat: np.ndarray | None = None
+    captured: np.ndarray | None = None
+
+
+class Conversation:
+    """Plays the engine: `token` adds to the heat and captures what the sets let it see."""
+
+    def __init__(self, layers: int = 2, prompt: np.ndarray = USED, **settings: float) -> None:
+        self.cache = Cache()
+        self.layers, self.ffn = layers, len(prompt)
+        self.resampler = Resampler(("gate",) * layers, self.ffn, **settings)
+        self.read(prompt)
+
+    def read(self, prompt: np.ndarray) -> None:
+        self.resampler.start(self.cache)
+        self.add(np.tile(prompt, (self.layers, 1)) * np.float32(10))
+        self.resampler.seed()
+
+    def add(self, contribution: np.ndarray) -> None:
+        if self.cache.heat is not None:
+            self.cache.heat[:, : self.ffn] += contribution
+
+    def token(self, contribution: np.ndarray = USED) -> bool:
+        look = self.resampler.before_token()
+        seen = np.tile(contribution, (self.layers, 1))
+        if self.cache.candidates is not None:
+            seen *= np.array([bits_of(mask, self.ffn) for mask in self.cache.candidates])
+        self.add(seen)
+        self.cache.captured = seen.sum(axis=1)
+        self.resampler.after_token()
+        return look
+
+    def members(self, layer: int = 0) -> list[int]:
+        """Who is a candidate for the next token, which is not a look."""
+        assert not self.resampler.before_token()
+        assert self.cache.candidates is not None
+        return np.flatnonzero(bits_of(self.cache.candidates[layer], 96)).tolist()
+
+
+@settings(max_examples=60)
+@given(st.lists(st.floats(0, 100, width=32), min_size=1, max_size=40), st.floats(0.01, 1))
+def test_a_set_is_the_smallest_that_covers(heat: list[float], coverage: float) -> None:
+    values = np.array(heat, np.float32)
+    found = smallest_set(values, coverage)
+    total = values.sum(dtype=np.float64)
+    assert values[found].sum(dtype=np.float64) >= coverage * total * (1 - 1e-9)
+    assert (values[found] > 0).all()
+    if found.any():
+        assert values[found].min() > values[~found].max(initial=-1)
+        smaller = values[found & (values > values[found].min())]
+        assert smaller.sum(dtype=np.float64) < coverage * total
+
+
+def test_the_prompt_makes_the_first_sets() -> None:
+    conversation = Conversation()
+    assert conversation.token()  # the first one looks
+    assert conversation.members(0) == conversation.members(1) == list(range(20))
+    assert conversation.resampler.share == 20 / FFN
+    assert conversation.resampler.active
+
+
+def test_coverage_sets_the_size() -> None:
+    falling = np.linspace(1, 0, FFN, dtype=np.float32)
+    sizes = []
+    for coverage in (0.3, 0.6, 0.8):
+        conversation = Conversation(prompt=falling, coverage=coverage)
+        conversation.token(falling)
+        members = conversation.members()
+        assert members == list(range(len(members)))
+        assert falling[members].sum() >= coverage * falling.sum()
+        sizes.append(len(members))
+    assert sizes == sorted(set(sizes))
+
+
+def test_every_period_one_token_looks() -> None:
+    conversation = Conversation(period=4)
+    looks = [conversation.token() for _ in range(13)]
+    assert looks == [i % 4 == 0 for i in range(13)]
+    assert conversation.resampler.refreshes == 4
+    assert conversation.resampler.drifts == 0
+
+
+def test_a_look_finds_newcomers() -> None:
+    conversation = Conversation(period=4)
+    newcomer = USED.copy()
+    newcomer[50] = 20
+    conversation.token()
+    assert 50 not in conversation.members()
+    for _ in range(4):
+        conversation.token(newcomer)
+    assert 50 in conversation.members()
+
+
+def test_a_look_stands_for_the_tokens_that_could_not_see() -> None:
+    """A neuron outside the sets weighs as much as one inside that fires as often."""
+    one, both = np.eye(1, FFN, dtype=np.float32)[0], np.zeros(FFN, np.float32)
+    both[:2] = 1
+    conversation = Conversation(prompt=one, coverage=0.85, period=8)
+    conversation.token(both)
+    assert conversation.members() == [0]
+    for _ in range(8):
+        conversation.token(both)
+    assert conversation.members() == [0, 1]
+
+
+def test_old_use_is_forgotten() -> None:
+    conversation = Conversation(period=8, coverage=0.9)
+    for _ in range(81):
+        conversation.token(OTHER)
+    assert conversation.members() == np.flatnonzero(OTHER).tolist()
+
+
+def test_drift_makes_the_next_token_look() -> None:
+    conversation = Conversation(period=1000)
+    assert conversation.token()
+    assert not any(conversation.token() for _ in range(20))
+    changed = OTHER + np.float32(0.3) * USED
+    looked = [conversation.token(changed) for _ in range(10)]
+    assert looked.index(True) < 6
+    assert conversation.resampler.drifts == 1
+    assert set(np.flatnonzero(OTHER)) <= set(conversation.members())
+    assert not any(conversation.token(changed) for _ in range(20))
+
+
+def test_a_look_that_finds_the_sets_wanting_is_drift_too() -> None:
+    conversation = Conversation(period=4)
+    for token in [USED] * 4 + [OTHER]:
+        conversation.token(token)
+    assert conversation.resampler.drifts == 1
+
+
+def test_sets_of_nearly_all_neurons_are_given_up() -> None:
+    conversation = Conversation(prompt=np.ones(FFN, np.float32))
+    assert not conversation.resampler.active
+    assert "100% of the neurons" in conversation.resampler.reason
+    assert not conversation.token()
+    assert conversation.cache.candidates is None
+    assert conversation.cache.heat is None
+    assert conversation.resampler.refreshes == 0
+
+
+def test_a_conversation_that_keeps_changing_is_given_up() -> None:
+    ffn = 1000
+    always = np.eye(1, ffn, dtype=np.float32)[0]
+    conversation = Conversation(1, always, period=4)
+    for place in range(1, 40):
+        conversation.token(always + 9 * np.eye(1, ffn, 10 * place, dtype=np.float32)[0])
+    assert not conversation.resampler.active
+    assert "changes" in conversation.resampler.reason
+    assert conversation.resampler.drifts == 5
+
+
+def test_a_plan_without_gate_tests_has_no_sets() -> None:
+    resampler, cache = Resampler(("dense", "contribution"), FFN), Cache()
+    resampler.start(cache)
+    resampler.seed()
+    assert not resampler.active
+    assert not resampler.before_token()
+    assert cache.heat is None
+
+
+def test_only_layers_with_a_gate_test_count() -> None:
+    resampler, cache = Resampler(("dense", "gate"), FFN), Cache()
+    resampler.start(cache)
+    assert cache.heat is not None
+    cache.heat[0] = 1
+    cache.heat[1, 5] = 1
+    resampler.seed()
+    assert resampler.share == 1 / FFN
+    assert resampler.active
+
+
+def test_tokens_that_ran_dense_say_nothing() -> None:
+    conversation = Conversation(period=1000)
+    conversation.token()
+    for _ in range(30):
+        conversation.resampler.before_token()
+        assert conversation.cache.captured is not None
+        conversation.cache.captured[:] = 0
+        conversation.resampler.after_token()
+    assert not conversation.token()
+    assert conversation.resampler.drifts == 0
+
+
+def test_the_next_prompt_adds_to_what_was_seen() -> None:
+    conversation = Conversation()
+    conversation.token()
+    conversation.read(OTHER)
+    assert conversation.token(OTHER)
+    assert conversation.members() == np.flatnonzero(USED + OTHER).tolist()
+
+
+@settings(max_examples=25)
+@given(st.integers(0, 10_000), st.floats(0.6, 0.95))
+def test_sets_of_a_steady_conversation_capture_what_they_cover(seed: int, coverage: float) -> None:
+    rng = np.random.default_rng(seed)
+    typical = rng.exponential(size=FFN).astype(np.float32) ** 3
+    conversation = Conversation(prompt=typical, coverage=coverage, period=8)
+    captured, whole = 0.0, 0.0
+    for _ in range(80):
+        token = typical * rng.uniform(0.5, 1.5, FFN).astype(np.float32)
+        if not conversation.token(token) and conversation.cache.candidates is not None:
+            assert conversation.cache.captured is not None
+            captured += conversation.cache.captured[0]
+            whole += token.sum()
+    assert captured >= (coverage - 0.05) * whole
+
+
+def test_settings_that_mean_nothing_are_refused() -> None:
+    for settings_ in ({"coverage": 0.0}, {"coverage": 1.5}, {"period": 1}):
+        with pytest.raises(ValueError, match="coverage"):
+            Resampler(("gate",), FFN, **settings_)
