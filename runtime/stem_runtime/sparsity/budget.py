@@ -39,9 +39,18 @@ ATTENTION = 0.5
 COMPUTE_PRICE = 0.1
 """Nats that the learned policy pays for reading the FFNs whole."""
 
+PROBE = 0.3
+"""Share of a layer's output that is dropped to see how much that layer matters."""
+
+_ROUNDS, _SIZE = 6, 8
+
+PLANS = _ROUNDS * _SIZE
+"""Plans that the learned policy tries."""
+
 _LEAST, _STEPS = 1e-3, 96  # dropped shares that greedy goes through, from the least to 1
 _MODES: dict[int, Mode] = {GATE: "gate", CONTRIBUTION: "contribution"}
 
+F32 = NDArray[np.float32]
 F64 = NDArray[np.float64]
 Ints = NDArray[np.int64]
 Loss = Callable[[FfnPlan], float]
@@ -179,27 +188,84 @@ def _uniform(tables: FfnTables, s: float) -> Spread:
 
 
 def _greedy(tables: FfnTables, s: float) -> Spread:
-    """Slices are steps of the dropped share; a layer's loss grows with its square."""
+    """Slices are steps of the dropped share; a layer's loss grows with the square of that.
+
+    Slices are weighed by the bytes that they save, which never rise from step to step: the number
+    of neurons may, where a layer changes its test.
+    """
     shares = np.concatenate([[0.0], np.geomspace(_LEAST, 1, _STEPS)])
     steps = [_losing(tables, np.full(tables.layers, share)) for share in shares]
-    active = np.stack([step._of(tables.active) for step in steps], axis=1)
+    active, read = (
+        np.stack([step._of(column) for step in steps], axis=1)
+        for column in (tables.active, tables.nbytes)
+    )
+    hurt = tables.hurts[:, None] * np.square(shares)
+    prices = np.diff(hurt, axis=1) / np.maximum(-np.diff(read, axis=1), _LEAST)
     now = np.zeros(tables.layers, np.int64)
-
-    def price(layer: int) -> float:
-        place = now[layer]
-        gained = max(active[layer, place] - active[layer, place + 1], 1e-9)
-        hurt = shares[place + 1] ** 2 - shares[place] ** 2
-        return float(tables.hurts[layer] * hurt / gained)
-
-    queue = [(price(layer), layer) for layer in range(tables.layers)]
+    queue = [(float(price), layer) for layer, price in enumerate(prices[:, 0])]
     heapq.heapify(queue)
     left = active[:, 0].sum()
     while queue and left > (1 - s) * tables.layers:
         _, layer = heapq.heappop(queue)
-        left -= active[layer, now[layer]] - active[layer, now[layer] + 1]
+        left += active[layer, now[layer] + 1] - active[layer, now[layer]]
         now[layer] += 1
         if now[layer] < _STEPS:
-            heapq.heappush(queue, (price(layer), layer))
+            heapq.heappush(queue, (float(prices[layer, now[layer]]), layer))
     each = np.arange(tables.layers)
     tests = np.stack([step.tests for step in steps], axis=1)[each, now]
     return Spread(tests, np.stack([step.levels for step in steps], axis=1)[each, now])
+
+
+def sensitivities(tables: FfnTables, loss: Loss, step: Callable[[int], None]) -> F32:
+    """How much each layer hurts when it alone is thinned out: float32 [n_layers] for `hurts`.
+
+    `loss` is the loss of a plan beyond dense, in nats per token; it is asked once per layer.
+    `step` receives how often that was.
+    """
+    found = np.empty(tables.layers, np.float32)
+    for layer in range(tables.layers):
+        step(layer)
+        shares = np.zeros(tables.layers)
+        shares[layer] = PROBE
+        spread = _losing(tables, shares)
+        lost = max(float(spread._of(tables.dropped)[layer]), _LEAST)
+        found[layer] = max(loss(spread.plan(tables)), _LEAST * PROBE**2) / lost**2
+    return found
+
+
+def learn(
+    tables: FfnTables,
+    s: float,
+    loss: Loss,
+    step: Callable[[int], None],
+    *,
+    seed: int = 0,
+) -> F32:
+    """Factors float32 [n_layers] for `learned`, found with PLANS plans that skip a share `s`.
+
+    Logarithms of the factors are drawn from a normal distribution for each layer, which is moved to
+    the best quarter of every round. The global rule itself, and what the measured sensitivities
+    suggest, are in the first round; the best plan of all is what is returned.
+    """
+    rng = np.random.default_rng(seed)
+    hint = np.log(np.maximum(tables.hurts, _LEAST).astype(np.float64)) / -2
+    mean, spread = np.zeros(tables.layers), np.full(tables.layers, 0.5)
+    best, kept = -np.inf, mean
+    for turn in range(_ROUNDS):
+        drawn = mean + spread * rng.standard_normal((_SIZE, tables.layers))
+        if turn == 0:
+            drawn[0], drawn[1] = 0, (hint - hint.mean()) / 2
+        rewards = np.empty(_SIZE)
+        for i, logs in enumerate(drawn):
+            step(turn * _SIZE + i)
+            found = _scaled(tables, s, np.exp(logs))
+            rewards[i] = -loss(found.plan(tables)) - COMPUTE_PRICE * found.bytes_share(tables)
+        order = np.argsort(-rewards)
+        if rewards[order[0]] > best:
+            best, kept = rewards[order[0]], drawn[order[0]]
+        chosen = drawn[order[: _SIZE // 4]]
+        mean = (mean + chosen.mean(axis=0)) / 2
+        spread = (spread + chosen.std(axis=0)) / 2
+    step(PLANS)
+    factors: F32 = np.exp(kept - kept.mean()).astype(np.float32)
+    return factors

@@ -1,4 +1,4 @@
-"""Calibration: learn from a model's own hidden states which rows of its head can be left out."""
+"""Calibration: learn from what a model computes which rows and neurons can be left out."""
 
 from __future__ import annotations
 
@@ -6,18 +6,26 @@ import dataclasses
 import shutil
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
 from statistics import median
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..engine import Cancelled, Engine
-from ..errors import UnsupportedError, UsageError
+from ..errors import FormatError, UsageError
 from ..formats.packed import PackedModel
 from ..quant import PackedMatrix
-from .capture import Material, Part, Progress, capture
+from .capture import Material, Part, Progress, capture, capture_ffn
+from .ffn_fit import fit
+from .ffn_profile import FfnProfile, make_rows
+from .ffn_settings import Bench, measure_ffn
 from .head import HeadLook, Looks, default_limit, head_of, principal_axes, row_major
-from .profile import HeadProfile, HeadSetting, Profile, write_profile
+from .measure import PROMPT, Passage
+from .neurons import Neurons
+from .profile import HeadProfile, HeadSetting, Profile, read_profile, write_profile
 from .trial import Outcome, judge, lags, leaders, least_margin
 
 DIMS = (32, 64, 96, 128, 160, 192, 224, 256)
@@ -25,6 +33,9 @@ DIMS = (32, 64, 96, 128, 160, 192, 224, 256)
 
 MIN_POSITIONS = 1500
 """Hidden states that it takes to say anything of one miss in a thousand."""
+
+HELD = 2048
+"""Tokens that settings of the FFNs are chosen on, and as many that they are measured on."""
 
 _SPLIT = 64  # neighbours are alike, so positions are dealt in runs of this many
 _ROUNDS, _TEXTS, _PROMPT, _DECODED = 12, 6, 32, 48
@@ -46,39 +57,91 @@ def calibrate(
 
     `progress` receives (what is being done, done, total); `cancel` is asked often and raises
     Cancelled. What was captured by then is kept in the cache folder, and the next call goes on
-    from there. Raises UnsupportedError for a head that a look gains nothing on, UsageError for too
-    little text, FormatError for hidden states that are not finite.
+    from there. Raises UsageError for too little text, FormatError for hidden states that are not
+    finite.
     """
+    run = _Run(model, threads, kernels, notify, progress, cancel)
+    with run.engine() as engine:
+        parts, held = capture(model, engine, material, run.report, cancel, notify)
+        total = sum(len(part.hidden) for part in parts)
+        if total < MIN_POSITIONS:
+            raise UsageError(
+                f"There is too little text: {total} tokens, and at least {MIN_POSITIONS} are "
+                "needed to calibrate; give more with --text."
+            )
+        kept = held / f"{engine.kernels.name}-{engine.threads}"
+        profile = _kept(model, kept)
+        if profile.ffn is None:
+            paths = capture_ffn(model, engine, _known(parts), held, run.step("Watching"))
+            profile = dataclasses.replace(profile, ffn=fit(model, paths, run.step("Weighing")))
+            write_profile(kept, profile)
+    if profile.head is None and can_look(model):
+        profile = dataclasses.replace(profile, head=_calibrate_head(run, parts))
+        write_profile(kept, profile)
+    ffn = _calibrate_ffn(run, profile, parts, kept)
+    profile = dataclasses.replace(profile, ffn=ffn)
+    write_profile(model.folder, profile)
+    shutil.rmtree(held, ignore_errors=True)
+    return profile
+
+
+@dataclass(frozen=True, slots=True)
+class _Run:
+    """One calibration: the model, how to make its engines, and who listens."""
+
+    model: PackedModel
+    threads: int | None
+    kernels: str | None
+    notify: Callable[[str], None] | None
+    progress: Progress | None
+    cancel: Callable[[], bool] | None
+
+    def engine(self, *, look: HeadLook | None = None, neurons: Neurons | None = None) -> Engine:
+        return Engine(
+            self.model,
+            threads=self.threads,
+            kernels=self.kernels,
+            notify=self.notify,
+            head=look,
+            neurons=neurons,
+        )
+
+    def check(self) -> None:
+        if self.cancel is not None and self.cancel():
+            raise Cancelled("Calibration was cancelled; the next one goes on from here.")
+
+    def report(self, step: str, done: int, total: int) -> None:
+        self.check()
+        if self.progress is not None:
+            self.progress(step, done, total)
+
+    def step(self, name: str) -> Callable[[int, int], None]:
+        return partial(self.report, name)
+
+
+def can_look(model: PackedModel) -> bool:
+    """Whether a look at the vocabulary can gain anything: on int8 heads of wide enough states."""
     head = head_of(model)
-    if head.kind != "int8":
-        raise UnsupportedError(
-            f"The output head of {model.info['name']} is {head.kind}; only int8 heads can be "
-            "looked at yet, so there is nothing to calibrate."
-        )
+    return head.kind == "int8" and 2 * DIMS[0] <= head.cols
+
+
+def _kept(model: PackedModel, folder: Path) -> Profile:
+    """What an interrupted calibration had finished, which may be nothing."""
+    folder.mkdir(parents=True, exist_ok=True)
+    weights = str(model.info["weights_sha256"])
+    try:
+        found = read_profile(folder, model.config, weights)
+    except FormatError:
+        found = None
+    return found or Profile(weights, None, None)
+
+
+def _calibrate_head(run: _Run, parts: Sequence[Part]) -> HeadProfile:
+    head = head_of(run.model)
     dims = [r for r in DIMS if 2 * r <= head.cols]
-    if not dims:
-        raise UnsupportedError(
-            f"The hidden states of {model.info['name']} have {head.cols} numbers; a cheaper look "
-            "than the whole head needs at least 64."
-        )
-    report = progress or (lambda _step, _done, _total: None)
-    with Engine(model, threads=threads, kernels=kernels, notify=notify) as engine:
-        parts, held = capture(model, engine, material, report, cancel, notify)
-    total = sum(len(part.hidden) for part in parts)
-    if total < MIN_POSITIONS:
-        raise UsageError(
-            f"There is too little text: {total} tokens, and at least {MIN_POSITIONS} are needed to "
-            "calibrate; give more with --text."
-        )
-
-    def step(done: int) -> None:
-        if cancel is not None and cancel():
-            raise Cancelled("Calibration was cancelled.")
-        report("Fitting", done, 4)
-
-    look, outcome = _fit(head, dims, split(parts), step)
-    with Engine(model, threads=threads, kernels=kernels, notify=notify, head=look) as engine:
-        dense, sparse = _race(engine, parts, report, cancel)
+    look, outcome = _fit(head, dims, split(parts), lambda done: run.report("Fitting", done, 4))
+    with run.engine(look=look) as engine:
+        dense, sparse = _race(engine, parts, run.report)
         setting = HeadSetting(
             **dataclasses.asdict(outcome),
             limit=look.limit,
@@ -88,10 +151,48 @@ def calibrate(
             dense_tokens_per_second=dense,
             tokens_per_second=sparse,
         )
-    profile = Profile(str(model.info["weights_sha256"]), HeadProfile(setting, look), None)
-    write_profile(model.folder, profile)
-    shutil.rmtree(held, ignore_errors=True)
-    return profile
+    return HeadProfile(setting, look)
+
+
+def _calibrate_ffn(run: _Run, profile: Profile, parts: Sequence[Part], kept: Path) -> FfnProfile:
+    assert profile.ffn is not None
+    fitted = profile.ffn
+    layers = range(run.model.config.n_layers)
+    rows = [make_rows(run.model, layer, gate=fitted.sparse) for layer in layers]
+
+    def keep(ffn: FfnProfile) -> None:
+        write_profile(kept, dataclasses.replace(profile, ffn=ffn))
+
+    def make_engine(ffn: FfnProfile) -> Engine:
+        return run.engine(neurons=ffn.joined(rows))
+
+    bench = Bench(
+        passages(_known(parts), HELD),
+        passages(parts[2::3], HELD),
+        make_engine,
+        run.report,
+        run.check,
+        keep,
+    )
+    return measure_ffn(run.model, fitted, bench)
+
+
+def passages(parts: Sequence[Part], most: int) -> list[Passage]:
+    """About `most` tokens to decode, a share of every text and answer."""
+    share = max(32, most // len(parts))
+    found: list[Passage] = []
+    left = most
+    for part in sorted(parts, key=lambda part: len(part.hidden)):
+        start = max(len(part.tokens) - len(part.hidden), min(PROMPT, len(part.tokens) // 2))
+        count = min(len(part.tokens) - start, max(share, left // (len(parts) - len(found))))
+        found.append(Passage(part.tokens[: start + count], start))
+        left -= count
+    return [passage for passage in found if len(passage.tokens) > passage.start + 1]
+
+
+def _known(parts: Sequence[Part]) -> list[Part]:
+    """The parts that things are fitted to."""
+    return [part for i, part in enumerate(parts) if i % 3 != 2]
 
 
 def split(parts: Sequence[Part]) -> tuple[F32, F32, F32]:
@@ -100,7 +201,7 @@ def split(parts: Sequence[Part]) -> tuple[F32, F32, F32]:
     The last are whole texts and answers that nothing was fitted to, a third of all.
     """
     judged = [part.hidden for part in parts[2::3]]
-    seen = [part.hidden for i, part in enumerate(parts) if i % 3 != 2]
+    seen = [part.hidden for part in _known(parts)]
     runs = [hidden[i : i + _SPLIT] for hidden in seen for i in range(0, len(hidden), _SPLIT)]
     return np.concatenate(runs[::2]), np.concatenate(runs[1::2]), np.concatenate(judged)
 
@@ -135,15 +236,12 @@ def _race(
     engine: Engine,
     parts: Sequence[Part],
     report: Progress,
-    cancel: Callable[[], bool] | None,
 ) -> tuple[float, float]:
     """Tokens per second of decoding without and with the look: medians of runs that take turns."""
     longest = sorted(parts, key=lambda part: (part.answer, len(part.tokens)))[-_TEXTS:]
     speeds: dict[bool, list[float]] = {False: [], True: []}
     cache = engine.new_cache(max(len(part.tokens) for part in longest))
     for done in range(_ROUNDS):
-        if cancel is not None and cancel():
-            raise Cancelled("Calibration was cancelled.")
         report("Timing", done, _ROUNDS)
         tokens = longest[done % len(longest)].tokens
         start = min(_PROMPT, len(tokens) // 2)

@@ -8,7 +8,9 @@ import os
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,6 +29,9 @@ ANSWER = 320
 
 MAX_TEXT = 8192
 """Most tokens of all texts together; longer ones are sampled evenly."""
+
+FFN_TOKENS = 2048
+"""Tokens whose FFN inputs are kept, of all parts together."""
 
 _DAMAGE = (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile)
 
@@ -108,6 +113,43 @@ def capture(
     return [part for part in parts if len(part.hidden)], folder
 
 
+def capture_ffn(
+    model: PackedModel,
+    engine: Engine,
+    parts: Sequence[Part],
+    folder: Path,
+    progress: Callable[[int, int], None],
+) -> list[Path]:
+    """Read parts again for what their FFNs get, kept as float16 [n_layers, n, d_model] in files.
+
+    Of every part the last tokens are taken, so that all layers of a small model are seen for about
+    FFN_TOKENS tokens, and files never grow with the text. `progress` receives (done, total), and
+    may raise Cancelled. Raises FormatError for inputs that are not finite.
+    """
+    config = model.config
+    share = max(16, FFN_TOKENS // len(parts))
+    paths = []
+    for index, part in enumerate(parts):
+        progress(index, len(parts))
+        path = folder / f"{index}.ffn.npy"
+        count = min(share, len(part.hidden))
+        if not _held(path, (config.n_layers, count, config.d_model)):
+            cache = engine.new_cache(len(part.tokens))
+            inputs = engine.ffn_inputs(cache, part.tokens)[:, -count:]
+            half = inputs.astype(np.float16)
+            _check_finite(model, half)
+            _put(path, partial(_save_array, half))
+        paths.append(path)
+    progress(len(parts), len(parts))
+    return paths
+
+
+def layer_inputs(paths: Sequence[Path], layer: int) -> F32:
+    """What the FFN of one layer got, float32 [n, d_model], from `capture_ffn`'s files."""
+    parts = [np.load(path, mmap_mode="r", allow_pickle=False)[layer] for path in paths]
+    return np.concatenate(parts).astype(np.float32)
+
+
 def _windows(texts: Sequence[Sequence[int]], window: int) -> Iterator[list[int]]:
     """Texts cut to pieces of `window` tokens; evenly spread ones of them where there are many."""
     pieces = [list(text[i : i + window]) for text in texts for i in range(0, len(text), window)]
@@ -140,7 +182,7 @@ def _answer(
     return answer
 
 
-def _check_finite(model: PackedModel, hidden: F32) -> None:
+def _check_finite(model: PackedModel, hidden: NDArray[np.floating]) -> None:
     if not np.isfinite(hidden).all():
         raise FormatError(
             f"{model.info['name']} computes hidden states that are not finite numbers, so that it "
@@ -158,11 +200,30 @@ def _folder(
 
 
 def _save(path: Path, part: Part) -> None:
+    tokens = np.array(part.tokens, np.int64)
+    _put(path, lambda file: np.savez(file, tokens=tokens, hidden=part.hidden))
+
+
+def _save_array(array: NDArray[np.float16], file: BinaryIO) -> None:
+    np.save(file, array)
+
+
+def _put(path: Path, write: Callable[[BinaryIO], None]) -> None:
+    """Write a file whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f"{path.name}.{os.getpid()}")
     with partial.open("wb") as file:
-        np.savez(file, tokens=np.array(part.tokens, np.int64), hidden=part.hidden)
+        write(file)
     partial.replace(path)
+
+
+def _held(path: Path, shape: tuple[int, ...]) -> bool:
+    """Whether a file of FFN inputs of this shape was kept."""
+    try:
+        found = np.load(path, mmap_mode="r", allow_pickle=False)
+    except _DAMAGE:
+        return False
+    return bool(found.dtype == np.float16 and found.shape == shape)
 
 
 def _load(path: Path, answer: bool, width: int) -> Part | None:

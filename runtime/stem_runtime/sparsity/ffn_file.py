@@ -172,12 +172,12 @@ def _rules(file: Container, config: ModelConfig) -> FfnRules:
         alive=file.array("ffn.alive", "U32", (n, groups)),
         implied=_implied(file, config) if file.has("ffn.implied") else None,
         sharpness=file.array("ffn.sharpness", "F32", (n, 2)),
-        floors=file.array("ffn.floors", "I32", (n,)),
-        caps=file.array("ffn.caps", "I32", (n,)),
+        floors=file.array("ffn.floors", "F32", (n,)),
+        caps=file.array("ffn.caps", "F32", (n,)),
     )
     if min(rules.weights.min(), rules.norms.min(), rules.sharpness.min()) < 0:
         raise file.error("the weights of the FFNs' neurons are under 0")
-    if not ((rules.floors >= 0) & (rules.floors <= rules.caps) & (rules.caps <= ffn)).all():
+    if not ((rules.floors >= 0) & (rules.floors <= rules.caps) & (rules.caps < 1e6)).all():
         raise file.error("floors and caps of the FFNs do not fit this model")
     if ffn % GROUP and ((rules.core | rules.alive)[:, -1] >> np.uint32(ffn % GROUP)).any():
         raise file.error("the masks of the FFNs name neurons that there are not")

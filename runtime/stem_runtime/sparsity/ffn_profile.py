@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -12,10 +14,12 @@ from numpy.typing import NDArray
 from . import budget
 from .neurons import LayerNeurons, Neurons, Predictor, columns_of, rows_of
 from .plan import FfnPlan
-from .potentials import FfnTables
+from .potentials import GATE, FfnTables
 
 if TYPE_CHECKING:
     from ..formats.packed import PackedModel
+
+_LEAST_SPREAD = 1e-3
 
 F32 = NDArray[np.float32]
 I32 = NDArray[np.int32]
@@ -61,12 +65,22 @@ class FfnSetting:
 
 @dataclass(frozen=True, slots=True)
 class PolicyTrial:
-    """How one budget policy did at the same `target`; perplexity relative to dense."""
+    """How one budget policy did at the same `target`.
+
+    `perplexity_change` is relative to dense, on text that nothing was fitted to; `divergence` from
+    dense in nats per token, on other text (for the attention policy an upper bound of the first).
+    """
 
     policy: str
     target: float
     active_parameters: float
     perplexity_change: float
+    divergence: float
+
+    @property
+    def reward(self) -> float:
+        """What the policies are ranked by: little loss, little compute."""
+        return -self.divergence - budget.COMPUTE_PRICE * self.active_parameters
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +91,7 @@ class FfnRules:
     uint32 [n_layers, groups]: always-on neurons, and those that were seen to fire. `implied` int32
     [n_layers, ffn, k]: neurons of the next layer that a firing one makes candidates, -1 for none.
     `sharpness` float32 [n_layers, 2]: mean and spread of attention's sharpness. `floors`, `caps`
-    int32 [n_layers].
+    float32 [n_layers]: least and most neurons that pass the gate test, relative to their mean.
     """
 
     weights: F32
@@ -86,8 +100,8 @@ class FfnRules:
     alive: U32
     implied: I32 | None
     sharpness: F32
-    floors: I32
-    caps: I32
+    floors: F32
+    caps: F32
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,6 +127,11 @@ class FfnProfile:
     rows: tuple[LayerRows, ...] | None = None
     reason: str = ""
 
+    @property
+    def sparse(self) -> bool:
+        """Whether the model is naturally sparse, so that gates can be predicted."""
+        return self.predictors is not None
+
     def plan(self, s: float, policy: str = "global") -> FfnPlan:
         """A plan in which a mean share `s` of the neurons, 0..0.95, adds nothing to the output.
 
@@ -122,16 +141,32 @@ class FfnProfile:
 
     def constrained(self, plan: FfnPlan) -> FfnPlan:
         """The plan with the always-on core, floors and caps that calibration learned."""
-        return dataclasses.replace(
-            plan,
-            core=True,
-            floors=tuple(self.rules.floors.tolist()),
-            caps=tuple(self.rules.caps.tolist()),
-        )
+        ffn = self.rules.weights.shape[1]
+        floors, caps = [], []
+        for layer, mode in enumerate(plan.modes):
+            cutoffs, gated = self.tables.gate_cutoffs[layer, GATE], self.tables.gated[layer, GATE]
+            mean = ffn * float(np.interp(plan.gate_cutoffs[layer], cutoffs, gated))
+            bound = mode == "gate"
+            floors.append(int(mean * self.rules.floors[layer]) if bound else 0)
+            caps.append(min(ffn, math.ceil(mean * self.rules.caps[layer])) if bound else ffn)
+        return dataclasses.replace(plan, core=True, floors=tuple(floors), caps=tuple(caps))
 
-    def neurons(self, model: PackedModel) -> Neurons:
-        """What the engine needs to decode with any plan; rows that were not kept are made."""
-        return Neurons(tuple(self._layer(model, layer) for layer in range(self.tables.layers)))
+    def neurons(self, model: PackedModel, *, gates: bool = False) -> Neurons:
+        """What the engine needs to decode with this profile's plans; rows not kept are made.
+
+        With `gates` for plans that keep to candidates too. Without, gate rows are there only where
+        a measured setting does.
+        """
+        wanted = gates or any(setting.plan.candidates != "all" for setting in self.settings)
+        rows = self.rows
+        if rows is None or (wanted and rows[0].gate is None):
+            layers = range(self.tables.layers)
+            rows = tuple(make_rows(model, layer, gate=wanted) for layer in layers)
+        return self.joined(rows)
+
+    def joined(self, rows: Sequence[LayerRows]) -> Neurons:
+        """Rows together with what this profile knows of the neurons."""
+        return Neurons(tuple(self._layer(layer, found) for layer, found in enumerate(rows)))
 
     def to_dict(self) -> dict[str, Any]:
         """What was measured, for JSON."""
@@ -141,9 +176,8 @@ class FfnProfile:
             "reason": self.reason,
         }
 
-    def _layer(self, model: PackedModel, layer: int) -> LayerNeurons:
+    def _layer(self, layer: int, rows: LayerRows) -> LayerNeurons:
         rules = self.rules
-        rows = make_rows(model, layer) if self.rows is None else self.rows[layer]
         mean, spread = rules.sharpness[layer].tolist()
         return LayerNeurons(
             gate=rows.gate,
@@ -155,11 +189,11 @@ class FfnProfile:
             alive=rules.alive[layer],
             implied=None if rules.implied is None else rules.implied[layer],
             predictor=None if self.predictors is None else self.predictors[layer],
-            sharpness=(mean, spread),
+            sharpness=(mean, max(spread, _LEAST_SPREAD)),
         )
 
 
-def make_rows(model: PackedModel, layer: int, *, gate: bool = True) -> LayerRows:
+def make_rows(model: PackedModel, layer: int, *, gate: bool) -> LayerRows:
     """A layer's weights neuron by neuron; without `gate` where gates are only computed together."""
     name = f"layers.{layer}."
     return LayerRows(

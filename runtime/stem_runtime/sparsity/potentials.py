@@ -36,7 +36,7 @@ LEVELS = 21
 
 MOST = 0.95
 
-BEHIND = 0.5
+BEHIND = 0.8
 """What the contribution test behind a gate test may drop, as a part of what the gate test does."""
 
 F32 = NDArray[np.float32]
@@ -179,6 +179,11 @@ class FfnTables:
         return len(self.costs)
 
     @property
+    def measured(self) -> bool:
+        """Whether `hurts` and `learned` were measured."""
+        return bool((self.hurts != 1).any())
+
+    @property
     def nbytes(self) -> F32:
         """Bytes read per token, float32 [n_layers, 2, levels]."""
         gate, up, down, scales = (self.costs[:, i, None, None] for i in range(4))
@@ -269,7 +274,8 @@ def _groups(kept: Bools) -> Bools:
     """Which groups of 32 neurons have any that is kept: bool [n, groups]."""
     missing = -kept.shape[1] % GROUP
     padded = np.pad(kept, ((0, 0), (0, missing)))
-    return np.logical_or.reduce(padded.reshape(len(kept), -1, GROUP), axis=2)
+    grouped: Bools = padded.reshape(len(kept), -1, GROUP)
+    return np.logical_or.reduce(grouped, axis=2)  # type: ignore[no-any-return]
 
 
 def make_tables(rows: list[F32], prices: list[F32]) -> FfnTables:
