@@ -15,8 +15,10 @@ from stem_runtime.neuron_tables import COUNTS
 if TYPE_CHECKING:
     from stem_runtime.config import ModelConfig
     from stem_runtime.formats.packed import PackedModel
+    from stem_runtime.sparsity.ffn_profile import FfnSetting
     from stem_runtime.sparsity.neurons import Predictor
     from stem_runtime.sparsity.plan import FfnPlan
+    from stem_runtime.sparsity.profile import HeadSetting
 
 F64 = NDArray[np.float64]
 
@@ -71,6 +73,18 @@ def active_parameters(packed: PackedModel, rows: float, dims: int, layers: Seque
     if not config.tied_head:
         count -= (vocab - 1) * d
     return round(count + sum(layers) - sum(layer_parameters(config)))
+
+
+def measured_parameters(
+    packed: PackedModel, head: HeadSetting | None, ffn: FfnSetting | None
+) -> int:
+    """How many weights a token was multiplied by in calibration; None is a part left whole."""
+    config = packed.config
+    skipped = 0.0 if ffn is None else 1 - ffn.active_parameters
+    missing = skipped * 3 * config.ffn_dim * config.d_model
+    layers = [whole - missing for whole in layer_parameters(config)]
+    rows, dims = (config.vocab_size, 0) if head is None else (head.mean_rows, head.dims)
+    return active_parameters(packed, rows, dims, layers)
 
 
 def dense_ffn_bytes(packed: PackedModel) -> int:

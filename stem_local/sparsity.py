@@ -71,8 +71,8 @@ def check_quality(value: object) -> float:
 class Calibrated:
     """What a model's profile lets it leave out with one variant of the kernels.
 
-    A profile that is damaged or of other weights is not used; `problem` says so, and is empty
-    where there is a profile.
+    A profile that is damaged or of other weights is not used: `damaged` is set then. `problem` says
+    why there is no profile, and is empty where there is one.
     """
 
     def __init__(self, packed: PackedModel, kernels: str) -> None:
@@ -80,7 +80,7 @@ class Calibrated:
         self._kernels = kernels
 
     @cached_property
-    def _read(self) -> tuple[Profile | None, str]:
+    def _read(self) -> tuple[Profile | None, str, bool]:
         from stem_runtime.sparsity.profile import read_profile
 
         packed = self._packed
@@ -88,11 +88,11 @@ class Calibrated:
             weights = str(packed.info.get("weights_sha256"))
             profile = read_profile(packed.folder, packed.config, weights)
         except FormatError as error:
-            return None, str(error)
+            return None, str(error), True
         if profile is None:
             name = packed.info["name"]
-            return None, f"not calibrated; run stem-local calibrate {name}"
-        return profile, ""
+            return None, f"not calibrated; run stem-local calibrate {name}", False
+        return profile, "", False
 
     @property
     def profile(self) -> Profile | None:
@@ -101,6 +101,10 @@ class Calibrated:
     @property
     def problem(self) -> str:
         return self._read[1]
+
+    @property
+    def damaged(self) -> bool:
+        return self._read[2]
 
     @property
     def ffn(self) -> FfnProfile | None:

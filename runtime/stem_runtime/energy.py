@@ -19,7 +19,7 @@ class Zone:
     wrap: int
 
 
-def zones(root: Path = ROOT) -> tuple[Zone, ...]:
+def zones(root: Path) -> tuple[Zone, ...]:
     """The counters that together cover the machine and can be read; none where it has none.
 
     Processor packages, and the memory beside them. A zone inside of a package is part of it, the
@@ -47,8 +47,8 @@ class EnergyMeter:
     than a counter takes to start over, which is minutes.
     """
 
-    def __init__(self, root: Path = ROOT) -> None:
-        self._zones = zones(root)
+    def __init__(self, root: Path | None = None) -> None:
+        self._zones = zones(root or ROOT)
         self._total = 0
         self._began: list[int] = []
 

@@ -6,12 +6,12 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from stem_runtime.errors import FormatError
-
 from ._output import as_json, facts, parameters, size
 
 if TYPE_CHECKING:
     from stem_runtime.formats.packed import PackedModel
+
+    from ..sparsity import Calibrated
 
 
 @click.command()
@@ -27,7 +27,16 @@ def command(model: str, json_: bool) -> None:
       stem-local show smollm2-135m
       stem-local show smollm2-135m --json
     """
-    known = _about(model)
+    from stem_runtime.formats.packed import open_packed
+    from stem_runtime.kernels import choose
+
+    from .. import store
+    from ..sparsity import Calibrated
+    from .calibrate import settings_table
+
+    packed = open_packed(store.resolve(model))
+    calibrated = Calibrated(packed, choose().name)
+    known = _about(packed, calibrated)
     if json_:
         as_json(known)
         return
@@ -44,23 +53,21 @@ def command(model: str, json_: bool) -> None:
             ("heads", f"{config['n_heads']}, {config['kv_heads']} for keys and values"),
             ("ffn", f"{config['ffn_dim']} neurons, {config['activation']}"),
             ("sparsity", known["sparsity"]),
-            *_calibrated(known["calibration"]),
+            *_calibrated(known, calibrated),
             ("vocabulary", config["vocab_size"]),
             ("context", f"{config['context_length']} tokens"),
             ("licence", known["license"]),
             ("source", known["origin"]),
         ]
     )
+    if calibrated.ffn is not None:
+        settings_table(calibrated.ffn.settings)
 
 
-def _about(model: str) -> dict[str, Any]:
-    from stem_runtime.formats.packed import open_packed
+def _about(packed: PackedModel, calibrated: Calibrated) -> dict[str, Any]:
+    from .. import catalog
 
-    from .. import catalog, store
-
-    folder = store.resolve(model)
-    packed = open_packed(folder)
-    source = packed.info["source"]
+    folder, source = packed.folder, packed.info["source"]
     entry = catalog.find(source.get("spec") or "")
     files = (path for path in folder.iterdir() if path.is_file())
     return {
@@ -72,39 +79,52 @@ def _about(model: str) -> dict[str, Any]:
         "config": packed.config.to_dict(),
         "license": packed.info.get("license") or source.get("license"),
         "sparsity": _sparsity(entry, packed.config.activation),
-        "calibration": _calibration(packed),
+        "calibration": _calibration(calibrated),
+        "auto": _auto(packed, calibrated),
         "source": source,
         "origin": _origin(source),
         "weights_sha256": packed.info.get("weights_sha256"),
     }
 
 
-def _calibration(packed: PackedModel) -> dict[str, Any] | None:
+def _calibration(calibrated: Calibrated) -> dict[str, Any] | None:
     """The profile's settings, or what is wrong with it; None for a model that has none."""
-    from stem_runtime.sparsity.profile import read_profile
-
-    weights = str(packed.info.get("weights_sha256"))
-    try:
-        profile = read_profile(packed.folder, packed.config, weights)
-    except FormatError as error:
-        return {"damage": str(error)}
-    return None if profile is None else profile.to_dict()
+    if calibrated.profile is not None:
+        return calibrated.profile.to_dict()
+    return {"damage": calibrated.problem} if calibrated.damaged else None
 
 
-def _calibrated(calibration: dict[str, Any] | None) -> list[tuple[str, str]]:
-    if calibration is None:
+def _auto(packed: PackedModel, calibrated: Calibrated) -> dict[str, Any]:
+    """What auto leaves out with the kernels in use here, and what calibration measured of it."""
+    from ..cost import measured_parameters
+
+    choice, setting = calibrated.choose("auto"), calibrated.best()
+    head = calibrated.head if choice.look else None
+    active = measured_parameters(packed, head, setting)
+    return {
+        "sparsity": choice.reason,
+        "setting": None if setting is None else setting.name,
+        "perplexity_change": 0.0 if setting is None else setting.perplexity_change,
+        "active_parameters": active,
+        "total_parameters": packed.parameters,
+        "active_fraction": active / packed.parameters,
+    }
+
+
+def _calibrated(known: dict[str, Any], calibrated: Calibrated) -> list[tuple[str, str]]:
+    if known["calibration"] is None:
         return [("calibration", "none; stem-local calibrate makes one")]
-    if damage := calibration.get("damage"):
-        return [("calibration", damage)]
-    from stem_runtime.sparsity.profile import HeadSetting
-
+    if calibrated.problem:
+        return [("calibration", calibrated.problem)]
     from .calibrate import head_facts
 
-    if calibration["head"] is None:
-        return []
-    values = dict(calibration["head"])
-    values.pop("miss_rate")
-    return head_facts(HeadSetting(**values))
+    auto = known["auto"]
+    active, share = parameters(auto["active_parameters"]), auto["active_fraction"]
+    return [
+        ("auto", auto["sparsity"]),
+        ("active", f"{active} of {parameters(auto['total_parameters'])} ({share:.0%})"),
+        *([] if calibrated.head is None else head_facts(calibrated.head)),
+    ]
 
 
 def _sparsity(entry: Any, activation: str) -> str:

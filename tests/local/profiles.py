@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +50,7 @@ def setting(name: str, plan: FfnPlan, **changes: Any) -> FfnSetting:
     return dataclasses.replace(found, **changes)
 
 
+@cache
 def fitted(folder: Path) -> tuple[FfnTables, FfnRules]:
     """Tables and rules of a packed folder, learned from a few random tokens."""
     model = open_packed(folder)

@@ -18,6 +18,7 @@ from stem_local import api, store
 from stem_local.errors import NotInstalledError
 from stem_local.generation import GenerateOptions, Options, common_prefix
 from stem_local.model import Model
+from stem_runtime import energy
 from stem_runtime.chat_template import ChatTemplate
 from stem_runtime.errors import ContextFullError, FormatError, UsageError
 from stem_runtime.kernels import jit
@@ -79,6 +80,34 @@ def test_stats_add_up(hello: Made) -> None:
         stats.bytes_per_token * stats.tokens_per_second / 1e9
     )
     assert "tok/s" in str(stats)
+
+
+def test_energy_is_that_of_the_decode_steps(
+    hello: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, engine = hello
+    assert model.generate("Hi", temperature=0).stats.joules_per_token is None
+    folder = tmp_path / "powercap" / "intel-rapl:0"
+    folder.mkdir(parents=True)
+    (folder / "name").write_text("package-0")
+    (folder / "max_energy_range_uj").write_text("1000000")
+    counter = folder / "energy_uj"
+    counter.write_text("0")
+
+    def spend(microjoules: int) -> None:
+        counter.write_text(str((int(counter.read_text()) + microjoules) % 1_000_000))
+
+    monkeypatch.setattr(energy, "ROOT", folder.parent)
+    engine.before_step = lambda _: spend(150_000)
+    pieces = []
+    for chunk in model.stream("Hi", temperature=0):
+        pieces.append(chunk)
+        spend(70_000)  # what the caller does between the pieces is not the model's
+    stats = pieces[-1].stats
+    assert len(pieces) > 5
+    assert stats is not None
+    assert stats.joules_per_token == pytest.approx(0.15)
+    assert stats.to_dict()["joules_per_token"] == stats.joules_per_token
 
 
 def test_streaming_gives_the_same_answer_in_pieces(varied: Made) -> None:
