@@ -16,8 +16,10 @@ from stem_local.ablation import Figures, ablate, best_policy, judge, plan_of, us
 from stem_local.calibration import built_in_texts
 from stem_local.cli import main
 from stem_local.sweep import sweep
+from stem_runtime import bandwidth
 from stem_runtime.engine import Cancelled
 from stem_runtime.errors import UsageError
+from stem_runtime.kernels import choose
 from stem_runtime.sparsity.ffn_profile import PolicyTrial
 from stem_runtime.sparsity.profile import FILE
 from tests.local.profiles import add_ffn_profile, setting
@@ -113,8 +115,11 @@ def test_the_sweep_of_a_model_that_is_not_calibrated(folder: Path) -> None:
     assert "the name of a model comes before it" in result.stderr
 
 
-def test_bench_measures_what_auto_does_beside_dense(folder: Path) -> None:
-    add_profile(folder, kernels=stem_local.load(folder).engine.kernels.name, margin=20.0)
+def test_bench_measures_what_auto_does_beside_dense(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bandwidth, "MIN_BUFFER", 1 << 20)
+    add_profile(folder, kernels=choose().name, margin=20.0)
     args = ("bench", str(folder), "--no-start", "--tokens=4", "--repeats=1", "--threads=1")
     report = json.loads(stem(*args, "--json").stdout)
     assert [row["sparsity"] for row in report["decode"]] == ["off", "auto"]
