@@ -165,6 +165,8 @@ def _cells(report: Report, row: Row) -> Iterator[tuple[str, str]]:
     yield "active", parameters(row.cost.active_parameters)
     yield "of all", f"{row.cost.active_fraction:.1%}"
     yield "per token", size(row.cost.bytes_per_token)
+    if row.cost.joules_per_token is not None:
+        yield "energy", f"{row.cost.joules_per_token:.2f} J"
     yield "speed", f"{row.cost.tokens_per_second:.1f} tok/s"
 
 
