@@ -24,12 +24,12 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from stem_runtime.engine import Engine
 from stem_runtime.formats.packed import PackedModel, open_packed
+from stem_runtime.quant import PackedMatrix
 from stem_runtime.sparsity.neurons import (
     LayerNeurons,
     Neurons,
-    columns_of,
     mask_of,
-    rows_of,
+    records_of,
 )
 from stem_runtime.sparsity.plan import FfnPlan
 from tests.runtime.tiny import random_packed, tiny_config
@@ -60,8 +60,12 @@ def neurons_of(model: PackedModel) -> Neurons:
     layers = []
     for index in range(model.config.n_layers):
         up, down = (model.matrix(f"layers.{index}.{name}") for name in ("up", "down"))
+        gate = model.matrix(f"layers.{index}.gate")
+        gates = PackedMatrix.of_tiles("gate", ffn, gate.cols, gate.kind, gate.joined())
         layers.append(
-            LayerNeurons(None, rows_of(up), columns_of(down), ones, ones, 0 * everyone, everyone)
+            LayerNeurons(
+                records_of(None, up, down), False, ones, ones, 0 * everyone, everyone, gates
+            )
         )
     return Neurons(tuple(layers))
 

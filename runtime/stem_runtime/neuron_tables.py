@@ -137,37 +137,41 @@ class NeuronTables:
         # every group of 32 neurons with one in use reads the scales that they share
         ffn = self._model.config.ffn_dim
         used = self._groups * (1 - (1 - min(active / ffn, 1.0)) ** GROUP)
-        read = active * words[L.F_COLUMN_BYTES] + used * words[L.F_COLUMNS]
+        sizes = self._record_sizes(index, layer.neurons.has_gate)
+        read = active * sizes[2] + used * words[L.F_RECORD]
         if words[L.F_MODE] == L.MODE_CONTRIBUTION:
             sparse = gate.nbytes + up.nbytes + read
         else:
             gates = gate.nbytes
-            if words[L.F_CANDIDATES] != L.ALL and words[L.F_GATE]:
-                gates = min(candidates * words[L.F_GATE_BYTES], gates)
-            sparse = gates + gated * words[L.F_UP_BYTES] + read
+            if words[L.F_CANDIDATES] != L.ALL and layer.neurons.has_gate:
+                gates = min(candidates * sizes[0], gates)
+            sparse = gates + gated * sizes[1] + read
             predictor = layer.neurons.predictor
             if words[L.F_CANDIDATES] == L.PREDICTED and predictor is not None:
                 sparse += predictor.axes.nbytes + predictor.scores.nbytes
         return float(sparse * (1 - dense) + whole * dense)
 
+    def _record_sizes(self, index: int, has_gate: bool) -> tuple[int, int, int]:
+        """Bytes of a neuron's row of gate, 0 without, of its row of up and column of down."""
+        gate, up, down = (self._matrix(index, name) for name in ("gate", "up", "down"))
+        first, second = (L.row_bytes(KINDS[m.kind], groups_of(m.cols)) for m in (gate, up))
+        third = L.column_bytes(KINDS[down.kind], self._model.config.d_model)
+        return first if has_gate else 0, second, third
+
     def _matrix(self, index: int, name: str) -> PackedMatrix:
         return self._model.matrix(f"layers.{index}.{name}")
 
     def _keep(self, index: int, layer: LayerNeurons) -> _Layer:
-        ffn, d_model = self._model.config.ffn_dim, self._model.config.d_model
-        gate, up, down = (self._matrix(index, name) for name in ("gate", "up", "down"))
-        kind = KINDS[down.kind]
-        group = L.columns_at(kind, d_model) + GROUP * L.column_bytes(kind, d_model)
+        ffn, down = self._model.config.ffn_dim, self._matrix(index, "down")
+        sizes = self._record_sizes(index, layer.has_gate)
+        group = L.columns_at(KINDS[down.kind], self._model.config.d_model) + GROUP * sum(sizes)
         shapes: list[tuple[NDArray[np.generic], tuple[int, ...]]] = [
-            (layer.up, (ffn, L.row_bytes(KINDS[up.kind], groups_of(up.cols)))),
-            (layer.down, (self._groups, group)),
+            (layer.records, (self._groups, group)),
             (layer.weights, (ffn,)),
             (layer.norms, (ffn,)),
             (layer.core, (self._groups,)),
             (layer.alive, (self._groups,)),
         ]
-        if layer.gate is not None:
-            shapes.append((layer.gate, (ffn, L.row_bytes(KINDS[gate.kind], groups_of(gate.cols)))))
         if layer.predictor is not None:
             shapes.append((layer.predictor.cutoffs, (ffn,)))
         if any(array.shape != shape for array, shape in shapes):
@@ -185,12 +189,15 @@ class NeuronTables:
     def _set_layer(self, index: int, layer: _Layer) -> None:
         words, neurons = self.words[index], layer.neurons
         kind, d_model = KINDS[self._matrix(index, "down").kind], self._model.config.d_model
-        if neurons.gate is not None:
-            words[L.F_GATE], words[L.F_GATE_BYTES] = neurons.gate.ctypes.data, neurons.gate.shape[1]
-        words[L.F_UP], words[L.F_UP_BYTES] = neurons.up.ctypes.data, neurons.up.shape[1]
-        words[L.F_DOWN], words[L.F_DOWN_BYTES] = neurons.down.ctypes.data, neurons.down.shape[1]
-        words[L.F_COLUMNS] = L.columns_at(kind, d_model)
-        words[L.F_COLUMN_BYTES] = L.column_bytes(kind, d_model)
+        gate, up, _ = sizes = self._record_sizes(index, neurons.has_gate)
+        words[L.F_GROUP], words[L.F_GROUP_BYTES] = (
+            neurons.records.ctypes.data,
+            neurons.records.shape[1],
+        )
+        words[L.F_RECORD], words[L.F_RECORD_BYTES] = L.columns_at(kind, d_model), sum(sizes)
+        words[L.F_HAS_GATE], words[L.F_UP], words[L.F_DOWN] = neurons.has_gate, gate, gate + up
+        gates = neurons.gates or self._matrix(index, "gate")
+        words[L.F_GATES : L.F_GATES + L.MATRIX_WORDS] = matrix_words(gates)
         words[L.F_WEIGHTS], words[L.F_NORMS] = layer.weights.ctypes.data, layer.norms.ctypes.data
         words[L.F_ALIVE] = neurons.alive.ctypes.data
         words[L.F_PREDICTED] = layer.cutoffs.ctypes.data
@@ -227,7 +234,7 @@ class NeuronTables:
                 continue
             if layer is None:
                 raise UsageError(f"Layer {index} has no neurons to skip; calibrate again.")
-            if mode == "gate" and plan.candidates != "all" and layer.neurons.gate is None:
+            if mode == "gate" and plan.candidates != "all" and not layer.neurons.has_gate:
                 raise UsageError(f"Layer {index} has no gate rows; calibrate again.")
             if mode == "gate" and plan.candidates == "predicted" and not layer.neurons.predictor:
                 raise UsageError(f"Layer {index} has no predictor; calibrate again.")

@@ -2,17 +2,20 @@
 
 The same bits as in the tiles of the packed model, in another order.
 
-Rows of gate and up, uint8 [ffn, row_bytes]: quants, float16 scales, for int4m float16 minima, zeros
-up to a multiple of 64 bytes. Groups of 32 columns are padded to an even number. int4 has 16 bytes
-a group: byte i holds column i in its low nibble and column 16 + i in its high one. int8 has the
-columns in their order, plus 128.
+Groups of 32 neurons, uint8 [groups, group_bytes], since those share the scales of the down
+projection: its float16 scales [width], for int4m its minima [width], then 32 records. A record is
+all that belongs to one neuron, one stretch of memory: its row of gate (where gates of candidates
+alone are wanted), its row of up, its column of down, each padded to a multiple of 64 bytes.
 
-The down projection by groups of 32 neurons, uint8 [groups, group_bytes], since those share scales:
-float16 scales [width], for int4m minima [width], then 32 columns of `column_bytes`. `width` is
-d_model rounded up to 64. Outputs are stored so that interleaving the bytes of four neurons, 16 at a
-time, puts them in order: byte 16 L + 4 v + i of a chunk is of output 16 v + 4 L + i, where int8 has
-64 outputs a chunk, and int4 the low nibbles of 64 bytes for outputs 32 v + 4 L + i of 128, the high
-ones for those 16 further on; a last chunk of 64 outputs has them at 16 v + 4 L + i, and 8 further.
+A row is quants, float16 scales and for int4m float16 minima, of an even number of groups of 32
+columns. int4 has 16 bytes a group: byte i holds column i in its low nibble and column 16 + i in
+its high one. int8 has the columns in their order, plus 128.
+
+A column has `width` outputs, d_model rounded up to 64, stored so that interleaving the bytes of
+four neurons, 16 at a time, puts them in order: byte 16 L + 4 v + i of a chunk is of output
+16 v + 4 L + i, where int8 has 64 outputs a chunk, and int4 the low nibbles of 64 bytes for outputs
+32 v + 4 L + i of 128, the high ones for those 16 further on; a last chunk of 64 outputs has them at
+16 v + 4 L + i, and 8 further.
 """
 
 from __future__ import annotations
@@ -50,21 +53,22 @@ class Predictor:
 class LayerNeurons:
     """One layer's FFN neuron by neuron, and what calibration knows of its neurons.
 
-    `gate` and `up` uint8 [ffn, row_bytes], `down` uint8 [groups, group_bytes]; `gate` is None where
-    gates are only ever computed all together. `weights` and `norms` float32 [ffn] make potentials
+    `records` uint8 [groups, group_bytes], with gate rows if `has_gate`. `weights` and `norms` float32 [ffn] make potentials
     and contributions (see `FfnPlan`). `core` (always on) and `alive` (ever on) are masks, uint32
     [groups], a bit for each of 32 neurons. `implied` int32 [ffn, k] names neurons of the next layer
     that tend to fire with a neuron of this one, -1 for none. `sharpness` is mean and spread of how
-    sharp this layer's attention is.
+    sharp this layer's attention is. `gates` is the gate projection in tiles that lie by themselves:
+    in the packed model the up projection lies between them, and skipping it costs a CPU's
+    prefetchers nearly what reading it costs.
     """
 
-    gate: U8 | None
-    up: U8
-    down: U8
+    records: U8
+    has_gate: bool
     weights: F32
     norms: F32
     core: U32
     alive: U32
+    gates: PackedMatrix | None = None
     implied: I32 | None = None
     predictor: Predictor | None = None
     sharpness: tuple[float, float] = (0.0, 1.0)
@@ -88,17 +92,29 @@ def rows_of(matrix: PackedMatrix) -> U8:
 
 
 def columns_of(matrix: PackedMatrix) -> U8:
-    """The columns of a matrix [d, ffn] by groups of 32: uint8 [groups, group_bytes]."""
+    """The columns of a matrix one after the other: uint8 [cols, column_bytes]."""
     plain, kind = unpack_plain(matrix), KINDS[matrix.kind]
-    groups, width = groups_of(matrix.cols), L.column_width(matrix.rows)
-    quants = _pad(np.ascontiguousarray(plain.quants.T), width).reshape(-1, width)
-    columns = _pad(_interleaved(quants, kind), L.column_bytes(kind, matrix.rows))
-    parts = [
-        _pad(_bytes(np.ascontiguousarray(values.T)), 2 * width)
-        for values in (plain.scales, plain.minima)
-        if values is not None
-    ]
-    return np.concatenate([*parts, columns.reshape(groups, -1)], axis=1)
+    width = L.column_width(matrix.rows)
+    quants = _pad(np.ascontiguousarray(plain.quants.T), width)
+    return _pad(_interleaved(quants, kind), L.column_bytes(kind, matrix.rows))[: matrix.cols]
+
+
+def shared_of(matrix: PackedMatrix) -> U8:
+    """What the columns of each group of 32 share: uint8 [groups, bytes] of scales, minima."""
+    plain, width = unpack_plain(matrix), L.column_width(matrix.rows)
+    halves = [values for values in (plain.scales, plain.minima) if values is not None]
+    parts = [_pad(_bytes(np.ascontiguousarray(values.T)), 2 * width) for values in halves]
+    return np.concatenate(parts, axis=1)
+
+
+def records_of(gate: PackedMatrix | None, up: PackedMatrix, down: PackedMatrix) -> U8:
+    """An FFN neuron by neuron: uint8 [groups, group_bytes]; see the module's docstring."""
+    rows = [rows_of(matrix) for matrix in (gate, up) if matrix is not None]
+    records = np.concatenate([*rows, columns_of(down)], axis=1)
+    shared = shared_of(down)
+    whole = np.zeros((GROUP * len(shared), records.shape[1]), np.uint8)
+    whole[: len(records)] = records
+    return np.concatenate([shared, whole.reshape(len(shared), -1)], axis=1)
 
 
 def mask_of(bits: NDArray[np.bool_]) -> U32:

@@ -38,6 +38,14 @@ _REST = 1024  # the summed output, float32 [d_pad], then masks uint32 [FFN_GROUP
 
 
 @helper
+def next_group(masks: Any, group: int, last: int) -> int:
+    """The first group from `group` on that has a neuron, `last` for none."""
+    while group < last and masks[group] == 0:
+        group += 1
+    return group
+
+
+@helper
 def prepare(memory: int) -> None:
     """Lay out one group of quantized activations, and a group of ones, in a thread's memory."""
     a, ones = i64_at(memory + _ACTS), f32_at(memory + _ONES)
@@ -175,20 +183,40 @@ def build(isa: Isa, blocks: SimpleNamespace, multiply: Any, barrier: Any, cut_ac
             row4m(row, x, xs, bias, sums, pairs, out)
 
     @helper
-    def rows_product(
-        matrix: int, rows: int, stride: int, group: int, mask: int, acts: int, out: int
-    ) -> None:
-        """Products of a group's neurons in `mask`, the other lanes zero."""
+    def rows_product(matrix: int, rows: int, stride: int, mask: int, acts: int, out: int) -> None:
+        """Products of a group's neurons in `mask`, the other lanes zero; `rows` is the first's."""
         clear(out, 32)
         while mask != 0:
             lane = lowest(mask)
             mask &= mask - 1
-            row_product(matrix, rows + stride * (32 * group + lane), acts, out + 4 * lane)
+            row_product(matrix, rows + stride * lane, acts, out + 4 * lane)
 
     @helper
-    def tiles_product(matrix: int, group: int, acts: int, out: int) -> None:
-        """Products of all neurons of a group."""
-        tiles = i64_at(matrix)[L.TILES]
+    def survivors_product(
+        f: Any, matrix: int, group: int, mask: int, acts: int, out: int, ahead: int, waiting: int
+    ) -> None:
+        """Ups of the neurons in `mask`, while the memory of group `ahead` is asked for.
+
+        Its neurons `waiting` are asked for one with each row, since too many at once would stall,
+        and no prefetcher of the CPU finds what comes next by itself.
+        """
+        clear(out, 32)
+        each, base = f[L.F_RECORD_BYTES], f[L.F_GROUP] + f[L.F_RECORD]
+        rows = base + f[L.F_GROUP_BYTES] * group + f[L.F_UP]
+        others = base + f[L.F_GROUP_BYTES] * ahead + f[L.F_UP]
+        lines = (each - f[L.F_UP]) >> 6
+        while mask != 0 or waiting != 0:
+            if waiting != 0:
+                prefetch(others + each * lowest(waiting), lines)
+                waiting &= waiting - 1
+            if mask != 0:
+                lane = lowest(mask)
+                mask &= mask - 1
+                row_product(matrix, rows + each * lane, acts, out + 4 * lane)
+
+    @helper
+    def tiles_product(matrix: int, tiles: int, group: int, acts: int, out: int) -> None:
+        """Products of all neurons of a group, zeros behind the last of `tiles` tiles."""
         for half in range(2):
             if 2 * group + half < tiles:
                 multiply(matrix, 2 * group + half, acts, 0, 1, out + 64 * half, 0)
@@ -197,17 +225,18 @@ def build(isa: Isa, blocks: SimpleNamespace, multiply: Any, barrier: Any, cut_ac
 
     @helper
     def add_columns(
-        args: Any, f: Any, layer: int, group: int, mask: int, memory: int, y: int
+        args: Any, f: Any, layer: int, group: int, mask: int, memory: int, y: int, ahead: int
     ) -> None:
         """Add a group's neurons in `mask` to y; their values lie quantized in `memory`."""
-        base = f[L.F_DOWN] + f[L.F_DOWN_BYTES] * group
-        first = base + f[L.F_COLUMNS]
+        base = f[L.F_GROUP] + f[L.F_GROUP_BYTES] * group
+        first = base + f[L.F_RECORD] + f[L.F_DOWN]
+        after = f[L.F_GROUP] + f[L.F_GROUP_BYTES] * ahead
         columns, values = i64_at(memory + _COLUMNS), u8_at(memory + _VALUES)
         quants, count = u8_at(memory + _QUANTS), 0
         while mask != 0:
             lane = lowest(mask)
             mask &= mask - 1
-            columns[count] = first + f[L.F_COLUMN_BYTES] * lane
+            columns[count] = first + f[L.F_RECORD_BYTES] * lane
             values[count] = quants[lane]
             count += 1
         while count & 3:
@@ -218,11 +247,11 @@ def build(isa: Isa, blocks: SimpleNamespace, multiply: Any, barrier: Any, cut_ac
         scale, bias, sums = memory + _SCALE, memory + _BIAS, memory + _SUMS
         kind = i64_at(layer + 8 * L.DOWN)[L.KIND]
         if kind == L.INT4:
-            columns4(base, where, what, quads, scale, bias, sums, chunks, y)
+            columns4(base, where, what, quads, scale, bias, sums, chunks, y, after)
         elif kind == L.INT8:
-            columns8(base, where, what, quads, scale, bias, sums, chunks, y)
+            columns8(base, where, what, quads, scale, bias, sums, chunks, y, after)
         else:
-            columns4m(base, where, what, quads, scale, bias, sums, chunks, y)
+            columns4m(base, where, what, quads, scale, bias, sums, chunks, y, after)
 
     @helper
     def finish_group(
@@ -235,6 +264,7 @@ def build(isa: Isa, blocks: SimpleNamespace, multiply: Any, barrier: Any, cut_ac
         memory: int,
         y: int,
         counts: Any,
+        ahead: int,
     ) -> int:
         """From gates and ups (in `memory`) to y. Returns which neurons were added to it."""
         f, h, p = i64_at(args[L.FFN] + 8 * L.FFN_WORDS * index), memory + _H, memory + _P
@@ -257,7 +287,7 @@ def build(isa: Isa, blocks: SimpleNamespace, multiply: Any, barrier: Any, cut_ac
         captured = float_of_bits(counts[L.COUNT_CAPTURED]) + f32_at(memory + _CAPTURED)[0]
         counts[L.COUNT_CAPTURED] = bits_of_float(types.float64(captured))
         quantize_one(h, i64_at(memory + _ACTS), 0, 1, 0, 0, 1)
-        add_columns(args, f, layer, group, kept, memory, y)
+        add_columns(args, f, layer, group, kept, memory, y, ahead)
         if f[L.F_IMPLIES] != 0:
             imply(args, index, 32 * group, kept, y)
         return kept
@@ -308,11 +338,11 @@ def build(isa: Isa, blocks: SimpleNamespace, multiply: Any, barrier: Any, cut_ac
 
     @helper
     def predicted(f: Any, words: int, group: int, inner: int, memory: int) -> int:
-        p = memory + _P
-        tiles_product(words + 8 * L.F_SCORES, group, inner, p)
-        scores, cutoffs = f32_at(p), f32_at(f[L.F_PREDICTED] + 128 * group)
+        p, scores = memory + _P, words + 8 * L.F_SCORES
+        tiles_product(scores, i64_at(scores)[L.TILES], group, inner, p)
+        found, cutoffs = f32_at(p), f32_at(f[L.F_PREDICTED] + 128 * group)
         for lane in range(32):
-            scores[lane] -= cutoffs[lane]
+            found[lane] -= cutoffs[lane]
         return test(p, 0.0, memory)
 
     @helper
@@ -338,6 +368,7 @@ def build(isa: Isa, blocks: SimpleNamespace, multiply: Any, barrier: Any, cut_ac
             first, last = deal(chosen, groups, tid, threads)
         elif source == L.PREDICTED:
             inner = predictor_inputs(words, acts, memory)
+        tiles = i64_at(layer + 8 * L.GATE)[L.TILES]
         offered, passed = u32_at(args[L.OFFERED]), u32_at(args[L.PASSED])
         for group in range(first, last):
             core = types.int64(u32_at(f[L.F_CORE])[group]) if f[L.F_CORE] != 0 else 0
@@ -355,11 +386,11 @@ def build(isa: Isa, blocks: SimpleNamespace, multiply: Any, barrier: Any, cut_ac
             if mask == 0:
                 clear(p, 32)
             else:
-                if f[L.F_GATE] == 0 or popcount(mask) > ROWS_AT_MOST:
-                    tiles_product(layer + 8 * L.GATE, group, acts, g)
+                if f[L.F_HAS_GATE] == 0 or popcount(mask) > ROWS_AT_MOST:
+                    tiles_product(words + 8 * L.F_GATES, tiles, group, acts, g)
                 else:
-                    rows = f[L.F_GATE]
-                    rows_product(layer + 8 * L.GATE, rows, f[L.F_GATE_BYTES], group, mask, acts, g)
+                    rows = f[L.F_GROUP] + f[L.F_GROUP_BYTES] * group + f[L.F_RECORD]
+                    rows_product(layer + 8 * L.GATE, rows, f[L.F_RECORD_BYTES], mask, acts, g)
                 gate(args, g, memory + _ONES, memory + _P, 2)
                 weigh(memory + _P, f[L.F_WEIGHTS] + 128 * group, p)
                 found = test(p, cutoff, memory) & mask
@@ -368,25 +399,6 @@ def build(isa: Isa, blocks: SimpleNamespace, multiply: Any, barrier: Any, cut_ac
                 counts[L.COUNT_IMPLIED] += popcount(more & found)
                 counts[L.COUNT_CANDIDATES] += popcount(mask)
             offered[group], passed[group] = types.uint32(mask), types.uint32(found)
-
-    @helper
-    def fetch_ahead(f: Any, group: int, last: int, masks: Any) -> int:
-        """Ask for the memory of the next group that has neurons, and say which it is."""
-        while group < last and masks[group] == 0:
-            group += 1
-        if group < last:
-            mask = types.int64(masks[group])
-            base = f[L.F_DOWN] + f[L.F_DOWN_BYTES] * group
-            prefetch(base, f[L.F_COLUMNS] >> 6)
-            while mask != 0:
-                lane = lowest(mask)
-                mask &= mask - 1
-                row = f[L.F_UP] + f[L.F_UP_BYTES] * (32 * group + lane)
-                prefetch(row, f[L.F_UP_BYTES] >> 6)
-                prefetch(
-                    base + f[L.F_COLUMNS] + f[L.F_COLUMN_BYTES] * lane, f[L.F_COLUMN_BYTES] >> 6
-                )
-        return group
 
     @helper
     def add_survivors(
@@ -404,16 +416,17 @@ def build(isa: Isa, blocks: SimpleNamespace, multiply: Any, barrier: Any, cut_ac
         """Ups and downs of this thread's share of the neurons that passed."""
         f, words = i64_at(args[L.FFN] + 8 * L.FFN_WORDS * index), u32_at(masks)
         first, last = deal(masks, args[L.FFN_GROUPS], tid, args[L.THREADS])
-        group = fetch_ahead(f, first, last, words)
+        group = next_group(words, first, last)
         while group < last:
-            following = fetch_ahead(f, group + 1, last, words)
-            mask = types.int64(words[group])
-            up, stride = f[L.F_UP], f[L.F_UP_BYTES]
-            rows_product(layer + 8 * L.UP, up, stride, group, mask, acts, memory + _U)
-            kept = finish_group(args, index, layer, group, mask, cutoff, memory, y, counts)
+            ahead = next_group(words, group + 1, last)
+            mask, waiting = types.int64(words[group]), 0
+            if ahead < last:
+                waiting = types.int64(words[ahead])
+            survivors_product(f, layer + 8 * L.UP, group, mask, acts, memory + _U, ahead, waiting)
+            kept = finish_group(args, index, layer, group, mask, cutoff, memory, y, counts, ahead)
             counts[L.COUNT_GATED] += popcount(mask)
             counts[L.COUNT_ACTIVE] += popcount(kept)
-            group = following
+            group = ahead
 
     @helper
     def add_contributors(
@@ -430,11 +443,15 @@ def build(isa: Isa, blocks: SimpleNamespace, multiply: Any, barrier: Any, cut_ac
         """Gates and ups of all of this thread's neurons, downs of those that contribute."""
         f = i64_at(args[L.FFN] + 8 * L.FFN_WORDS * index)
         first, last = share(args[L.FFN_GROUPS], tid, args[L.THREADS])
+        tiles = i64_at(layer + 8 * L.UP)[L.TILES]
         for group in range(first, last):
             mask = types.int64(u32_at(f[L.F_ALIVE])[group])
-            tiles_product(layer + 8 * L.GATE, group, acts, args[L.GATES] + 128 * group)
-            tiles_product(layer + 8 * L.UP, group, acts, memory + _U)
-            kept = finish_group(args, index, layer, group, mask, cutoff, memory, y, counts)
+            g = args[L.GATES] + 128 * group
+            tiles_product(layer + 8 * L.GATE, tiles, group, acts, g)
+            tiles_product(layer + 8 * L.UP, tiles, group, acts, memory + _U)
+            kept = finish_group(
+                args, index, layer, group, mask, cutoff, memory, y, counts, group + 1
+            )
             counts[L.COUNT_CANDIDATES] += popcount(mask)
             counts[L.COUNT_GATED] += popcount(mask)
             counts[L.COUNT_ACTIVE] += popcount(kept)
@@ -526,7 +543,8 @@ def _columns(isa: Isa, kind: int) -> Any:
         sums: int,
         chunks: int,
         y: int,
+        after: int,
     ) -> None:
-        intrinsic(base, where, values, quads, scale, bias, sums, chunks, y)
+        intrinsic(base, where, values, quads, scale, bias, sums, chunks, y, after)
 
     return columns

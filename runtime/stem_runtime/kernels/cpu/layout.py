@@ -113,14 +113,13 @@ ROW_GROUP_BYTES = 34  # float16 scale, 32 bytes
 (
     F_MODE,
     F_CANDIDATES,
-    F_GATE,  # rows [ffn, row bytes], or 0
-    F_GATE_BYTES,
-    F_UP,
-    F_UP_BYTES,
-    F_DOWN,  # [FFN_GROUPS, group bytes]
-    F_DOWN_BYTES,
-    F_COLUMNS,  # bytes from a group's start to its first column
-    F_COLUMN_BYTES,
+    F_GROUP,  # address of the first group's shared scales
+    F_GROUP_BYTES,
+    F_RECORD,  # bytes from a group's start to its first record
+    F_RECORD_BYTES,
+    F_HAS_GATE,
+    F_UP,  # bytes from a record's start to its row of up
+    F_DOWN,  # bytes from a record's start to its column of down
     F_WEIGHTS,  # float32 [32 * FFN_GROUPS]: potential = |act(g)| * weight
     F_NORMS,  # the same for contributions
     F_GATE_CUTOFF,  # float64 bits
@@ -134,6 +133,11 @@ ROW_GROUP_BYTES = 34  # float16 scale, 32 bytes
     F_ATTENTION,  # float64 bits: strength / spread of sharpness, 0 for none
     F_SHARPNESS,  # float64 bits: its mean
     F_PREDICTED,  # float32 [32 * FFN_GROUPS]: cut-offs of the predictor's scores
+    F_GATES,  # matrix words: the gate projection without the up projection in between
+    _,
+    _,
+    _,
+    _,
     F_AXES,  # matrix words
     _,
     _,
@@ -145,7 +149,7 @@ ROW_GROUP_BYTES = 34  # float16 scale, 32 bytes
     _,
     _,
     FFN_WORDS,
-) = range(34)
+) = range(38)
 MODE_DENSE, MODE_GATE, MODE_CONTRIBUTION = range(3)
 ALL, PREDICTED, RESAMPLED = range(3)
 (
