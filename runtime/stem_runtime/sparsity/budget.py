@@ -42,6 +42,7 @@ COMPUTE_PRICE = 0.1
 PROBE = 0.3
 """Share of a layer's output that is dropped to see how much that layer matters."""
 
+_HALVINGS = 24
 _ROUNDS, _SIZE = 6, 8
 
 PLANS = _ROUNDS * _SIZE
@@ -67,21 +68,21 @@ class Spread:
 
     def active(self, tables: FfnTables) -> float:
         """Share of neurons that read their down row, mean over layers."""
-        return float(self._of(tables.active).mean())
+        return float(self.of(tables.active).mean())
 
     def bytes_share(self, tables: FfnTables) -> float:
         """Share of the FFNs' bytes that are read."""
-        return float(self._of(tables.nbytes).sum()) / tables.dense_bytes
+        return float(self.of(tables.nbytes).sum()) / tables.dense_bytes
 
     def plan(self, tables: FfnTables) -> FfnPlan:
-        gates, contributions = self._of(tables.gate_cutoffs), self._of(tables.contribution_cutoffs)
-        idle = (gates == 0) & (contributions == 0) & (self._of(tables.active) > 1 - 1e-3)
+        gates, contributions = self.of(tables.gate_cutoffs), self.of(tables.contribution_cutoffs)
+        idle = (gates == 0) & (contributions == 0) & (self.of(tables.active) > 1 - 1e-3)
         modes = tuple(
             "dense" if i else _MODES[int(test)] for i, test in zip(idle, self.tests, strict=True)
         )
         return FfnPlan(modes, tuple(gates.tolist()), tuple(contributions.tolist()))
 
-    def _of(self, column: NDArray[np.float32]) -> F64:
+    def of(self, column: NDArray[np.float32]) -> F64:
         """The column's value of every layer, between levels in proportion."""
         each = np.arange(len(self.tests))
         rows = column[each, self.tests].astype(np.float64)
@@ -104,7 +105,7 @@ def plan(tables: FfnTables, s: float, policy: str = "global") -> FfnPlan:
 
 def plan_within(tables: FfnTables, dropped: float) -> FfnPlan:
     """The plan of the global rule that leaves out a share `dropped` of every layer's output."""
-    return _losing(tables, np.full(tables.layers, dropped)).plan(tables)
+    return better_tests(tables, np.full(tables.layers, dropped)).plan(tables)
 
 
 def spread(tables: FfnTables, s: float, policy: str = "global") -> Spread:
@@ -120,42 +121,44 @@ def spread(tables: FfnTables, s: float, policy: str = "global") -> Spread:
     raise UsageError(f"A budget policy is one of {', '.join(POLICIES)}, not {policy!r:.40}.")
 
 
-def better_test(tables: FfnTables, layer: int, dropped: float) -> tuple[int, float]:
-    """The test that reads fewer bytes where a share `dropped` may be lost, and its level."""
-    levels = [_level(tables.dropped[layer, test], dropped) for test in (GATE, CONTRIBUTION)]
-    places = np.arange(tables.dropped.shape[2])
+def better_tests(tables: FfnTables, dropped: F64) -> Spread:
+    """For every layer the test that reads fewer bytes where a share `dropped` [n_layers] of the
+    output may be lost, and how far it may go.
+    """
+    levels = _levels(tables.dropped, dropped[:, None])
+    each = np.arange(tables.layers)
     read = [
-        np.interp(level, places, tables.nbytes[layer, test]) for test, level in enumerate(levels)
+        Spread(np.full(tables.layers, test), levels[:, test]).of(tables.nbytes)
+        for test in (GATE, CONTRIBUTION)
     ]
-    test = GATE if read[GATE] <= read[CONTRIBUTION] else CONTRIBUTION
-    return test, levels[test]
+    tests = np.where(read[GATE] <= read[CONTRIBUTION], GATE, CONTRIBUTION)
+    return Spread(tests, levels[each, tests])
 
 
-def _level(rising: NDArray[np.float32], value: float) -> float:
-    """The last fractional place at which a rising row is at most `value`."""
-    row = np.maximum.accumulate(rising.astype(np.float64))
-    high = int(np.searchsorted(row, value, side="right"))
-    if high in (0, len(row)):
-        return float(max(high - 1, 0))
-    return float(high - 1 + (value - row[high - 1]) / (row[high] - row[high - 1]))
-
-
-def _losing(tables: FfnTables, dropped: F64) -> Spread:
-    """Every layer as far as it may go to lose its share of the output."""
-    found = [better_test(tables, layer, float(share)) for layer, share in enumerate(dropped)]
-    return Spread(
-        np.array([test for test, _ in found]), np.array([level for _, level in found], np.float64)
-    )
+def _levels(rising: NDArray[np.float32], values: F64 | float) -> F64:
+    """The last fractional places of rows [..., levels] at which they are at most `values`."""
+    rows = np.maximum.accumulate(rising.astype(np.float64), axis=-1)
+    most = rows.shape[-1] - 1
+    values = np.broadcast_to(values, rows.shape[:-1])
+    low = np.clip(np.count_nonzero(rows <= values[..., None], axis=-1) - 1, 0, most)
+    high = np.minimum(low + 1, most)
+    start, end = (np.take_along_axis(rows, at[..., None], -1)[..., 0] for at in (low, high))
+    part = np.divide(values - start, end - start, out=np.zeros_like(start), where=end > start)
+    found: F64 = low + np.clip(part, 0, 1)
+    return found
 
 
 def _scaled(tables: FfnTables, s: float, factors: F64) -> Spread:
     """Dropped shares in proportion to `factors`, as large as it takes to skip a share `s`."""
 
     def at(log_dropped: float) -> Spread:
-        return _losing(tables, np.exp(log_dropped) * factors)
+        return better_tests(tables, np.exp(log_dropped) * factors)
 
+    nothing = better_tests(tables, np.zeros(tables.layers))
+    if nothing.active(tables) <= 1 - s:
+        return nothing
     low, high = -16.0, 4.0
-    for _ in range(40):
+    for _ in range(_HALVINGS):
         middle = (low + high) / 2
         low, high = (low, middle) if at(middle).active(tables) <= 1 - s else (middle, high)
     return _stretched(tables, s, at(high), at(low))
@@ -168,7 +171,7 @@ def _stretched(tables: FfnTables, s: float, enough: Spread, less: Spread) -> Spr
     """
     start = less.levels if (less.tests == enough.tests).all() else np.zeros_like(enough.levels)
     low, high = 0.0, 1.0
-    for _ in range(40):
+    for _ in range(_HALVINGS):
         middle = (low + high) / 2
         found = Spread(enough.tests, start + middle * (enough.levels - start))
         low, high = (low, middle) if found.active(tables) <= 1 - s else (middle, high)
@@ -176,15 +179,10 @@ def _stretched(tables: FfnTables, s: float, enough: Spread, less: Spread) -> Spr
 
 
 def _uniform(tables: FfnTables, s: float) -> Spread:
-    tests, levels = [], []
-    for layer in range(tables.layers):
-        late = _level(-tables.active[layer, CONTRIBUTION], s - 1)
-        places = np.arange(tables.dropped.shape[2])
-        lost = float(np.interp(late, places, tables.dropped[layer, CONTRIBUTION]))
-        test, _ = better_test(tables, layer, lost)
-        tests.append(test)
-        levels.append(_level(-tables.active[layer, test], s - 1))
-    return Spread(np.array(tests), np.array(levels, np.float64))
+    levels = _levels(-tables.active, s - 1)
+    late = Spread(np.full(tables.layers, CONTRIBUTION), levels[:, CONTRIBUTION])
+    tests = better_tests(tables, late.of(tables.dropped)).tests
+    return Spread(tests, levels[np.arange(tables.layers), tests])
 
 
 def _greedy(tables: FfnTables, s: float) -> Spread:
@@ -194,9 +192,9 @@ def _greedy(tables: FfnTables, s: float) -> Spread:
     of neurons may, where a layer changes its test.
     """
     shares = np.concatenate([[0.0], np.geomspace(_LEAST, 1, _STEPS)])
-    steps = [_losing(tables, np.full(tables.layers, share)) for share in shares]
+    steps = [better_tests(tables, np.full(tables.layers, share)) for share in shares]
     active, read = (
-        np.stack([step._of(column) for step in steps], axis=1)
+        np.stack([step.of(column) for step in steps], axis=1)
         for column in (tables.active, tables.nbytes)
     )
     hurt = tables.hurts[:, None] * np.square(shares)
@@ -227,8 +225,8 @@ def sensitivities(tables: FfnTables, loss: Loss, step: Callable[[int], None]) ->
         step(layer)
         shares = np.zeros(tables.layers)
         shares[layer] = PROBE
-        spread = _losing(tables, shares)
-        lost = max(float(spread._of(tables.dropped)[layer]), _LEAST)
+        spread = better_tests(tables, shares)
+        lost = max(float(spread.of(tables.dropped)[layer]), _LEAST)
         found[layer] = max(loss(spread.plan(tables)), _LEAST * PROBE**2) / lost**2
     return found
 

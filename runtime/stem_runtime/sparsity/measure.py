@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from ..engine import Engine
 from ..kv_cache import KVCache
+from ..neuron_tables import COUNTS
 from .plan import FfnPlan
 from .resampling import Resampler
 
@@ -78,7 +79,7 @@ class Decoded:
     """Sequences decoded token by token.
 
     `losses` float64 [n] are the negative log-likelihoods of the tokens that came; `counts` float64
-    [n_layers, 8] the mean of `Engine.last_counts`; `captured` float32 [n, n_layers] what the active
+    [n_layers, 8] the mean of `Engine.last_counts`, where dense layers count as all neurons; `captured` float32 [n, n_layers] what the active
     neurons contributed; `sharpness` float32 [n, n_layers] how sharp attention was.
     """
 
@@ -141,7 +142,7 @@ def decode_all(engine: Engine, plan: FfnPlan, passages: Sequence[Passage], check
             top = logits.max()
             spread = np.exp(logits - top).sum(dtype=np.float64)
             losses.append(float(np.log(spread) + top - logits[following]))
-            counts += engine.last_counts
+            counts += _whole(engine.last_counts, engine.config.ffn_dim)
             captured.append(np.zeros(len(counts)) if cache.captured is None else cache.captured)
             sharpness.append(engine.last_sharpness)
     return Decoded(
@@ -171,6 +172,13 @@ def log_softmax(logits: F32) -> F32:
     logits -= logits.max(axis=1, keepdims=True)
     logits -= np.log(np.exp(logits).sum(axis=1, keepdims=True))
     return logits
+
+
+def _whole(counts: NDArray[np.int64], ffn: int) -> NDArray[np.int64]:
+    """Counts in which layers that ran dense, and so counted nothing, have all neurons."""
+    found = counts.copy()
+    found[counts[:, COUNTS.index("dense")] == 1, : COUNTS.index("active") + 1] = ffn
+    return found
 
 
 def _speed(engine: Engine, plan: FfnPlan | None, passage: Passage) -> float:
