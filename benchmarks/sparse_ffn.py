@@ -24,12 +24,11 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from stem_runtime.engine import Engine
 from stem_runtime.formats.packed import PackedModel, open_packed
-from stem_runtime.quant import PackedMatrix
 from stem_runtime.sparsity.neurons import (
     LayerNeurons,
     Neurons,
+    layer_weights,
     mask_of,
-    records_of,
 )
 from stem_runtime.sparsity.plan import FfnPlan
 from tests.runtime.tiny import random_packed, tiny_config
@@ -59,14 +58,8 @@ def neurons_of(model: PackedModel) -> Neurons:
     ones, everyone = np.ones(ffn, np.float32), mask_of(np.ones(ffn, np.bool_))
     layers = []
     for index in range(model.config.n_layers):
-        up, down = (model.matrix(f"layers.{index}.{name}") for name in ("up", "down"))
-        gate = model.matrix(f"layers.{index}.gate")
-        gates = PackedMatrix.of_tiles("gate", ffn, gate.cols, gate.kind, gate.joined())
-        layers.append(
-            LayerNeurons(
-                records_of(None, up, down), False, ones, ones, 0 * everyone, everyone, gates
-            )
-        )
+        stored = layer_weights(model, index, "up")
+        layers.append(LayerNeurons(stored, ones, ones, 0 * everyone, everyone))
     return Neurons(tuple(layers))
 
 

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from stem_runtime.engine import Engine
     from stem_runtime.formats.packed import PackedModel
     from stem_runtime.kv_cache import KVCache
+    from stem_runtime.sparsity.neurons import Parts
     from stem_runtime.sparsity.plan import FfnPlan, Mode
     from stem_runtime.sparsity.resampling import Resampler
     from stem_runtime.tokenizer import Tokenizer
@@ -56,20 +57,21 @@ class ModelInfo:
 
 @dataclass(frozen=True, slots=True)
 class Equipment:
-    """What an engine was built to leave out: rows of its head, neurons of its FFNs, their gates."""
+    """What an engine was built with: a look at the vocabulary, and which parts of every neuron."""
 
     look: bool = False
-    neurons: bool = False
-    gates: bool = False
+    parts: Parts | None = None
 
     def with_(self, choice: Choice) -> Equipment:
         """The same and what a choice needs."""
-        plan = choice.plan
-        return Equipment(
-            self.look or choice.look,
-            self.neurons or plan is not None,
-            self.gates or (plan is not None and plan.candidates != "all"),
-        )
+        parts = self.parts
+        if choice.plan is not None:
+            from stem_runtime.sparsity.neurons import PARTS
+            from stem_runtime.sparsity.plan import parts_for
+
+            wanted = parts_for([choice.plan])
+            parts = wanted if parts is None else max(parts, wanted, key=PARTS.index)
+        return Equipment(self.look or choice.look, parts)
 
 
 class Model:
@@ -359,7 +361,7 @@ def build_engine(
         kernels=kernels,
         notify=notify,
         head=calibrated.look if equipment.look else None,
-        neurons=calibrated.neurons(gates=equipment.gates) if equipment.neurons else None,
+        neurons=None if equipment.parts is None else calibrated.neurons(equipment.parts),
     )
 
 

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from stem_runtime.sampling import SamplingParams
     from stem_runtime.sparsity.ffn_profile import FfnProfile, FfnSetting
     from stem_runtime.sparsity.head import HeadLook
-    from stem_runtime.sparsity.neurons import Neurons
+    from stem_runtime.sparsity.neurons import Neurons, Parts
     from stem_runtime.sparsity.plan import FfnPlan
     from stem_runtime.sparsity.profile import HeadSetting, Profile
 
@@ -120,10 +120,10 @@ class Calibrated:
         head = None if self.profile is None else self.profile.head
         return None if head is None else head.look
 
-    def neurons(self, *, gates: bool) -> Neurons:
-        """The FFNs neuron by neuron; with `gates` for plans that compute few of those too."""
+    def neurons(self, parts: Parts | None = None) -> Neurons:
+        """The FFNs neuron by neuron; `parts` for plans that calibration did not measure."""
         if self.ffn is not None:
-            return self.ffn.neurons(self._packed, gates=gates)
+            return self.ffn.neurons(self._packed, parts=parts)
         from stem_runtime.sparsity.exact import exact_neurons
 
         return exact_neurons(self._packed)

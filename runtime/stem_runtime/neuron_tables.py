@@ -11,7 +11,7 @@ from .errors import UsageError
 from .formats.packed import PackedModel
 from .kernels.cpu import layout as L
 from .quant import GROUP, PackedMatrix, groups_of
-from .sparsity.neurons import KINDS, LayerNeurons, Neurons
+from .sparsity.neurons import KINDS, LayerNeurons, Neurons, Parts, record_sizes
 from .sparsity.plan import CANDIDATES, MODES, FfnPlan
 
 COUNTS = (
@@ -137,13 +137,13 @@ class NeuronTables:
         # every group of 32 neurons with one in use reads the scales that they share
         ffn = self._model.config.ffn_dim
         used = self._groups * (1 - (1 - min(active / ffn, 1.0)) ** GROUP)
-        sizes = self._record_sizes(index, layer.neurons.has_gate)
+        sizes = self._record_sizes(index, layer.neurons.stored.parts)
         read = active * sizes[2] + used * words[L.F_RECORD]
         if words[L.F_MODE] == L.MODE_CONTRIBUTION:
             sparse = gate.nbytes + up.nbytes + read
         else:
             gates = gate.nbytes
-            if words[L.F_CANDIDATES] != L.ALL and layer.neurons.has_gate:
+            if words[L.F_CANDIDATES] != L.ALL and sizes[0]:
                 gates = min(candidates * sizes[0], gates)
             sparse = gates + gated * sizes[1] + read
             predictor = layer.neurons.predictor
@@ -151,22 +151,19 @@ class NeuronTables:
                 sparse += predictor.axes.nbytes + predictor.scores.nbytes
         return float(sparse * (1 - dense) + whole * dense)
 
-    def _record_sizes(self, index: int, has_gate: bool) -> tuple[int, int, int]:
-        """Bytes of a neuron's row of gate, 0 without, of its row of up and column of down."""
+    def _record_sizes(self, index: int, parts: Parts) -> tuple[int, int, int]:
         gate, up, down = (self._matrix(index, name) for name in ("gate", "up", "down"))
-        first, second = (L.row_bytes(KINDS[m.kind], groups_of(m.cols)) for m in (gate, up))
-        third = L.column_bytes(KINDS[down.kind], self._model.config.d_model)
-        return first if has_gate else 0, second, third
+        return record_sizes(gate, up, down, parts)
 
     def _matrix(self, index: int, name: str) -> PackedMatrix:
         return self._model.matrix(f"layers.{index}.{name}")
 
     def _keep(self, index: int, layer: LayerNeurons) -> _Layer:
         ffn, down = self._model.config.ffn_dim, self._matrix(index, "down")
-        sizes = self._record_sizes(index, layer.has_gate)
+        sizes = self._record_sizes(index, layer.stored.parts)
         group = L.columns_at(KINDS[down.kind], self._model.config.d_model) + GROUP * sum(sizes)
         shapes: list[tuple[NDArray[np.generic], tuple[int, ...]]] = [
-            (layer.records, (self._groups, group)),
+            (layer.stored.records, (self._groups, group)),
             (layer.weights, (ffn,)),
             (layer.norms, (ffn,)),
             (layer.core, (self._groups,)),
@@ -189,14 +186,14 @@ class NeuronTables:
     def _set_layer(self, index: int, layer: _Layer) -> None:
         words, neurons = self.words[index], layer.neurons
         kind, d_model = KINDS[self._matrix(index, "down").kind], self._model.config.d_model
-        gate, up, _ = sizes = self._record_sizes(index, neurons.has_gate)
+        gate, up, _ = sizes = self._record_sizes(index, neurons.stored.parts)
         words[L.F_GROUP], words[L.F_GROUP_BYTES] = (
-            neurons.records.ctypes.data,
-            neurons.records.shape[1],
+            neurons.stored.records.ctypes.data,
+            neurons.stored.records.shape[1],
         )
         words[L.F_RECORD], words[L.F_RECORD_BYTES] = L.columns_at(kind, d_model), sum(sizes)
-        words[L.F_HAS_GATE], words[L.F_UP], words[L.F_DOWN] = neurons.has_gate, gate, gate + up
-        gates = neurons.gates or self._matrix(index, "gate")
+        words[L.F_HAS_GATE], words[L.F_UP], words[L.F_DOWN] = gate > 0, gate, gate + up
+        gates = neurons.stored.gates or self._matrix(index, "gate")
         words[L.F_GATES : L.F_GATES + L.MATRIX_WORDS] = matrix_words(gates)
         words[L.F_WEIGHTS], words[L.F_NORMS] = layer.weights.ctypes.data, layer.norms.ctypes.data
         words[L.F_ALIVE] = neurons.alive.ctypes.data
@@ -234,7 +231,10 @@ class NeuronTables:
                 continue
             if layer is None:
                 raise UsageError(f"Layer {index} has no neurons to skip; calibrate again.")
-            if mode == "gate" and plan.candidates != "all" and not layer.neurons.has_gate:
+            parts = layer.neurons.stored.parts
+            if mode == "gate" and parts == "down":
+                raise UsageError(f"Layer {index} has no rows of up; calibrate again.")
+            if mode == "gate" and plan.candidates != "all" and parts != "gate":
                 raise UsageError(f"Layer {index} has no gate rows; calibrate again.")
             if mode == "gate" and plan.candidates == "predicted" and not layer.neurons.predictor:
                 raise UsageError(f"Layer {index} has no predictor; calibrate again.")

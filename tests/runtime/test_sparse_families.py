@@ -29,9 +29,8 @@ from stem_runtime.quant import unpack
 from stem_runtime.sparsity.neurons import (
     LayerNeurons,
     Neurons,
-    columns_of,
+    layer_weights,
     mask_of,
-    rows_of,
 )
 from stem_runtime.sparsity.plan import FfnPlan
 
@@ -201,12 +200,10 @@ def every_neuron(model: PackedModel) -> Neurons:
     """Neurons of a model that nothing was learned about."""
     layers = []
     for layer in range(model.config.n_layers):
-        gate, up, down = (model.matrix(f"layers.{layer}.{name}") for name in ("gate", "up", "down"))
+        down = model.matrix(f"layers.{layer}.down")
         norms = np.linalg.norm(unpack(down), axis=0).astype(np.float32)
         none, every = (mask_of(np.full(FFN, value)) for value in (False, True))
-        layers.append(
-            LayerNeurons(rows_of(gate), rows_of(up), columns_of(down), norms, norms, none, every)
-        )
+        layers.append(LayerNeurons(layer_weights(model, layer, "gate"), norms, norms, none, every))
     return Neurons(tuple(layers))
 
 

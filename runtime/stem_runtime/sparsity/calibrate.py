@@ -20,11 +20,11 @@ from ..formats.packed import PackedModel
 from ..quant import PackedMatrix
 from .capture import Material, Part, Progress, capture, capture_ffn
 from .ffn_fit import fit
-from .ffn_profile import FfnProfile, make_rows
+from .ffn_profile import FfnProfile
 from .ffn_settings import Bench, measure_ffn
 from .head import HeadLook, Looks, default_limit, head_of, principal_axes, row_major
 from .measure import PROMPT, Passage
-from .neurons import Neurons
+from .neurons import Neurons, Parts, layer_weights
 from .profile import HeadProfile, HeadSetting, Profile, read_profile, write_profile
 from .trial import Outcome, judge, lags, leaders, least_margin
 
@@ -158,13 +158,14 @@ def _calibrate_ffn(run: _Run, profile: Profile, parts: Sequence[Part], kept: Pat
     assert profile.ffn is not None
     fitted = profile.ffn
     layers = range(run.model.config.n_layers)
-    rows = [make_rows(run.model, layer, gate=fitted.sparse) for layer in layers]
+    kept_parts: Parts = "gate" if fitted.sparse else "up"
+    stored = [layer_weights(run.model, layer, kept_parts) for layer in layers]
 
     def keep(ffn: FfnProfile) -> None:
         write_profile(kept, dataclasses.replace(profile, ffn=ffn))
 
     def make_engine(ffn: FfnProfile) -> Engine:
-        return run.engine(neurons=ffn.joined(rows))
+        return run.engine(neurons=ffn.joined(stored))
 
     bench = Bench(
         passages(_known(parts), HELD),

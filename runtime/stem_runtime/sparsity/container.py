@@ -6,7 +6,7 @@ import dataclasses
 import json
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self, TypeVar
@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from ..errors import FormatError
 from ..formats.header import TensorEntry, map_file, parse_json, read_header, view
 from ..formats.packed import ALIGNMENT, PARTIAL
-from ..quant import PackedMatrix, tiles_shape
+from ..quant import GROUP_BYTES, Kind, PackedMatrix, tiles_shape
 
 TABLE = "profile.json"
 
@@ -72,11 +72,19 @@ class Container:
             raise self.error(f"tensor {name!r} is missing or too wide")
         return self.array(name, dtype, (rows, entry.shape[1]))
 
-    def matrix(self, name: str, rows: int, cols: int) -> PackedMatrix:
-        """An int8 matrix."""
-        tiles = self.array(name, "U8", tiles_shape(rows, cols, "int8"))
-        found = PackedMatrix.of_tiles(name, rows, cols, "int8", tiles)
-        if not np.isfinite(found.scales).all():
+    def matrix(
+        self, name: str, rows: int, cols: int, kinds: Sequence[Kind] = ("int8",)
+    ) -> PackedMatrix:
+        """A quantized matrix, of that of `kinds` which its bytes tell."""
+        entry = self._entries.get(name)
+        size = entry.shape[-1] if entry is not None and entry.shape else 0
+        kind = next((kind for kind in kinds if GROUP_BYTES[kind] == size), None)
+        if kind is None:
+            raise self.error(f"tensor {name!r} is missing or not {' or '.join(kinds)}")
+        tiles = self.array(name, "U8", tiles_shape(rows, cols, kind))
+        found = PackedMatrix.of_tiles(name, rows, cols, kind, tiles)
+        halves = (found.scales,) if found.minima is None else (found.scales, found.minima)
+        if not all(np.isfinite(values).all() for values in halves):
             raise self.error(f"tensor {name!r} has scales that are no numbers")
         return found
 

@@ -5,8 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from ..formats.packed import PackedModel
-from .ffn_profile import make_rows
-from .neurons import LayerNeurons, Neurons, mask_of
+from .neurons import LayerNeurons, Neurons, layer_weights, mask_of
 
 
 def exact_neurons(model: PackedModel) -> Neurons:
@@ -19,6 +18,6 @@ def exact_neurons(model: PackedModel) -> Neurons:
     none, every = mask_of(np.zeros(ffn, np.bool_)), mask_of(np.ones(ffn, np.bool_))
     layers = []
     for layer in range(model.config.n_layers):
-        rows = make_rows(model, layer, gate=False)
-        layers.append(LayerNeurons(None, rows.up, rows.down, ones, ones, none, every))
+        stored = layer_weights(model, layer, "up")
+        layers.append(LayerNeurons(stored, ones, ones, none, every))
     return Neurons(tuple(layers))

@@ -10,20 +10,21 @@ from numpy.typing import NDArray
 
 from ..config import ModelConfig
 from ..errors import UsageError
-from ..quant import GROUP, groups_of
+from ..quant import GROUP, GROUP_BYTES, groups_of
 from .budget import POLICIES
 from .container import MAX_TEXT, Arrays, Container
-from .ffn_profile import FfnProfile, FfnRules, FfnSetting, LayerRows, PolicyTrial
-from .neurons import Predictor
+from .ffn_profile import FfnProfile, FfnRules, FfnSetting, PolicyTrial
+from .neurons import PARTS, LayerWeights, Parts, Predictor
 from .plan import FfnPlan
 from .potentials import LEVELS, FfnTables
 
 _MAX_SETTINGS = 64
 _MAX_IMPLIED = 64
 _MAX_RANK = 4096
-_MAX_ROW = 1 << 20  # bytes of a row of gate or up; a group of down's columns has 34 of them at most
+_MAX_RECORDS = 1 << 27  # bytes of a group of 32 neurons
 _TABLES = ("gate_cutoffs", "contribution_cutoffs", "gated", "active", "groups", "dropped")
 _SHARES = ("gated", "active", "groups")
+_PARTS_OF_TABLE = {"settings", "trials", "rank", "parts", "reason"}
 _PLAN = {field.name for field in dataclasses.fields(FfnPlan)}
 
 
@@ -33,6 +34,7 @@ def ffn_table(ffn: FfnProfile) -> dict[str, Any]:
         "settings": [setting.to_dict() for setting in ffn.settings],
         "trials": [dataclasses.asdict(trial) for trial in ffn.trials],
         "rank": 0 if ffn.predictors is None else ffn.predictors[0].axes.rows,
+        "parts": "" if ffn.stored is None else ffn.stored[0].parts,
         "reason": ffn.reason,
     }
 
@@ -52,18 +54,17 @@ def ffn_arrays(ffn: FfnProfile) -> Arrays:
         found[name + "axes"] = predictor.axes.joined()
         found[name + "scores"] = predictor.scores.joined()
         found[name + "cutoffs"] = predictor.cutoffs
-    for layer, rows in enumerate(ffn.rows or ()):
-        for field in dataclasses.fields(rows):
-            array = getattr(rows, field.name)
-            if array is not None:
-                found[f"ffn.{layer}.rows.{field.name}"] = array
+    for layer, stored in enumerate(ffn.stored or ()):
+        found[f"ffn.{layer}.records"] = stored.records
+        if stored.gates is not None:
+            found[f"ffn.{layer}.gates"] = stored.gates.joined()
     return found
 
 
 def read_ffn(file: Container, config: ModelConfig) -> FfnProfile:
     """The FFN part of a file. Raises FormatError for what a model of this shape cannot have."""
     table = file.table["ffn"]
-    if not isinstance(table, dict) or set(table) != {"settings", "trials", "rank", "reason"}:
+    if not isinstance(table, dict) or set(table) != _PARTS_OF_TABLE:
         raise file.error("the table of the FFNs is not whole")
     lists = (table["settings"], table["trials"])
     if not all(isinstance(part, list) and len(part) <= _MAX_SETTINGS for part in lists):
@@ -71,6 +72,9 @@ def read_ffn(file: Container, config: ModelConfig) -> FfnProfile:
     rank, reason = table["rank"], table["reason"]
     if type(rank) is not int or rank % GROUP or not 0 <= rank <= min(_MAX_RANK, config.d_model):
         raise file.error("the predictors' rank does not fit this model")
+    parts = table["parts"]
+    if parts != "" and parts not in PARTS:
+        raise file.error(f"records cannot be of {parts!r:.40}")
     if not isinstance(reason, str) or len(reason) > MAX_TEXT:
         raise file.error("the reason is no sentence")
     settings = tuple(_setting(file, config, values) for values in table["settings"])
@@ -83,7 +87,7 @@ def read_ffn(file: Container, config: ModelConfig) -> FfnProfile:
         _tables(file, config),
         _rules(file, config),
         tuple(_predictor(file, config, i, rank) for i in layers) if rank else None,
-        tuple(_rows(file, config, i) for i in layers) if file.has("ffn.0.rows.up") else None,
+        tuple(_stored(file, config, i, parts) for i in layers) if parts else None,
         reason,
     )
 
@@ -200,11 +204,11 @@ def _predictor(file: Container, config: ModelConfig, layer: int, rank: int) -> P
     )
 
 
-def _rows(file: Container, config: ModelConfig, layer: int) -> LayerRows:
-    name, ffn = f"ffn.{layer}.rows.", config.ffn_dim
-    gate = name + "gate"
-    return LayerRows(
-        gate=file.width(gate, "U8", ffn, _MAX_ROW) if file.has(gate) else None,
-        up=file.width(name + "up", "U8", ffn, _MAX_ROW),
-        down=file.width(name + "down", "U8", groups_of(ffn), 34 * _MAX_ROW),
-    )
+def _stored(file: Container, config: ModelConfig, layer: int, parts: Parts) -> LayerWeights:
+    groups = groups_of(config.ffn_dim)
+    records = file.width(f"ffn.{layer}.records", "U8", groups, _MAX_RECORDS)
+    if parts == "down":
+        return LayerWeights(records, parts)
+    kinds = tuple(GROUP_BYTES)
+    gates = file.matrix(f"ffn.{layer}.gates", config.ffn_dim, config.d_model, kinds)
+    return LayerWeights(records, parts, gates)

@@ -12,8 +12,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from . import budget
-from .neurons import LayerNeurons, Neurons, Predictor, columns_of, rows_of
-from .plan import FfnPlan
+from .neurons import (
+    PARTS,
+    LayerNeurons,
+    LayerWeights,
+    Neurons,
+    Parts,
+    Predictor,
+    layer_weights,
+)
+from .plan import FfnPlan, parts_for
 from .potentials import GATE, FfnTables
 
 if TYPE_CHECKING:
@@ -23,7 +31,6 @@ _LEAST_SPREAD = 1e-3
 
 F32 = NDArray[np.float32]
 I32 = NDArray[np.int32]
-U8 = NDArray[np.uint8]
 U32 = NDArray[np.uint32]
 
 
@@ -105,18 +112,9 @@ class FfnRules:
 
 
 @dataclass(frozen=True, slots=True)
-class LayerRows:
-    """Weights of a layer neuron by neuron, as `neurons.rows_of` and `columns_of` make them."""
-
-    gate: U8 | None
-    up: U8
-    down: U8
-
-
-@dataclass(frozen=True, slots=True)
 class FfnProfile:
-    """The FFN part of a profile. `rows` are kept only where a setting pays; `reason` says why none
-    does, empty where one does.
+    """The FFN part of a profile. `stored` weights are kept only where a setting pays; `reason` says
+    why none does, empty where one does.
     """
 
     settings: tuple[FfnSetting, ...]
@@ -124,7 +122,7 @@ class FfnProfile:
     tables: FfnTables
     rules: FfnRules
     predictors: tuple[Predictor, ...] | None = None
-    rows: tuple[LayerRows, ...] | None = None
+    stored: tuple[LayerWeights, ...] | None = None
     reason: str = ""
 
     @property
@@ -151,22 +149,25 @@ class FfnProfile:
             caps.append(min(ffn, math.ceil(mean * self.rules.caps[layer])) if bound else ffn)
         return dataclasses.replace(plan, core=True, floors=tuple(floors), caps=tuple(caps))
 
-    def neurons(self, model: PackedModel, *, gates: bool = False) -> Neurons:
-        """What the engine needs to decode with this profile's plans; rows not kept are made.
+    def parts(self) -> Parts:
+        """What records must hold of every neuron for the plans that were measured."""
+        plans = [setting.plan for setting in self.settings]
+        return parts_for(plans) if plans else "down"
 
-        With `gates` for plans that keep to candidates too. Without, gate rows are there only where
-        a measured setting does.
+    def neurons(self, model: PackedModel, *, parts: Parts | None = None) -> Neurons:
+        """What the engine needs to decode; `parts` for other plans than the measured ones.
+
+        Weights that are not kept are copied from the model.
         """
-        wanted = gates or any(setting.plan.candidates != "all" for setting in self.settings)
-        rows = self.rows
-        if rows is None or (wanted and rows[0].gate is None):
+        wanted, stored = parts or self.parts(), self.stored
+        if stored is None or PARTS.index(stored[0].parts) < PARTS.index(wanted):
             layers = range(self.tables.layers)
-            rows = tuple(make_rows(model, layer, gate=wanted) for layer in layers)
-        return self.joined(rows)
+            stored = tuple(layer_weights(model, layer, wanted) for layer in layers)
+        return self.joined(stored)
 
-    def joined(self, rows: Sequence[LayerRows]) -> Neurons:
-        """Rows together with what this profile knows of the neurons."""
-        return Neurons(tuple(self._layer(layer, found) for layer, found in enumerate(rows)))
+    def joined(self, stored: Sequence[LayerWeights]) -> Neurons:
+        """Weights together with what this profile knows of the neurons."""
+        return Neurons(tuple(self._layer(layer, found) for layer, found in enumerate(stored)))
 
     def to_dict(self) -> dict[str, Any]:
         """What was measured, for JSON."""
@@ -176,13 +177,11 @@ class FfnProfile:
             "reason": self.reason,
         }
 
-    def _layer(self, layer: int, rows: LayerRows) -> LayerNeurons:
+    def _layer(self, layer: int, stored: LayerWeights) -> LayerNeurons:
         rules = self.rules
         mean, spread = rules.sharpness[layer].tolist()
         return LayerNeurons(
-            gate=rows.gate,
-            up=rows.up,
-            down=rows.down,
+            stored=stored,
             weights=rules.weights[layer],
             norms=rules.norms[layer],
             core=rules.core[layer],
@@ -191,13 +190,3 @@ class FfnProfile:
             predictor=None if self.predictors is None else self.predictors[layer],
             sharpness=(mean, max(spread, _LEAST_SPREAD)),
         )
-
-
-def make_rows(model: PackedModel, layer: int, *, gate: bool) -> LayerRows:
-    """A layer's weights neuron by neuron; without `gate` where gates are only computed together."""
-    name = f"layers.{layer}."
-    return LayerRows(
-        rows_of(model.matrix(name + "gate")) if gate else None,
-        rows_of(model.matrix(name + "up")),
-        columns_of(model.matrix(name + "down")),
-    )

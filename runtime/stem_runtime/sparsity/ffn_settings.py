@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from ..engine import Engine
 from ..formats.packed import PackedModel
 from . import budget
-from .ffn_profile import FfnProfile, FfnSetting, PolicyTrial, make_rows
+from .ffn_profile import FfnProfile, FfnSetting, PolicyTrial
 from .measure import (
     Check,
     Decoded,
@@ -24,14 +24,20 @@ from .measure import (
     race,
     read_losses,
 )
-from .plan import FfnPlan
+from .neurons import layer_weights
+from .plan import FfnPlan, parts_for
 
 BUDGETS = {"1%": 0.01, "5%": 0.05}
 """Settings by name, and how much of its perplexity each may add."""
 
+HALVINGS = 6
+"""How finely the share of skipped neurons is searched for."""
+
+RETREATS = 3
+"""How often a setting over its budget on held-out text is drawn back."""
+
 _LEAST = 0.01  # share of skipped neurons whose only effect is another rounding
-_HALVINGS = 6
-_RETREATS, _BACK = 3, 0.8  # how often and how far a setting over its budget is drawn back
+_BACK = 0.8
 _SHARP = 256  # tokens that the sharpness of attention is learned from
 _SURE = 2.0  # standard errors
 
@@ -64,10 +70,10 @@ def measure_ffn(model: PackedModel, profile: FfnProfile, bench: Bench) -> FfnPro
     paying = [s for s in profile.settings if s.faster and s.perplexity_change <= most]
     if not paying:
         return dataclasses.replace(profile, reason=_reason(profile.settings))
-    gates = any(setting.plan.candidates != "all" for setting in paying)
+    parts = parts_for(setting.plan for setting in paying)
     layers = range(model.config.n_layers)
-    rows = tuple(make_rows(model, layer, gate=gates) for layer in layers)
-    return dataclasses.replace(profile, rows=rows)
+    stored = tuple(layer_weights(model, layer, parts) for layer in layers)
+    return dataclasses.replace(profile, stored=stored)
 
 
 class _Measuring:
@@ -97,7 +103,7 @@ class _Measuring:
         if tables.measured:
             return
         layers = tables.layers
-        total = layers + budget.PLANS
+        total = layers + budget.ROUNDS * budget.SIZE
         report = self._bench.report
         hurts = budget.sensitivities(
             tables, self._divergence, lambda done: report("Budgeting", done, total)
@@ -162,7 +168,7 @@ class _Measuring:
         if self._found(name) is not None:
             return
         target = self._reach(policy, allowed)
-        for _ in range(_RETREATS):
+        for _ in range(RETREATS):
             plan = self._profile.plan(target, policy)
             if base is not None and base.plan.candidates != "all":
                 plan = dataclasses.replace(plan, candidates=base.plan.candidates)
@@ -178,7 +184,7 @@ class _Measuring:
     def _reach(self, policy: str, allowed: float) -> float:
         """The largest share of neurons whose divergence stays within a budget."""
         low, high = 0.0, budget.MOST
-        for _ in range(_HALVINGS):
+        for _ in range(HALVINGS):
             middle = (low + high) / 2
             plan = self._profile.plan(middle, policy)
             within = self._divergence(plan) <= math.log1p(allowed)

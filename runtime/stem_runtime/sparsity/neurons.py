@@ -4,8 +4,8 @@ The same bits as in the tiles of the packed model, in another order.
 
 Groups of 32 neurons, uint8 [groups, group_bytes], since those share the scales of the down
 projection: its float16 scales [width], for int4m its minima [width], then 32 records. A record is
-all that belongs to one neuron, one stretch of memory: its row of gate (where gates of candidates
-alone are wanted), its row of up, its column of down, each padded to a multiple of 64 bytes.
+what belongs to one neuron, one stretch of memory: its row of gate, its row of up (both only where
+they are read one by one) and its column of down, each padded to a multiple of 64 bytes.
 
 A row is quants, float16 scales and for int4m float16 minima, of an even number of groups of 32
 columns. int4 has 16 bytes a group: byte i holds column i in its low nibble and column 16 + i in
@@ -21,6 +21,7 @@ four neurons, 16 at a time, puts them in order: byte 16 L + 4 v + i of a chunk i
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,12 +29,19 @@ from numpy.typing import NDArray
 from ..kernels.cpu import layout as L
 from ..quant import GROUP, PackedMatrix, PlainMatrix, groups_of, unpack_plain
 
+if TYPE_CHECKING:
+    from ..formats.packed import PackedModel
+
 U8 = NDArray[np.uint8]
 U32 = NDArray[np.uint32]
 F32 = NDArray[np.float32]
 I32 = NDArray[np.int32]
 
 KINDS = {"int4": L.INT4, "int4m": L.INT4_MINIMA, "int8": L.INT8}
+
+
+Parts = Literal["down", "up", "gate"]
+PARTS: tuple[Parts, ...] = get_args(Parts)
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,25 +58,35 @@ class Predictor:
 
 
 @dataclass(frozen=True, slots=True)
-class LayerNeurons:
-    """One layer's FFN neuron by neuron, and what calibration knows of its neurons.
+class LayerWeights:
+    """A layer's weights neuron by neuron: `records` uint8 [groups, group_bytes] hold `parts`.
 
-    `records` uint8 [groups, group_bytes], with gate rows if `has_gate`. `weights` and `norms` float32 [ffn] make potentials
-    and contributions (see `FfnPlan`). `core` (always on) and `alive` (ever on) are masks, uint32
-    [groups], a bit for each of 32 neurons. `implied` int32 [ffn, k] names neurons of the next layer
-    that tend to fire with a neuron of this one, -1 for none. `sharpness` is mean and spread of how
-    sharp this layer's attention is. `gates` is the gate projection in tiles that lie by themselves:
-    in the packed model the up projection lies between them, and skipping it costs a CPU's
-    prefetchers nearly what reading it costs.
+    "down" is enough where every gate and up is computed, "up" where every gate is, "gate" where
+    candidates alone are. `gates`, wanted unless every up is computed too, is the gate projection in
+    tiles that lie by themselves: in the packed model the tiles of up lie between them, and skipping
+    those costs a CPU's prefetchers nearly what reading them costs.
     """
 
     records: U8
-    has_gate: bool
+    parts: Parts
+    gates: PackedMatrix | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class LayerNeurons:
+    """One layer's FFN neuron by neuron, and what calibration knows of its neurons.
+
+    `weights` and `norms` float32 [ffn] make potentials and contributions (see `FfnPlan`). `core`
+    (always on) and `alive` (ever on) are masks, uint32 [groups], a bit for each of 32 neurons.
+    `implied` int32 [ffn, k] names neurons of the next layer that tend to fire with a neuron of this
+    one, -1 for none. `sharpness` is mean and spread of how sharp this layer's attention is.
+    """
+
+    stored: LayerWeights
     weights: F32
     norms: F32
     core: U32
     alive: U32
-    gates: PackedMatrix | None = None
     implied: I32 | None = None
     predictor: Predictor | None = None
     sharpness: tuple[float, float] = (0.0, 1.0)
@@ -107,14 +125,27 @@ def shared_of(matrix: PackedMatrix) -> U8:
     return np.concatenate(parts, axis=1)
 
 
-def records_of(gate: PackedMatrix | None, up: PackedMatrix, down: PackedMatrix) -> U8:
-    """An FFN neuron by neuron: uint8 [groups, group_bytes]; see the module's docstring."""
-    rows = [rows_of(matrix) for matrix in (gate, up) if matrix is not None]
-    records = np.concatenate([*rows, columns_of(down)], axis=1)
-    shared = shared_of(down)
+def layer_weights(model: PackedModel, layer: int, parts: Parts) -> LayerWeights:
+    """A layer's FFN neuron by neuron, copied from the tiles of the packed model."""
+    gate, up, down = (model.matrix(f"layers.{layer}.{name}") for name in ("gate", "up", "down"))
+    rows = [rows_of(matrix) for matrix in (gate, up)[2 - PARTS.index(parts) :]]
+    records, shared = np.concatenate([*rows, columns_of(down)], axis=1), shared_of(down)
     whole = np.zeros((GROUP * len(shared), records.shape[1]), np.uint8)
     whole[: len(records)] = records
-    return np.concatenate([shared, whole.reshape(len(shared), -1)], axis=1)
+    groups = np.concatenate([shared, whole.reshape(len(shared), -1)], axis=1)
+    if parts == "down":
+        return LayerWeights(groups, parts)
+    alone = PackedMatrix.of_tiles(gate.name, gate.rows, gate.cols, gate.kind, gate.joined())
+    return LayerWeights(groups, parts, alone)
+
+
+def record_sizes(
+    gate: PackedMatrix, up: PackedMatrix, down: PackedMatrix, parts: Parts
+) -> tuple[int, int, int]:
+    """Bytes of a neuron's row of gate, row of up and column of down; 0 for what is not kept."""
+    rows = [L.row_bytes(KINDS[matrix.kind], groups_of(matrix.cols)) for matrix in (gate, up)]
+    column = L.column_bytes(KINDS[down.kind], down.rows)
+    return rows[0] if parts == "gate" else 0, 0 if parts == "down" else rows[1], column
 
 
 def mask_of(bits: NDArray[np.bool_]) -> U32:

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from ..errors import UsageError
+
+if TYPE_CHECKING:
+    from .neurons import Parts
 
 Mode = Literal["dense", "gate", "contribution"]
 Candidates = Literal["all", "predicted", "resampled"]
@@ -60,5 +64,16 @@ class FfnPlan:
     @classmethod
     def exact(cls, layers: int) -> FfnPlan:
         """Skip only what adds exactly zero: for activations that have zeros."""
-        modes: tuple[Mode, ...] = ("gate",) * layers
-        return cls(modes, (0.0,) * layers, (0.0,) * layers, sinks=0)
+        gate: Mode = "gate"
+        return cls((gate,) * layers, (0.0,) * layers, (0.0,) * layers, sinks=0)
+
+
+def parts_for(plans: Iterable[FfnPlan]) -> Parts:
+    """What records must hold of every neuron so that all of these plans can run."""
+    most: Parts = "down"
+    for plan in plans:
+        if "gate" in plan.modes:
+            if plan.candidates != "all":
+                return "gate"
+            most = "up"
+    return most
