@@ -35,7 +35,7 @@ class Conversation:
 
     def read(self, prompt: np.ndarray) -> None:
         self.resampler.start(self.cache)
-        self.add(np.tile(prompt, (self.layers, 1)) * np.float32(10))
+        self.add(np.float32(10) * prompt)
         self.resampler.seed()
 
     def add(self, contribution: np.ndarray) -> None:
@@ -44,7 +44,7 @@ class Conversation:
 
     def token(self, contribution: np.ndarray = USED) -> bool:
         look = self.resampler.before_token()
-        seen = np.tile(contribution, (self.layers, 1))
+        seen = np.broadcast_to(contribution, (self.layers, self.ffn)).copy()
         if self.cache.candidates is not None:
             seen *= np.array([bits_of(mask, self.ffn) for mask in self.cache.candidates])
         self.add(seen)
@@ -82,7 +82,7 @@ def test_the_prompt_makes_the_first_sets() -> None:
 
 
 def test_coverage_sets_the_size() -> None:
-    falling = np.linspace(1, 0, FFN, dtype=np.float32)
+    falling = np.linspace(1, 0, FFN, dtype=np.float32) ** 4
     sizes = []
     for coverage in (0.3, 0.6, 0.8):
         conversation = Conversation(prompt=falling, coverage=coverage)
@@ -117,7 +117,7 @@ def test_a_look_stands_for_the_tokens_that_could_not_see() -> None:
     """A neuron outside the sets weighs as much as one inside that fires as often."""
     one, both = np.eye(1, FFN, dtype=np.float32)[0], np.zeros(FFN, np.float32)
     both[:2] = 1
-    conversation = Conversation(prompt=one, coverage=0.85, period=8)
+    conversation = Conversation(prompt=one, coverage=0.5, period=8)
     conversation.token(both)
     assert conversation.members() == [0]
     for _ in range(8):
@@ -149,6 +149,36 @@ def test_a_look_that_finds_the_sets_wanting_is_drift_too() -> None:
     for token in [USED] * 4 + [OTHER]:
         conversation.token(token)
     assert conversation.resampler.drifts == 1
+
+
+def test_sets_grow_until_they_hold_what_they_should() -> None:
+    """Tokens that use what the ones before did not: sets as large as the past asks miss them."""
+    rng = np.random.default_rng(0)
+    typical = np.linspace(1, 0, 400, dtype=np.float32) ** 3
+    conversation = Conversation(1, typical, coverage=0.9, period=4)
+    shares = []
+    for _ in range(400):
+        token = typical * rng.exponential(size=400).astype(np.float32) ** 2
+        if conversation.token(token):
+            shares.append(conversation.resampler.share)
+    assert conversation.resampler.recall == pytest.approx(0.9, abs=0.02)
+    assert np.std(shares[20:]) < 0.1
+
+
+def test_a_prompt_that_was_not_read_makes_no_sets() -> None:
+    conversation = Conversation(prompt=np.zeros(FFN, np.float32))
+    assert conversation.token(USED)
+    assert conversation.resampler.drifts == 0
+    assert conversation.members() == np.flatnonzero(USED).tolist()
+
+
+def test_layers_where_nothing_fires_are_no_drift() -> None:
+    conversation = Conversation(period=1000)
+    silent = np.stack([USED, np.zeros(FFN, np.float32)])
+    for _ in range(30):
+        conversation.token(silent)
+    assert conversation.resampler.drifts == 0
+    assert conversation.resampler.recall == 1
 
 
 def test_sets_of_nearly_all_neurons_are_given_up() -> None:

@@ -18,18 +18,18 @@ from ..quant import GROUP, groups_of
 from .neurons import mask_of
 from .plan import Mode
 
-COVERAGE = 0.95
-"""Share of the contributions seen that a set holds."""
+COVERAGE = 0.98
+"""Share of the contributions of tokens to come that the sets are meant to hold."""
 
 PERIOD = 32
 """Tokens from one full look to the next."""
 
+_MARGIN = 0.25  # of what tokens to come may miss is what the sets miss of the past, to begin with
 _MOST = 0.75  # a set of more neurons than this saves less than looking for it costs
 _KEEP = 0.8  # what a look leaves of the weight of all that was seen before it
 _SMOOTH = 8  # tokens that the drift measure is averaged over
 _BOUND = 0.7  # of what the sets should hold: under it, the conversation has drifted
 _RECENT = 8  # looks of which not more than half may find drift
-_LEAST = np.float32(1e-30)
 
 Bools = NDArray[np.bool_]
 F32 = NDArray[np.float32]
@@ -47,11 +47,14 @@ class Sampled(Protocol):
 class Resampler:
     """The candidate sets of one conversation, which cover a share of what it has used so far.
 
-    A layer's set is the smallest that holds `coverage` of the contributions seen: those of the
-    prompt, then those since, the older ones counting less at every look. Call `start` before a
-    prompt is read and `seed` after; then, for every token, `before_token`, decode, `after_token`.
-    A neuron outside the sets is seen in looks only, so there it counts for all tokens since the
-    last one.
+    A layer's set is the smallest that holds a certain share of the contributions seen: those of
+    the prompt, then those since, the older ones counting less at every look. A neuron outside the
+    sets is seen in looks only, so there it counts for all tokens since the last one. The share
+    starts at a quarter of the way from 1 to `coverage`, and every look corrects it by what its own
+    token had outside the sets, so that it is tokens to come of which they hold `coverage`.
+
+    Call `start` before a prompt is read and `seed` after; then, for every token, `before_token`,
+    decode, `after_token`.
 
     Drift is measured by what the sets capture: the contribution of a token's active neurons over
     what full looks found, averaged over layers and over the last few tokens. Under 70% of
@@ -78,11 +81,12 @@ class Resampler:
         self._sets: Bools = np.zeros(self._seen.shape, np.bool_)
         self._masks: U32 | None = None
         self._baseline: F32 | None = None
-        self._level = 1.0
+        self._level, self._margin = 1.0, _MARGIN
         self._since = 0
         self._drifting = self._looking = False
         self._found: deque[bool] = deque(maxlen=_RECENT)
         self._cache: Sampled | None = None
+        self._held = 0.0
         self.refreshes = 0
         self.drifts = 0
         self.reason = "" if self._gated.any() else "no layer has a gate test"
@@ -96,6 +100,11 @@ class Resampler:
     def share(self) -> float:
         """Mean size of the sets as a share of the neurons, over the layers that have them."""
         return float(self._sets[self._gated].sum() / (self._ffn * max(1, self._gated.sum())))
+
+    @property
+    def recall(self) -> float:
+        """Share of a look's contributions that was in the sets, the mean over looks; 1 before."""
+        return self._held / self.refreshes if self.refreshes else 1.0
 
     def start(self, cache: Sampled) -> None:
         """Make `cache` collect the contributions of the prompt that is read next."""
@@ -133,16 +142,18 @@ class Resampler:
             self._refresh(captured)
         elif self._baseline is not None:
             self._since += 1
-            ratio = float(np.mean(captured / np.maximum(self._baseline, _LEAST)))
-            self._level += (ratio - self._level) / _SMOOTH
+            self._level += (_mean_ratio(captured, self._baseline) - self._level) / _SMOOTH
             self._drifting = self._level < _BOUND * self._coverage
 
     def _refresh(self, captured: F32) -> None:
         """Draw the sets anew after a look, whose contributions alone are in the heat."""
         look, held = self._heat, np.where(self._sets, self._heat, np.float32(0))
-        parts = held[self._gated].sum(axis=1) / np.maximum(look[self._gated].sum(axis=1), _LEAST)
-        missed = bool(self._masks is not None and parts.mean() < _BOUND * self._coverage)
-        self._found.append(self._drifting or missed)
+        recall = _mean_ratio(held[self._gated].sum(axis=1), look[self._gated].sum(axis=1))
+        if self._masks is None:  # nothing was seen before
+            recall = self._coverage
+        self._correct(1 - recall)
+        self._found.append(self._drifting or recall < _BOUND * self._coverage)
+        self._held += recall
         self.drifts += self._found[-1]
         self.refreshes += 1
         unseen = (look - held) * np.float32(self._since + 1)
@@ -155,9 +166,15 @@ class Resampler:
         if sum(self._found) > _RECENT // 2:
             self._switch_off("the conversation changes faster than its sets of candidates")
 
+    def _correct(self, missed: float) -> None:
+        """Miss less of the past where a look missed more than it may, half way each time."""
+        step = np.sqrt((1 - self._coverage) / max(missed, 1e-6))
+        self._margin = float(np.clip(self._margin * np.clip(step, 0.5, 2), 0.01, 1))
+
     def _draw(self) -> None:
+        share = 1 - self._margin * (1 - self._coverage)
         for layer in np.flatnonzero(self._gated):
-            self._sets[layer] = smallest_set(self._seen[layer], self._coverage)
+            self._sets[layer] = smallest_set(self._seen[layer], share)
         self._masks = np.stack([mask_of(bits) for bits in self._sets]) if self._sets.any() else None
         if self.share > _MOST:
             self._switch_off(f"its sets of candidates hold {self.share:.0%} of the neurons")
@@ -166,6 +183,12 @@ class Resampler:
         self.reason = reason
         if self._cache is not None:
             self._cache.candidates = self._cache.heat = None
+
+
+def _mean_ratio(part: F32, whole: F32) -> float:
+    """The mean of part / whole over layers, 1 for those where the whole is nothing."""
+    ratio = np.divide(part, whole, out=np.ones_like(whole), where=whole > 0)
+    return float(ratio.mean())
 
 
 def smallest_set(heat: F32, coverage: float) -> Bools:
