@@ -9,7 +9,10 @@ file in sixteen that nothing was trained on; `stem-local convert OUT_FOLDER` pac
 Llama's layers with a ReLU gate. The FFNs' hidden values carry an L1 penalty that grows until few
 enough are not zero, as ProSparse does it (arXiv 2402.13516), with the weight steered towards the
 share asked for. Matrices are trained by Muon, which gets furthest in few steps, the rest by AdamW.
-`--minutes` is processor time, so that the outcome does not depend on what else the machine does.
+`--minutes` is processor time, so that the outcome does not depend on what else the machine does:
+eight of them with the Debian handbook and Python's own modules gave 8% active, held-out perplexity
+75 (a vocabulary of 4,096, 1.3 million tokens read). Enough for weights that are not random; more
+minutes make a better model.
 """
 
 from __future__ import annotations
