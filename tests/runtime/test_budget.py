@@ -37,7 +37,7 @@ def tables(seed: int = 0, natural: float = 1.0, layers: int = LAYERS) -> FfnTabl
     one = np.ones(layers, np.float32)
     f32 = [column.astype(np.float32) for column in columns]
     costs = np.tile(np.array([3000, 3000, 2600, 400], np.float32), (layers, 1))
-    return FfnTables(*f32, costs=costs, hurts=one, learned=one)
+    return FfnTables(*f32, costs=costs, hurts=one, learned=one, gather=np.ones(2, np.float32))
 
 
 @settings(max_examples=60, deadline=None)
@@ -60,6 +60,8 @@ def test_a_plan_skips_the_share_that_was_asked_for(
     assert len(plan.modes) == LAYERS
     assert plan.attention == (budget.ATTENTION if policy == "attention" else 0)
     assert ("dense" in plan.modes) <= (not sparse)
+    if plan.attention:
+        return
     for layer, (test, level) in enumerate(zip(spread.tests, spread.levels, strict=True)):
         cutoffs = found.contribution_cutoffs[layer, test]
         assert cutoffs[int(level)] - 1e-5 <= plan.contribution_cutoffs[layer]
@@ -86,12 +88,15 @@ def test_the_global_rule_drops_the_same_share_everywhere() -> None:
 
 def test_each_layer_has_the_test_that_reads_less() -> None:
     found = tables()
+    even = np.full(LAYERS, 0.2)
+    slow = dataclasses.replace(found, gather=np.array([9, 1], np.float32))
+    assert (budget.better_tests(slow, even).tests == CONTRIBUTION).all()
     cheap, dear = found.dropped.copy(), found.dropped.copy()
     cheap[:, GATE] = cheap[:, CONTRIBUTION]
     dear[:, GATE, 1:] = 1
     for dropped, test in ((cheap, GATE), (dear, CONTRIBUTION)):
         now = dataclasses.replace(found, dropped=dropped)
-        assert (budget.better_tests(now, np.full(LAYERS, 0.2)).tests == test).all()
+        assert (budget.better_tests(now, even).tests == test).all()
         mode = "gate" if test == GATE else "contribution"
         for policy in budget.POLICIES:
             assert set(budget.plan(now, 0.3, policy).modes) <= {mode, "dense"}
@@ -138,7 +143,7 @@ def test_the_learned_policy_beats_the_global_rule() -> None:
     loss = loss_of(found, np.array([8, 0.1, 0.1, 0.1, 4]))
     calls: list[int] = []
     learned = budget.learn(found, 0.5, loss, calls.append)
-    assert calls == list(range(budget.PLANS + 1))
+    assert calls == list(range(budget.ROUNDS * budget.SIZE + 1))
     better = dataclasses.replace(found, learned=learned)
 
     def price(policy: str) -> float:
@@ -148,6 +153,25 @@ def test_the_learned_policy_beats_the_global_rule() -> None:
     assert price("learned") < 0.9 * price("global")
     assert np.array_equal(learned, budget.learn(found, 0.5, loss, lambda _: None))
     assert not np.array_equal(learned, budget.learn(found, 0.5, loss, lambda _: None, seed=1))
+
+
+def test_attention_moves_cutoffs_and_keeps_the_mean() -> None:
+    found = tables()
+    plain, attentive = (budget.plan(found, 0.4, policy) for policy in ("global", "attention"))
+    ratio = np.array(attentive.contribution_cutoffs) / np.array(plain.contribution_cutoffs)
+    assert np.ptp(ratio) < 1e-6
+    assert ratio[0] != pytest.approx(1, abs=1e-3)
+    draws = np.exp(budget.ATTENTION * np.random.default_rng(0).standard_normal(4000))
+    spread = budget.spread(found, 0.4, "attention")
+    shares = [
+        np.interp(
+            draws * attentive.contribution_cutoffs[layer],
+            found.contribution_cutoffs[layer, test],
+            found.active[layer, test],
+        ).mean()
+        for layer, test in enumerate(spread.tests)
+    ]
+    assert np.mean(shares) == pytest.approx(0.6, abs=0.02)
 
 
 def test_nothing_is_skipped_where_nothing_is_asked() -> None:

@@ -9,7 +9,7 @@
   with the reward `-loss - COMPUTE_PRICE * (share of FFN bytes read)`.
 - attention: the global rule, and tokens whose attention is sharp get lower cut-offs.
 
-Each layer uses whichever test reads fewer bytes at the share of its output that it may lose.
+Each layer uses whichever test takes less reading at the share of its output that it may lose.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ POLICIES: tuple[PolicyName, ...] = get_args(PolicyName)
 MOST = 0.95
 """The largest share of neurons that can be asked to be skipped."""
 
-ATTENTION = 0.5
+ATTENTION = 0.25
 """Strength of the multiplier that the attention policy puts on a token's cut-offs."""
 
 COMPUTE_PRICE = 0.1
@@ -43,10 +43,8 @@ PROBE = 0.3
 """Share of a layer's output that is dropped to see how much that layer matters."""
 
 _HALVINGS = 24
-_ROUNDS, _SIZE = 6, 8
-
-PLANS = _ROUNDS * _SIZE
-"""Plans that the learned policy tries."""
+ROUNDS, SIZE = 6, 8
+"""Rounds of plans that the learned policy tries, and plans of a round."""
 
 _LEAST, _STEPS = 1e-3, 96  # dropped shares that greedy goes through, from the least to 1
 _MODES: dict[int, Mode] = {GATE: "gate", CONTRIBUTION: "contribution"}
@@ -100,7 +98,7 @@ def plan(tables: FfnTables, s: float, policy: str = "global") -> FfnPlan:
     if not 0 <= s <= MOST:
         raise UsageError(f"The share of skipped neurons is from 0 to {MOST}, not {s!r:.20}.")
     found = spread(tables, s, policy).plan(tables)
-    return dataclasses.replace(found, attention=ATTENTION) if policy == "attention" else found
+    return _attentive(tables, s, found) if policy == "attention" else found
 
 
 def plan_within(tables: FfnTables, dropped: float) -> FfnPlan:
@@ -122,13 +120,13 @@ def spread(tables: FfnTables, s: float, policy: str = "global") -> Spread:
 
 
 def better_tests(tables: FfnTables, dropped: F64) -> Spread:
-    """For every layer the test that reads fewer bytes where a share `dropped` [n_layers] of the
+    """For every layer the test that takes less reading where a share `dropped` [n_layers] of the
     output may be lost, and how far it may go.
     """
     levels = _levels(tables.dropped, dropped[:, None])
     each = np.arange(tables.layers)
     read = [
-        Spread(np.full(tables.layers, test), levels[:, test]).of(tables.nbytes)
+        Spread(np.full(tables.layers, test), levels[:, test]).of(tables.times)
         for test in (GATE, CONTRIBUTION)
     ]
     tests = np.where(read[GATE] <= read[CONTRIBUTION], GATE, CONTRIBUTION)
@@ -178,6 +176,37 @@ def _stretched(tables: FfnTables, s: float, enough: Spread, less: Spread) -> Spr
     return Spread(enough.tests, start + high * (enough.levels - start))
 
 
+def _attentive(tables: FfnTables, s: float, plan: FfnPlan) -> FfnPlan:
+    """The plan with attention's multiplier, its cut-offs changed so that it still skips `s`.
+
+    Sharpness is taken to be normally distributed: cut-offs are then multiplied by exp of a normal
+    variable, which does not leave the mean number of active neurons as it was.
+    """
+    nodes, weights = np.polynomial.hermite_e.hermegauss(9)
+    factors = np.exp(ATTENTION * nodes)
+    curves = []
+    for layer, mode in enumerate(plan.modes):
+        test = GATE if mode == "gate" else CONTRIBUTION
+        column = tables.gate_cutoffs if test == GATE else tables.contribution_cutoffs
+        cutoffs = plan.gate_cutoffs if test == GATE else plan.contribution_cutoffs
+        curves.append((cutoffs[layer], column[layer, test], tables.active[layer, test]))
+
+    def active(scale: float) -> float:
+        shares = [np.interp(scale * cutoff * factors, at, of) for cutoff, at, of in curves]
+        return float(np.mean(shares, axis=0) @ weights / weights.sum())
+
+    low, high = 0.0, 4.0
+    for _ in range(_HALVINGS):
+        middle = (low + high) / 2
+        low, high = (low, middle) if active(middle) <= 1 - s else (middle, high)
+    return dataclasses.replace(
+        plan,
+        gate_cutoffs=tuple(high * cutoff for cutoff in plan.gate_cutoffs),
+        contribution_cutoffs=tuple(high * cutoff for cutoff in plan.contribution_cutoffs),
+        attention=ATTENTION,
+    )
+
+
 def _uniform(tables: FfnTables, s: float) -> Spread:
     levels = _levels(-tables.active, s - 1)
     late = Spread(np.full(tables.layers, CONTRIBUTION), levels[:, CONTRIBUTION])
@@ -188,14 +217,14 @@ def _uniform(tables: FfnTables, s: float) -> Spread:
 def _greedy(tables: FfnTables, s: float) -> Spread:
     """Slices are steps of the dropped share; a layer's loss grows with the square of that.
 
-    Slices are weighed by the bytes that they save, which never rise from step to step: the number
+    Slices are weighed by the reading that they save. That never rises from step to step; the number
     of neurons may, where a layer changes its test.
     """
     shares = np.concatenate([[0.0], np.geomspace(_LEAST, 1, _STEPS)])
     steps = [better_tests(tables, np.full(tables.layers, share)) for share in shares]
     active, read = (
         np.stack([step.of(column) for step in steps], axis=1)
-        for column in (tables.active, tables.nbytes)
+        for column in (tables.active, tables.times)
     )
     hurt = tables.hurts[:, None] * np.square(shares)
     prices = np.diff(hurt, axis=1) / np.maximum(-np.diff(read, axis=1), _LEAST)
@@ -239,7 +268,7 @@ def learn(
     *,
     seed: int = 0,
 ) -> F32:
-    """Factors float32 [n_layers] for `learned`, found with PLANS plans that skip a share `s`.
+    """Factors float32 [n_layers] for `learned`, found with plans that skip a share `s`.
 
     Logarithms of the factors are drawn from a normal distribution for each layer, which is moved to
     the best quarter of every round. The global rule itself, and what the measured sensitivities
@@ -249,21 +278,21 @@ def learn(
     hint = np.log(np.maximum(tables.hurts, _LEAST).astype(np.float64)) / -2
     mean, spread = np.zeros(tables.layers), np.full(tables.layers, 0.5)
     best, kept = -np.inf, mean
-    for turn in range(_ROUNDS):
-        drawn = mean + spread * rng.standard_normal((_SIZE, tables.layers))
+    for turn in range(ROUNDS):
+        drawn = mean + spread * rng.standard_normal((SIZE, tables.layers))
         if turn == 0:
             drawn[0], drawn[1] = 0, (hint - hint.mean()) / 2
-        rewards = np.empty(_SIZE)
+        rewards = np.empty(SIZE)
         for i, logs in enumerate(drawn):
-            step(turn * _SIZE + i)
+            step(turn * SIZE + i)
             found = _scaled(tables, s, np.exp(logs))
             rewards[i] = -loss(found.plan(tables)) - COMPUTE_PRICE * found.bytes_share(tables)
         order = np.argsort(-rewards)
         if rewards[order[0]] > best:
             best, kept = rewards[order[0]], drawn[order[0]]
-        chosen = drawn[order[: _SIZE // 4]]
+        chosen = drawn[order[: SIZE // 4]]
         mean = (mean + chosen.mean(axis=0)) / 2
         spread = (spread + chosen.std(axis=0)) / 2
-    step(PLANS)
+    step(ROUNDS * SIZE)
     factors: F32 = np.exp(kept - kept.mean()).astype(np.float32)
     return factors

@@ -15,6 +15,7 @@ from ..formats.packed import PackedModel
 from . import budget
 from .ffn_profile import FfnProfile, FfnSetting, PolicyTrial
 from .measure import (
+    PROMPT,
     Check,
     Decoded,
     Divergence,
@@ -26,6 +27,7 @@ from .measure import (
 )
 from .neurons import layer_weights
 from .plan import FfnPlan, parts_for
+from .potentials import EXACT_ZEROS
 
 BUDGETS = {"1%": 0.01, "5%": 0.05}
 """Settings by name, and how much of its perplexity each may add."""
@@ -39,6 +41,7 @@ RETREATS = 3
 _LEAST = 0.01  # share of skipped neurons whose only effect is another rounding
 _BACK = 0.8
 _SHARP = 256  # tokens that the sharpness of attention is learned from
+_SLOWEST = 4.0  # times as long as a whole matrix; more is a machine that did something else
 _SURE = 2.0  # standard errors
 
 F64 = NDArray[np.float64]
@@ -81,6 +84,7 @@ class _Measuring:
 
     def __init__(self, engine: Engine, profile: FfnProfile, bench: Bench) -> None:
         self._engine, self._profile, self._bench = engine, profile, bench
+        self._exact = engine.config.activation in EXACT_ZEROS
         least = budget.plan(profile.tables, _LEAST, "uniform")
         self._divergence = Divergence(engine, bench.seen, least, bench.check)
         self._dense = dense_losses(engine, bench.unseen, bench.check)
@@ -89,7 +93,7 @@ class _Measuring:
         self._learn()
         policy = self._try_policies()
         best: FfnSetting | None = None
-        if self._profile.sparse:
+        if self._exact:
             best = self._natural()
         for done, (name, allowed) in enumerate(BUDGETS.items()):
             self._bench.report("Measuring", done, len(BUDGETS))
@@ -103,6 +107,9 @@ class _Measuring:
         if tables.measured:
             return
         layers = tables.layers
+        if not self._exact:
+            tables = dataclasses.replace(tables, gather=self._gather())
+            self._grow(tables=tables)
         total = layers + budget.ROUNDS * budget.SIZE
         report = self._bench.report
         hurts = budget.sensitivities(
@@ -114,6 +121,18 @@ class _Measuring:
             tables, target, self._divergence, lambda done: report("Budgeting", layers + done, total)
         )
         self._grow(tables=dataclasses.replace(tables, learned=learned))
+
+    def _gather(self) -> NDArray[np.float32]:
+        """How much longer a byte takes neuron by neuron, timed with tests that everyone passes."""
+        costs = self._profile.tables.costs.sum(axis=0)
+        whole = self._engine.weight_bytes_per_token(PROMPT)
+        found = []
+        for mode, nbytes in (("gate", costs[1:].sum()), ("contribution", costs[2:].sum())):
+            layers = self._profile.tables.layers
+            plan = FfnPlan((mode,) * layers, (0.0,) * layers, (0.0,) * layers)  # type: ignore[arg-type]
+            dense, sparse = race(self._engine, plan, self._bench.seen, self._bench.check)
+            found.append(1 + (dense / sparse - 1) * whole / nbytes)
+        return np.clip(np.array(found, np.float32), 1, _SLOWEST)
 
     def _try_policies(self) -> str:
         """Measure every policy at the same target. Returns the one to use."""
@@ -151,7 +170,10 @@ class _Measuring:
         predicted = dataclasses.replace(exact, candidates="predicted", sinks=4)
         resampled = dataclasses.replace(exact, candidates="resampled", sinks=4)
         full = decode_all(self._engine, exact, self._bench.unseen, self._bench.check)
-        for name, plan in (("exact", exact), ("predicted", predicted), ("resampled", resampled)):
+        plans = {"exact": exact}
+        if self._profile.sparse:
+            plans |= {"predicted": predicted, "resampled": resampled}
+        for name, plan in plans.items():
             if self._found(name) is None:
                 same = plan is exact
                 decoded = full if same else self._decoded(plan)

@@ -20,8 +20,10 @@ from .resampling import Resampler
 PROMPT = 32
 """Tokens of a text that are read before the ones that are decoded."""
 
+ROUNDS, DECODED = 10, 40
+"""Rounds of a race, and tokens that each side decodes in a round."""
+
 _SCORES = 1 << 24  # logits of the dense model that are held to compare with
-_ROUNDS, _DECODED = 10, 40
 
 F32 = NDArray[np.float32]
 F64 = NDArray[np.float64]
@@ -79,8 +81,9 @@ class Decoded:
     """Sequences decoded token by token.
 
     `losses` float64 [n] are the negative log-likelihoods of the tokens that came; `counts` float64
-    [n_layers, 8] the mean of `Engine.last_counts`, where dense layers count as all neurons; `captured` float32 [n, n_layers] what the active
-    neurons contributed; `sharpness` float32 [n, n_layers] how sharp attention was.
+    [n_layers, 8] the mean of `Engine.last_counts`, where dense layers count as all neurons;
+    `captured` float32 [n, n_layers] what the active neurons contributed; `sharpness` float32
+    [n, n_layers] how sharp attention was.
     """
 
     losses: F64
@@ -159,7 +162,7 @@ def race(
     """Tokens per second of decoding dense and under a plan: medians of runs that take turns."""
     speeds: dict[bool, list[float]] = {False: [], True: []}
     longest = sorted(passages, key=lambda passage: -len(passage.tokens))[:4]
-    for turn in range(_ROUNDS):
+    for turn in range(ROUNDS):
         for sparse in (False, True) if turn % 2 else (True, False):
             check()
             passage = longest[turn % len(longest)]
@@ -190,7 +193,7 @@ def _speed(engine: Engine, plan: FfnPlan | None, passage: Passage) -> float:
     else:
         engine.set_plan(plan)
         step = _start(engine, plan, cache, passage)
-    tokens = passage.tokens[passage.start : passage.start + _DECODED]
+    tokens = passage.tokens[passage.start : passage.start + DECODED]
     began = time.perf_counter()
     for token in tokens:
         step(token)

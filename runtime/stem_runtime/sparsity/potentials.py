@@ -162,6 +162,8 @@ class FfnTables:
     `costs` float32 [n_layers, 4]: bytes of gate whole, up whole, down's quants and down's scales.
     `hurts` float32 [n_layers]: loss per square of the dropped share, 1 where it was not measured;
     `learned` float32 [n_layers]: factors on the dropped share that the learned policy found.
+    `gather` float32 [2]: for each test, how many times as long a byte takes that is read neuron by
+    neuron as one of a whole matrix.
     """
 
     gate_cutoffs: F32
@@ -173,6 +175,7 @@ class FfnTables:
     costs: F32
     hurts: F32
     learned: F32
+    gather: F32
 
     @property
     def layers(self) -> int:
@@ -186,9 +189,23 @@ class FfnTables:
     @property
     def nbytes(self) -> F32:
         """Bytes read per token, float32 [n_layers, 2, levels]."""
+        whole, gathered = self._read
+        return whole + gathered
+
+    @property
+    def times(self) -> F32:
+        """What reading takes, in bytes of whole matrices: float32 [n_layers, 2, levels]."""
+        whole, gathered = self._read
+        return whole + gathered * self.gather[:, None]
+
+    @property
+    def _read(self) -> tuple[F32, F32]:
+        """Bytes read in whole matrices and neuron by neuron."""
         gate, up, down, scales = (self.costs[:, i, None, None] for i in range(4))
-        found: F32 = gate + up * self.gated + down * self.active + scales * self.groups
-        return found
+        ups = up * self.gated
+        gathered = down * self.active + scales * self.groups
+        late = np.array([0, 1], np.float32)[:, None]  # the contribution test reads up whole
+        return gate + ups * late, gathered + ups * (1 - late)
 
     @property
     def dense_bytes(self) -> float:
@@ -286,4 +303,10 @@ def make_tables(rows: list[F32], prices: list[F32]) -> FfnTables:
     named = {
         name: np.ascontiguousarray(column) for name, column in zip(names, columns, strict=True)
     }
-    return FfnTables(**named, costs=np.stack(prices), hurts=even, learned=even.copy())
+    return FfnTables(
+        **named,
+        costs=np.stack(prices),
+        hurts=even,
+        learned=even.copy(),
+        gather=np.ones(2, np.float32),
+    )
