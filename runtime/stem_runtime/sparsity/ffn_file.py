@@ -21,7 +21,7 @@ from .potentials import LEVELS, FfnTables
 _MAX_SETTINGS = 64
 _MAX_IMPLIED = 64
 _MAX_RANK = 4096
-_MAX_RECORDS = 1 << 27  # bytes of a group of 32 neurons
+_MAX_RECORD = 1 << 22  # bytes of a neuron
 _TABLES = ("gate_cutoffs", "contribution_cutoffs", "gated", "active", "groups", "dropped")
 _SHARES = ("gated", "active", "groups")
 _PARTS_OF_TABLE = {"settings", "trials", "rank", "parts", "reason"}
@@ -56,6 +56,8 @@ def ffn_arrays(ffn: FfnProfile) -> Arrays:
         found[name + "cutoffs"] = predictor.cutoffs
     for layer, stored in enumerate(ffn.stored or ()):
         found[f"ffn.{layer}.records"] = stored.records
+        found[f"ffn.{layer}.shared"] = stored.shared
+        found[f"ffn.{layer}.shared"] = stored.shared
         if stored.gates is not None:
             found[f"ffn.{layer}.gates"] = stored.gates.joined()
     return found
@@ -159,6 +161,7 @@ def _tables(file: Container, config: ModelConfig) -> FfnTables:
     found["costs"] = file.array("ffn.tables.costs", "F32", (n, 4))
     for name in ("hurts", "learned"):
         found[name] = file.array(f"ffn.tables.{name}", "F32", (n,))
+    found["gather"] = file.array("ffn.tables.gather", "F32", (2,))
     if any(array.size and array.min() < 0 for array in found.values()):
         raise file.error("a table of the FFNs has numbers under 0")
     if any(found[name].max() > 1 for name in _SHARES) or not found["costs"].any():
@@ -205,10 +208,8 @@ def _predictor(file: Container, config: ModelConfig, layer: int, rank: int) -> P
 
 
 def _stored(file: Container, config: ModelConfig, layer: int, parts: Parts) -> LayerWeights:
-    groups = groups_of(config.ffn_dim)
-    records = file.width(f"ffn.{layer}.records", "U8", groups, _MAX_RECORDS)
-    if parts == "down":
-        return LayerWeights(records, parts)
-    kinds = tuple(GROUP_BYTES)
-    gates = file.matrix(f"ffn.{layer}.gates", config.ffn_dim, config.d_model, kinds)
-    return LayerWeights(records, parts, gates)
+    name, ffn = f"ffn.{layer}.", config.ffn_dim
+    records = file.width(name + "records", "U8", ffn, _MAX_RECORD)
+    shared = file.width(name + "shared", "U8", groups_of(ffn), _MAX_RECORD)
+    gates = None if parts == "down" else file.matrix(name + "gates", ffn, config.d_model)
+    return LayerWeights(records, shared, parts, gates)
