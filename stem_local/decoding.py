@@ -97,6 +97,8 @@ class Decoding:
         layers = list(map(float, whole))
         if self._choice.plan is not None and self.steps:
             mean = self._counts / self.steps
+            # someone else may have decoded under another plan since
+            model.aim(self._choice.plan)
             nbytes += round(model.engine.ffn_bytes(mean)) - dense_ffn_bytes(packed)
             ffn = model.calibrated.ffn
             ranks = predictor_ranks(self._choice.plan, None if ffn is None else ffn.predictors)

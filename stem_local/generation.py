@@ -253,9 +253,11 @@ class Generation:
         return Chunk(text, tokens, reason, stats, entries, self._dropped)
 
     def _stats(self, decoding: Decoding) -> Stats:
-        engine = self._model.engine
         prompt = len(self._prompt)
         answer = len(self._history) - prompt
+        with self._model.engine_lock:
+            engine = self._model.engine
+            cost = decoding.cost(prompt + answer // 2)
         joules, steps = self._energy.joules, decoding.steps
         return Stats(
             model=self._model.name,
@@ -270,7 +272,7 @@ class Generation:
             time_to_first_token=self._first_token_seconds,
             sparsity=self._choice.reason + decoding.note,
             joules_per_token=joules / steps if joules is not None and steps else None,
-            **decoding.cost(prompt + answer // 2).fields(),
+            **cost.fields(),
         )
 
 

@@ -83,7 +83,9 @@ def fitted(folder: Path) -> tuple[FfnTables, FfnRules]:
 
 
 def add_ffn_profile(
-    folder: Path, *changes: dict[str, Any], head: dict[str, Any] | None = None
+    folder: Path,
+    *changes: dict[str, Any],
+    head: dict[str, Any] | None = None,
 ) -> FfnProfile:
     """Write a profile with one setting for each of `changes`, and a head measured as `head` says.
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from functools import partial
-from itertools import pairwise
+from itertools import pairwise, zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +22,12 @@ from stem_local.commands import _options
 from stem_local.cost import dense_ffn_bytes, layer_parameters
 from stem_local.decoding import Decoding
 from stem_local.model import Model
-from stem_local.sparsity import Choice, check_quality, check_sparsity
+from stem_local.sparsity import Choice, Sparsity, check_quality, check_sparsity
 from stem_runtime.errors import UsageError
 from stem_runtime.neuron_tables import COUNTS
 from stem_runtime.sparsity import resampling
 from stem_runtime.sparsity.profile import FILE
-from stem_runtime.stats import Rules
+from stem_runtime.stats import Rules, Stats
 from tests.local.profiles import add_ffn_profile
 from tests.runtime.looks import add_profile
 from tests.runtime.tiny import random_packed, tiny_config
@@ -326,6 +326,26 @@ def test_rules_that_acted_are_counted(folder: Path) -> None:
         assert stats.rules.core_added > 0
         assert stats.to_dict()["rules"]["caps"] == ran
         assert (stats.rules.implied_added, stats.rules.refreshes) == (0, 0)
+
+
+def test_generations_that_take_turns_keep_their_own_settings(folder: Path) -> None:
+    add_ffn_profile(folder, {"tokens_per_second": 50.0})
+    settings: tuple[Sparsity, ...] = (0.5, "off", 0.9)
+
+    def alone(sparsity: Sparsity) -> tuple[str, int, int]:
+        with stem_local.load(folder, threads=1) as model:
+            return figures(model.generate(TEXT, sparsity=sparsity, **GREEDY).stats)
+
+    def figures(stats: Stats) -> tuple[str, int, int]:
+        return stats.sparsity, stats.active_parameters, stats.bytes_per_token
+
+    with stem_local.load(folder, threads=1) as model:
+        answers = [model.stream(TEXT, sparsity=sparsity, **GREEDY) for sparsity in settings]
+        together = [chunks for chunks in zip_longest(*answers) if any(chunks)]
+    for column, sparsity in enumerate(settings):
+        last = [chunks[column] for chunks in together if chunks[column] is not None][-1]
+        assert last.stats is not None
+        assert figures(last.stats) == alone(sparsity)
 
 
 def test_run_takes_the_knob_and_prints_the_figures(folder: Path) -> None:
