@@ -138,7 +138,7 @@ class NeuronTables:
         ffn = self._model.config.ffn_dim
         used = self._groups * (1 - (1 - min(active / ffn, 1.0)) ** GROUP)
         sizes = self._record_sizes(index, layer.neurons.stored.parts)
-        read = active * sizes[2] + used * words[L.F_RECORD]
+        read = active * sizes[2] + used * words[L.F_SHARED_BYTES]
         if words[L.F_MODE] == L.MODE_CONTRIBUTION:
             sparse = gate.nbytes + up.nbytes + read
         else:
@@ -160,10 +160,11 @@ class NeuronTables:
 
     def _keep(self, index: int, layer: LayerNeurons) -> _Layer:
         ffn, down = self._model.config.ffn_dim, self._matrix(index, "down")
-        sizes = self._record_sizes(index, layer.stored.parts)
-        group = L.columns_at(KINDS[down.kind], self._model.config.d_model) + GROUP * sum(sizes)
+        record = sum(self._record_sizes(index, layer.stored.parts))
+        shared = L.shared_bytes(KINDS[down.kind], self._model.config.d_model)
         shapes: list[tuple[NDArray[np.generic], tuple[int, ...]]] = [
-            (layer.stored.records, (self._groups, group)),
+            (layer.stored.records, (ffn, record)),
+            (layer.stored.shared, (self._groups, shared)),
             (layer.weights, (ffn,)),
             (layer.norms, (ffn,)),
             (layer.core, (self._groups,)),
@@ -185,13 +186,10 @@ class NeuronTables:
 
     def _set_layer(self, index: int, layer: _Layer) -> None:
         words, neurons = self.words[index], layer.neurons
-        kind, d_model = KINDS[self._matrix(index, "down").kind], self._model.config.d_model
-        gate, up, _ = sizes = self._record_sizes(index, neurons.stored.parts)
-        words[L.F_GROUP], words[L.F_GROUP_BYTES] = (
-            neurons.stored.records.ctypes.data,
-            neurons.stored.records.shape[1],
-        )
-        words[L.F_RECORD], words[L.F_RECORD_BYTES] = L.columns_at(kind, d_model), sum(sizes)
+        gate, up, _ = self._record_sizes(index, neurons.stored.parts)
+        records, shared = neurons.stored.records, neurons.stored.shared
+        words[L.F_SHARED], words[L.F_SHARED_BYTES] = shared.ctypes.data, shared.shape[1]
+        words[L.F_RECORDS], words[L.F_RECORD_BYTES] = records.ctypes.data, records.shape[1]
         words[L.F_HAS_GATE], words[L.F_UP], words[L.F_DOWN] = gate > 0, gate, gate + up
         gates = neurons.stored.gates or self._matrix(index, "gate")
         words[L.F_GATES : L.F_GATES + L.MATRIX_WORDS] = matrix_words(gates)

@@ -57,7 +57,6 @@ def ffn_arrays(ffn: FfnProfile) -> Arrays:
     for layer, stored in enumerate(ffn.stored or ()):
         found[f"ffn.{layer}.records"] = stored.records
         found[f"ffn.{layer}.shared"] = stored.shared
-        found[f"ffn.{layer}.shared"] = stored.shared
         if stored.gates is not None:
             found[f"ffn.{layer}.gates"] = stored.gates.joined()
     return found
@@ -211,5 +210,7 @@ def _stored(file: Container, config: ModelConfig, layer: int, parts: Parts) -> L
     name, ffn = f"ffn.{layer}.", config.ffn_dim
     records = file.width(name + "records", "U8", ffn, _MAX_RECORD)
     shared = file.width(name + "shared", "U8", groups_of(ffn), _MAX_RECORD)
-    gates = None if parts == "down" else file.matrix(name + "gates", ffn, config.d_model)
+    if parts == "down":
+        return LayerWeights(records, shared, parts)
+    gates = file.matrix(name + "gates", ffn, config.d_model, tuple(GROUP_BYTES))
     return LayerWeights(records, shared, parts, gates)

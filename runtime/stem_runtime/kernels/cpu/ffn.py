@@ -201,9 +201,9 @@ def build(isa: Isa, blocks: SimpleNamespace, multiply: Any, barrier: Any, cut_ac
         and no prefetcher of the CPU finds what comes next by itself.
         """
         clear(out, 32)
-        each, base = f[L.F_RECORD_BYTES], f[L.F_GROUP] + f[L.F_RECORD]
-        rows = base + f[L.F_GROUP_BYTES] * group + f[L.F_UP]
-        others = base + f[L.F_GROUP_BYTES] * ahead + f[L.F_UP]
+        each = f[L.F_RECORD_BYTES]
+        rows = f[L.F_RECORDS] + 32 * each * group + f[L.F_UP]
+        others = f[L.F_RECORDS] + 32 * each * ahead + f[L.F_UP]
         lines = (each - f[L.F_UP]) >> 6
         while mask != 0 or waiting != 0:
             if waiting != 0:
@@ -225,12 +225,11 @@ def build(isa: Isa, blocks: SimpleNamespace, multiply: Any, barrier: Any, cut_ac
 
     @helper
     def add_columns(
-        args: Any, f: Any, layer: int, group: int, mask: int, memory: int, y: int, ahead: int
+        args: Any, f: Any, layer: int, group: int, mask: int, memory: int, y: int
     ) -> None:
         """Add a group's neurons in `mask` to y; their values lie quantized in `memory`."""
-        base = f[L.F_GROUP] + f[L.F_GROUP_BYTES] * group
-        first = base + f[L.F_RECORD] + f[L.F_DOWN]
-        after = f[L.F_GROUP] + f[L.F_GROUP_BYTES] * ahead
+        base = f[L.F_SHARED] + f[L.F_SHARED_BYTES] * group
+        first = f[L.F_RECORDS] + 32 * f[L.F_RECORD_BYTES] * group + f[L.F_DOWN]
         columns, values = i64_at(memory + _COLUMNS), u8_at(memory + _VALUES)
         quants, count = u8_at(memory + _QUANTS), 0
         while mask != 0:
@@ -247,11 +246,11 @@ def build(isa: Isa, blocks: SimpleNamespace, multiply: Any, barrier: Any, cut_ac
         scale, bias, sums = memory + _SCALE, memory + _BIAS, memory + _SUMS
         kind = i64_at(layer + 8 * L.DOWN)[L.KIND]
         if kind == L.INT4:
-            columns4(base, where, what, quads, scale, bias, sums, chunks, y, after)
+            columns4(base, where, what, quads, scale, bias, sums, chunks, y)
         elif kind == L.INT8:
-            columns8(base, where, what, quads, scale, bias, sums, chunks, y, after)
+            columns8(base, where, what, quads, scale, bias, sums, chunks, y)
         else:
-            columns4m(base, where, what, quads, scale, bias, sums, chunks, y, after)
+            columns4m(base, where, what, quads, scale, bias, sums, chunks, y)
 
     @helper
     def finish_group(
@@ -264,7 +263,6 @@ def build(isa: Isa, blocks: SimpleNamespace, multiply: Any, barrier: Any, cut_ac
         memory: int,
         y: int,
         counts: Any,
-        ahead: int,
     ) -> int:
         """From gates and ups (in `memory`) to y. Returns which neurons were added to it."""
         f, h, p = i64_at(args[L.FFN] + 8 * L.FFN_WORDS * index), memory + _H, memory + _P
@@ -287,7 +285,7 @@ def build(isa: Isa, blocks: SimpleNamespace, multiply: Any, barrier: Any, cut_ac
         captured = float_of_bits(counts[L.COUNT_CAPTURED]) + f32_at(memory + _CAPTURED)[0]
         counts[L.COUNT_CAPTURED] = bits_of_float(types.float64(captured))
         quantize_one(h, i64_at(memory + _ACTS), 0, 1, 0, 0, 1)
-        add_columns(args, f, layer, group, kept, memory, y, ahead)
+        add_columns(args, f, layer, group, kept, memory, y)
         if f[L.F_IMPLIES] != 0:
             imply(args, index, 32 * group, kept, y)
         return kept
@@ -389,7 +387,7 @@ def build(isa: Isa, blocks: SimpleNamespace, multiply: Any, barrier: Any, cut_ac
                 if f[L.F_HAS_GATE] == 0 or popcount(mask) > ROWS_AT_MOST:
                     tiles_product(words + 8 * L.F_GATES, tiles, group, acts, g)
                 else:
-                    rows = f[L.F_GROUP] + f[L.F_GROUP_BYTES] * group + f[L.F_RECORD]
+                    rows = f[L.F_RECORDS] + 32 * f[L.F_RECORD_BYTES] * group
                     rows_product(layer + 8 * L.GATE, rows, f[L.F_RECORD_BYTES], mask, acts, g)
                 gate(args, g, memory + _ONES, memory + _P, 2)
                 weigh(memory + _P, f[L.F_WEIGHTS] + 128 * group, p)
@@ -423,7 +421,7 @@ def build(isa: Isa, blocks: SimpleNamespace, multiply: Any, barrier: Any, cut_ac
             if ahead < last:
                 waiting = types.int64(words[ahead])
             survivors_product(f, layer + 8 * L.UP, group, mask, acts, memory + _U, ahead, waiting)
-            kept = finish_group(args, index, layer, group, mask, cutoff, memory, y, counts, ahead)
+            kept = finish_group(args, index, layer, group, mask, cutoff, memory, y, counts)
             counts[L.COUNT_GATED] += popcount(mask)
             counts[L.COUNT_ACTIVE] += popcount(kept)
             group = ahead
@@ -449,9 +447,7 @@ def build(isa: Isa, blocks: SimpleNamespace, multiply: Any, barrier: Any, cut_ac
             g = args[L.GATES] + 128 * group
             tiles_product(layer + 8 * L.GATE, tiles, group, acts, g)
             tiles_product(layer + 8 * L.UP, tiles, group, acts, memory + _U)
-            kept = finish_group(
-                args, index, layer, group, mask, cutoff, memory, y, counts, group + 1
-            )
+            kept = finish_group(args, index, layer, group, mask, cutoff, memory, y, counts)
             counts[L.COUNT_CANDIDATES] += popcount(mask)
             counts[L.COUNT_GATED] += popcount(mask)
             counts[L.COUNT_ACTIVE] += popcount(kept)
@@ -543,8 +539,7 @@ def _columns(isa: Isa, kind: int) -> Any:
         sums: int,
         chunks: int,
         y: int,
-        after: int,
     ) -> None:
-        intrinsic(base, where, values, quads, scale, bias, sums, chunks, y, after)
+        intrinsic(base, where, values, quads, scale, bias, sums, chunks, y)
 
     return columns

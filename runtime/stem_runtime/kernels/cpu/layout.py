@@ -113,9 +113,9 @@ ROW_GROUP_BYTES = 34  # float16 scale, 32 bytes
 (
     F_MODE,
     F_CANDIDATES,
-    F_GROUP,  # address of the first group's shared scales
-    F_GROUP_BYTES,
-    F_RECORD,  # bytes from a group's start to its first record
+    F_SHARED,  # the down projection's scales and minima, [FFN_GROUPS, F_SHARED_BYTES]
+    F_SHARED_BYTES,
+    F_RECORDS,  # [ffn, F_RECORD_BYTES]
     F_RECORD_BYTES,
     F_HAS_GATE,
     F_UP,  # bytes from a record's start to its row of up
@@ -202,8 +202,8 @@ def column_bytes(kind: int, d_model: int) -> int:
     return width if kind == INT8 else (width // 2 + 63) // 64 * 64
 
 
-def columns_at(kind: int, d_model: int) -> int:
-    """Bytes of a group's scales and minima, before its columns."""
+def shared_bytes(kind: int, d_model: int) -> int:
+    """Of the scales and minima that 32 columns share."""
     return (4 if kind == INT4_MINIMA else 2) * column_width(d_model)
 
 

@@ -134,14 +134,13 @@ def _emit_row(
 
 
 def columns_kernel(isa: Isa, kind: int) -> Any:
-    """Intrinsic (scales, columns, values, quads, scale, bias, sums, chunks, y, ahead).
+    """Intrinsic (scales, columns, values, quads, scale, bias, sums, chunks, y).
 
     Adds some neurons of one group of 32 to y, float32 [64 * chunks]. `columns` int64 [4 * quads]
     are addresses, `values` int8 [4 * quads] the quantized hidden values; `scale`, `bias` and `sums`
-    are the addresses of the group's words among the quantized activations. Asks for the scales at
-    `ahead`, of the group that comes next, on its way.
+    are the addresses of the group's words among the quantized activations.
     """
-    return kernel(lambda b, *args: _emit_columns(b, isa, kind, *args), 10)
+    return kernel(lambda b, *args: _emit_columns(b, isa, kind, *args), 9)
 
 
 def _emit_columns(
@@ -157,7 +156,6 @@ def _emit_columns(
     sums: Value,
     chunks: Value,
     y: Value,
-    ahead: Value,
 ) -> None:
     minima = offset(b, scales, chunks, 128)
     factor = splat(b, load(b, scale, F32))
@@ -190,8 +188,6 @@ def _emit_columns(
         if wide < 64:
             results = [concat(b, [results[i], results[i + 1]]) for i in range(0, per, 2)]
         first = b.mul(at, const(I64, outputs))
-        bytes_ = wide * outputs * (4 if kind == L.INT4_MINIMA else 2)
-        _fetch(b, offset(b, ahead, b.sdiv(at, const(I64, wide)), bytes_), bytes_ // 64)
         for i, acc in enumerate(results):
             here = b.add(first, const(I64, 16 * i))
             half = half_to_float(
@@ -282,18 +278,13 @@ total = kernel(_emit_total, 2)
 """(32 float32, address of a float32): their sum."""
 
 
-def _fetch(b: Builder, address: Value, lines: int) -> None:
+def _emit_prefetch(b: Builder, address: Value, lines: Value) -> None:
     kind = ir.FunctionType(ir.VoidType(), [I8.as_pointer(), I32, I32, I32])
     name = "llvm.prefetch.p0"
     function = b.module.globals.get(name) or ir.Function(b.module, kind, name=name)
-    for line in range(lines):
-        here = b.inttoptr(b.add(address, const(I64, 64 * line)), I8.as_pointer())
-        b.call(function, [here, const(I32, 0), const(I32, 2), const(I32, 1)])
-
-
-def _emit_prefetch(b: Builder, address: Value, lines: Value) -> None:
     with counted_loop(b, lines, []) as (line, _, _):
-        _fetch(b, offset(b, address, line, 64), 1)
+        here = b.inttoptr(offset(b, address, line, 64), I8.as_pointer())
+        b.call(function, [here, const(I32, 0), const(I32, 2), const(I32, 1)])
 
 
 prefetch = kernel(_emit_prefetch, 2)
