@@ -117,7 +117,7 @@ def test_a_look_stands_for_the_tokens_that_could_not_see() -> None:
     """A neuron outside the sets weighs as much as one inside that fires as often."""
     one, both = np.eye(1, FFN, dtype=np.float32)[0], np.zeros(FFN, np.float32)
     both[:2] = 1
-    conversation = Conversation(prompt=one, coverage=0.5, period=8)
+    conversation = Conversation(prompt=4 * one, coverage=0.5, period=8)
     conversation.token(both)
     assert conversation.members() == [0]
     for _ in range(8):
@@ -200,6 +200,19 @@ def test_a_conversation_that_keeps_changing_is_given_up() -> None:
     assert not conversation.resampler.active
     assert "changes" in conversation.resampler.reason
     assert conversation.resampler.drifts == 5
+
+
+def test_sets_that_keep_missing_a_little_are_given_up() -> None:
+    ffn = 1000
+    always = np.where(np.arange(ffn) < 20, 1.0, 0.0).astype(np.float32)
+    conversation = Conversation(1, always, period=4, coverage=0.98)
+    for place in range(1, 29):
+        conversation.token(always + 2 * np.eye(1, ffn, 30 * place, dtype=np.float32)[0])
+    assert conversation.resampler.active
+    conversation.token(always + 2 * np.eye(1, ffn, 999, dtype=np.float32)[0])
+    assert not conversation.resampler.active
+    assert "only 91%" in conversation.resampler.reason
+    assert conversation.resampler.drifts == 0
 
 
 def test_a_plan_without_gate_tests_has_no_sets() -> None:

@@ -24,12 +24,13 @@ COVERAGE = 0.98
 PERIOD = 32
 """Tokens from one full look to the next."""
 
-_MARGIN = 0.25  # of what tokens to come may miss is what the sets miss of the past, to begin with
+_MARGIN = 0.1  # of what tokens to come may miss is what the sets miss of the past, to begin with
 _MOST = 0.75  # a set of more neurons than this saves less than looking for it costs
-_KEEP = 0.8  # what a look leaves of the weight of all that was seen before it
+_KEEP = 0.9  # what a look leaves of the weight of all that was seen before it
 _SMOOTH = 8  # tokens that the drift measure is averaged over
 _BOUND = 0.7  # of what the sets should hold: under it, the conversation has drifted
 _RECENT = 8  # looks of which not more than half may find drift
+_WANTING = 3  # times what they may miss: sets that miss more over so many looks are no use
 
 Bools = NDArray[np.bool_]
 F32 = NDArray[np.float32]
@@ -50,7 +51,7 @@ class Resampler:
     A layer's set is the smallest that holds a certain share of the contributions seen: those of
     the prompt, then those since, the older ones counting less at every look. A neuron outside the
     sets is seen in looks only, so there it counts for all tokens since the last one. The share
-    starts at a quarter of the way from 1 to `coverage`, and every look corrects it by what its own
+    starts a tenth of the way from 1 to `coverage`, and every look corrects it by what its own
     token had outside the sets, so that it is tokens to come of which they hold `coverage`.
 
     Call `start` before a prompt is read and `seed` after; then, for every token, `before_token`,
@@ -62,7 +63,8 @@ class Resampler:
     counts as drift too.
 
     Resampling switches itself off, and `reason` says why, when the sets hold more than three
-    quarters of the neurons, or when more than half of the last eight looks found drift.
+    quarters of the neurons, when more than half of the last eight looks found drift, or when the
+    tokens of these had more than three times as much outside the sets as `coverage` allows.
     """
 
     def __init__(
@@ -85,6 +87,7 @@ class Resampler:
         self._since = 0
         self._drifting = self._looking = False
         self._found: deque[bool] = deque(maxlen=_RECENT)
+        self._recalls: deque[float] = deque(maxlen=_RECENT)
         self._cache: Sampled | None = None
         self._held = 0.0
         self.refreshes = 0
@@ -153,6 +156,7 @@ class Resampler:
             recall = self._coverage
         self._correct(1 - recall)
         self._found.append(self._drifting or recall < _BOUND * self._coverage)
+        self._recalls.append(recall)
         self._held += recall
         self.drifts += self._found[-1]
         self.refreshes += 1
@@ -165,6 +169,9 @@ class Resampler:
         self._draw()
         if sum(self._found) > _RECENT // 2:
             self._switch_off("the conversation changes faster than its sets of candidates")
+        lately = sum(self._recalls) / len(self._recalls)
+        if len(self._recalls) == _RECENT and 1 - lately > _WANTING * (1 - self._coverage):
+            self._switch_off(f"its sets of candidates hold only {lately:.0%} of what tokens use")
 
     def _correct(self, missed: float) -> None:
         """Miss less of the past where a look missed more than it may, half way each time."""
