@@ -94,6 +94,10 @@ class NeuronTables:
                     self._set_plan(index, layer, words, plan)
         self.plan = plan
 
+    def wake(self) -> None:
+        """Forget which layers rest: a sequence must not depend on the one before it."""
+        self.words[:, L.F_REST] = 0
+
     def begin(self) -> None:
         """Forget what the last step reported: layers that run dense report nothing."""
         self._raw[:] = 0
@@ -104,11 +108,7 @@ class NeuronTables:
         total = self._raw.sum(axis=1)
         bounded = self._raw[:, 0, L.COUNT_BOUNDED]
         columns = [total[:, column] for column in range(L.COUNT_BOUNDED)]
-        dense = total[:, L.COUNT_CANDIDATES] == 0
-        if self.plan is not None:
-            planned = np.array([mode != "dense" for mode in self.plan.modes])
-            ran = self._raw.any()
-            dense = ~planned | (not ran)
+        dense = total[:, L.COUNT_DENSE]
         return np.stack([*columns, bounded > 0, bounded < 0, dense], axis=1).astype(np.int64)
 
     @property
@@ -130,26 +130,23 @@ class NeuronTables:
     def _layer_bytes(self, index: int, counts: NDArray[np.floating] | Words) -> float:
         gate, up, down = (self._matrix(index, name) for name in ("gate", "up", "down"))
         layer, words = self._layers[index], self.words[index]
-        candidates, gated, active, dense = counts[0], counts[1], counts[2], counts[-1]
+        candidates, gated, active, dense = (float(counts[i]) for i in (0, 1, 2, -1))
         whole = gate.nbytes + up.nbytes + down.nbytes
         if layer is None or dense == 1:
             return whole
+        sizes, sparse = self._record_sizes(index, layer.neurons.stored.parts), 1 - dense
         # every group of 32 neurons with one in use reads the scales that they share
-        ffn = self._model.config.ffn_dim
-        used = self._groups * (1 - (1 - min(active / ffn, 1.0)) ** GROUP)
-        sizes = self._record_sizes(index, layer.neurons.stored.parts)
-        read = active * sizes[2] + used * words[L.F_SHARED_BYTES]
+        share = min(active / sparse / self._model.config.ffn_dim, 1.0)
+        used = sparse * self._groups * (1 - (1 - share) ** GROUP)
+        read = whole * dense + active * sizes[2] + used * float(words[L.F_SHARED_BYTES])
         if words[L.F_MODE] == L.MODE_CONTRIBUTION:
-            sparse = gate.nbytes + up.nbytes + read
-        else:
-            gates = gate.nbytes
-            if words[L.F_CANDIDATES] != L.ALL and sizes[0]:
-                gates = min(candidates * sizes[0], gates)
-            sparse = gates + gated * sizes[1] + read
-            predictor = layer.neurons.predictor
-            if words[L.F_CANDIDATES] == L.PREDICTED and predictor is not None:
-                sparse += predictor.axes.nbytes + predictor.scores.nbytes
-        return float(sparse * (1 - dense) + whole * dense)
+            return read + sparse * (gate.nbytes + up.nbytes)
+        gates, predictor = sparse * gate.nbytes, layer.neurons.predictor
+        if words[L.F_CANDIDATES] != L.ALL:
+            gates = min(candidates * sizes[0], gates)
+        if words[L.F_CANDIDATES] == L.PREDICTED and predictor is not None:
+            gates += sparse * (predictor.axes.nbytes + predictor.scores.nbytes)
+        return read + gates + gated * sizes[1]
 
     def _record_sizes(self, index: int, parts: Parts) -> tuple[int, int, int]:
         gate, up, down = (self._matrix(index, name) for name in ("gate", "up", "down"))
@@ -205,6 +202,7 @@ class NeuronTables:
 
     def _set_plan(self, index: int, layer: _Layer, words: Words, plan: FfnPlan) -> None:
         neurons, ffn = layer.neurons, self._model.config.ffn_dim
+        words[L.F_REST] = 0
         words[L.F_MODE] = MODES.index(plan.modes[index])
         words[L.F_CANDIDATES] = CANDIDATES.index(plan.candidates)
         words[L.F_GATE_CUTOFF] = bits(plan.gate_cutoffs[index])

@@ -13,6 +13,7 @@ from typing import Any
 from . import layout as L
 from .blocks import clear, exp_of, quantize, quantize_one, rope_head, share
 from .ffn import build as build_ffn
+from .ffn import note_dense
 from .head import build as build_head
 from .isa import Isa
 from .simd import f32_at, i32_at, i64_at
@@ -209,7 +210,8 @@ def build(isa: Isa, blocks: SimpleNamespace, multiply: Any, barrier: Any) -> Any
         """Whether this token skips neurons of this layer."""
         if args[L.SPARSE] == 0 or args[L.POSITION] < args[L.SINKS]:
             return False
-        return i64_at(args[L.FFN] + 8 * L.FFN_WORDS * index)[L.F_MODE] != L.MODE_DENSE
+        f = i64_at(args[L.FFN] + 8 * L.FFN_WORDS * index)
+        return f[L.F_MODE] != L.MODE_DENSE and f[L.F_REST] == 0
 
     @helper
     def decode(block: int, tid: int) -> None:
@@ -251,6 +253,8 @@ def build(isa: Isa, blocks: SimpleNamespace, multiply: Any, barrier: Any) -> Any
             else:
                 gate_and_up(args, address, acts, tid, memory)
                 barrier(team, threads)
+                if tid == 0 and args[L.SPARSE] != 0:
+                    note_dense(args, index)
                 project(args, address + 8 * L.DOWN, args[L.HIDDEN], y, tid)
                 barrier(team, threads)
             add_sublayer(args, x, y, layer[L.FFN_POST_NORM], normed)

@@ -130,6 +130,7 @@ ROW_GROUP_BYTES = 34  # float16 scale, 32 bytes
     F_ALIVE,
     F_IMPLIES,  # int32 [ffn, F_IMPLIES_EACH] neurons of the next layer, or 0
     F_IMPLIES_EACH,
+    F_REST,  # tokens for which this layer stays dense, since too many of its neurons fire
     F_ATTENTION,  # float64 bits: strength / spread of sharpness, 0 for none
     F_SHARPNESS,  # float64 bits: its mean
     F_PREDICTED,  # float32 [32 * FFN_GROUPS]: cut-offs of the predictor's scores
@@ -149,7 +150,7 @@ ROW_GROUP_BYTES = 34  # float16 scale, 32 bytes
     _,
     _,
     FFN_WORDS,
-) = range(38)
+) = range(39)
 MODE_DENSE, MODE_GATE, MODE_CONTRIBUTION = range(3)
 ALL, PREDICTED, RESAMPLED = range(3)
 (

@@ -10,9 +10,10 @@ from types import SimpleNamespace
 from typing import Any
 
 from . import layout as L
+from . import thread_memory as M
 from .blocks import clear, copy, quantize, quantize_one, rope_head, share
 from .decode import add_sublayer, cut_acts, key_rows, offset_of, tile_of_qkv
-from .ffn import build_test, prepare
+from .ffn import build_test
 from .simd import f32_at, i32_at, i64_at
 from .team import atomic_load, atomic_store
 from .vector import float_of_bits, helper, rms_norm
@@ -168,7 +169,7 @@ def build(blocks: SimpleNamespace, multiply: Any, barrier: Any, grab: Any, width
     def gate_and_up(args: Any, index: int, layer: int, count: int, memory: int) -> None:
         """Groups of 32 hidden neurons of all tokens, quantized for the down projection."""
         tested, own = args[L.SPARSE] != 0 or args[L.HEAT] != 0, memory + 256 * width
-        prepare(own)
+        M.prepare(own)
         tiles = i64_at(layer + 8 * L.GATE)[L.TILES]
         groups = i64_at(layer + 8 * L.DOWN)[L.GROUPS]
         hidden = i64_at(args[L.HIDDEN])

@@ -1,0 +1,135 @@
+"""Gates of one FFN: whose are computed, and who passes the test."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+from . import layout as L
+from . import thread_memory as M
+from .blocks import clear, quantize, share
+from .masks import FULL, deal, test
+from .neuron import weigh
+from .simd import f32_at, i32_at, i64_at, lowest, popcount, types, u32_at
+from .vector import helper
+
+ROWS_AT_MOST = 20
+"""Candidates of a group of 32 beyond which its two tiles are cheaper than their rows."""
+
+
+@helper
+def implied_row(args: Any, index: int, tid: int) -> int:
+    """Which neurons of layer `index` one thread's neurons of the layer before imply."""
+    row = (index & 1) * args[L.THREADS] + tid
+    return args[L.IMPLIED] + 4 * row * args[L.FFN_GROUPS]
+
+
+@helper
+def imply(args: Any, index: int, first: int, mask: int, y: int) -> None:
+    f = i64_at(args[L.FFN] + 8 * L.FFN_WORDS * index)
+    width = 256 * ((args[L.D_PAD] + 63) >> 6)
+    tid = (y - args[L.PARTIAL_Y]) // width
+    row, each = u32_at(implied_row(args, index + 1, tid)), f[L.F_IMPLIES_EACH]
+    while mask != 0:
+        neuron = first + lowest(mask)
+        mask &= mask - 1
+        others = i32_at(f[L.F_IMPLIES] + 4 * each * neuron)
+        for i in range(each):
+            other = types.int64(others[i])
+            if other >= 0:
+                row[other >> 5] |= types.uint32(1 << (other & 31))
+
+
+@helper
+def implied_in(args: Any, index: int, group: int) -> int:
+    """Neurons of a group that the layer before made candidates."""
+    if index == 0 or i64_at(args[L.FFN] + 8 * L.FFN_WORDS * (index - 1))[L.F_IMPLIES] == 0:
+        return 0
+    mask = 0
+    for thread in range(args[L.THREADS]):
+        mask |= types.int64(u32_at(implied_row(args, index, thread))[group])
+    return mask
+
+
+def build(gate: Any, multiply: Any, products: SimpleNamespace, cut_acts: Any) -> Any:
+    """Return offer_and_gate(args, index, layer, acts, tid, cutoff, memory, counts)."""
+    rows_product, tiles_product = products.rows, products.tiles
+
+    @helper
+    def predictor_inputs(words: int, acts: int, memory: int) -> int:
+        """The input along the predictor's axes, quantized; returns its activations words."""
+        axes = words + 8 * L.F_AXES
+        tiles, groups = i64_at(axes)[L.TILES], i64_at(words + 8 * L.F_SCORES)[L.GROUPS]
+        turned = memory + M.REST
+        inner = turned + 128 * groups
+        for tile in range(tiles):
+            multiply(axes, tile, acts, 0, 1, turned + 64 * tile, 0)
+        cut_acts(inner, inner + 8 * L.ACTS_WORDS, groups)
+        quantize(turned, groups, inner, 0, 0, 1)
+        return inner
+
+    @helper
+    def predicted(f: Any, words: int, group: int, inner: int, memory: int) -> int:
+        p, scores = memory + M.P, words + 8 * L.F_SCORES
+        tiles_product(scores, i64_at(scores)[L.TILES], group, inner, p)
+        found, cutoffs = f32_at(p), f32_at(f[L.F_PREDICTED] + 128 * group)
+        for lane in range(32):
+            found[lane] -= cutoffs[lane]
+        return test(p, 0.0, memory + M.MASK)
+
+    @helper
+    def offer_and_gate(
+        args: Any,
+        index: int,
+        layer: int,
+        acts: int,
+        tid: int,
+        cutoff: float,
+        memory: int,
+        counts: Any,
+    ) -> None:
+        """Gates of this thread's groups, and which of their neurons pass the test."""
+        words = args[L.FFN] + 8 * L.FFN_WORDS * index
+        f, groups, threads = i64_at(words), args[L.FFN_GROUPS], args[L.THREADS]
+        source, inner = f[L.F_CANDIDATES], 0
+        chosen = args[L.CHOSEN] + 4 * groups * index
+        if source == L.RESAMPLED and args[L.CHOSEN] == 0:
+            source = L.ALL
+        first, last = share(groups, tid, threads)
+        if source == L.RESAMPLED:
+            first, last = deal(chosen, groups, tid, threads)
+        elif source == L.PREDICTED:
+            inner = predictor_inputs(words, acts, memory)
+        tiles = i64_at(layer + 8 * L.GATE)[L.TILES]
+        offered, passed = u32_at(args[L.OFFERED]), u32_at(args[L.PASSED])
+        for group in range(first, last):
+            core = types.int64(u32_at(f[L.F_CORE])[group]) if f[L.F_CORE] != 0 else 0
+            more, mask = 0, FULL
+            if source != L.ALL:
+                if source == L.RESAMPLED:
+                    mask = types.int64(u32_at(chosen)[group])
+                else:
+                    mask = predicted(f, words, group, inner, memory)
+                more = implied_in(args, index, group) & ~mask
+                mask |= more | core
+            mask &= types.int64(u32_at(f[L.F_ALIVE])[group])
+            g, p = args[L.GATES] + 128 * group, args[L.POTENTIALS] + 128 * group
+            found = 0
+            if mask == 0:
+                clear(p, 32)
+            else:
+                if f[L.F_HAS_GATE] == 0 or popcount(mask) > ROWS_AT_MOST:
+                    tiles_product(words + 8 * L.F_GATES, tiles, group, acts, g)
+                else:
+                    rows = f[L.F_RECORDS] + 32 * f[L.F_RECORD_BYTES] * group
+                    rows_product(layer + 8 * L.GATE, rows, f[L.F_RECORD_BYTES], mask, acts, g)
+                gate(args, g, memory + M.ONES, memory + M.P, 2)
+                weigh(memory + M.P, f[L.F_WEIGHTS] + 128 * group, p)
+                found = test(p, cutoff, memory + M.MASK) & mask
+                counts[L.COUNT_CORE] += popcount(core & mask & ~found)
+                found |= core & mask
+                counts[L.COUNT_IMPLIED] += popcount(more & found)
+                counts[L.COUNT_CANDIDATES] += popcount(mask)
+            offered[group], passed[group] = types.uint32(mask), types.uint32(found)
+
+    return offer_and_gate

@@ -1,0 +1,136 @@
+"""Products with the neurons of one group of 32: few by their records, all by their tiles."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+from . import layout as L
+from . import thread_memory as M
+from .blocks import clear
+from .isa import Isa
+from .neuron import columns_kernel, prefetch, row_kernel
+from .simd import i64_at, lowest, u8_at
+from .vector import helper
+
+
+def build(isa: Isa, multiply: Any) -> SimpleNamespace:
+    """Return rows, survivors, tiles and add_columns."""
+    row4, row4m, row8 = (_row(isa, kind) for kind in (L.INT4, L.INT4_MINIMA, L.INT8))
+    columns4, columns4m, columns8 = (
+        _columns(isa, kind) for kind in (L.INT4, L.INT4_MINIMA, L.INT8)
+    )
+
+    @helper
+    def row_product(matrix: int, row: int, acts: int, out: int) -> None:
+        m, a = i64_at(matrix), i64_at(acts)
+        kind, pairs = m[L.KIND], (m[L.GROUPS] + 1) >> 1
+        x, xs, bias, sums = a[L.A_QUANTS], a[L.A_SCALES], a[L.A_BIAS], a[L.A_SUMS]
+        if kind == L.INT4:
+            row4(row, x, xs, bias, sums, pairs, out)
+        elif kind == L.INT8:
+            row8(row, x, xs, bias, sums, pairs, out)
+        else:
+            row4m(row, x, xs, bias, sums, pairs, out)
+
+    @helper
+    def rows(matrix: int, first: int, stride: int, mask: int, acts: int, out: int) -> None:
+        """Products of a group's neurons in `mask`, the other lanes zero; `first` is the first's."""
+        clear(out, 32)
+        while mask != 0:
+            lane = lowest(mask)
+            mask &= mask - 1
+            row_product(matrix, first + stride * lane, acts, out + 4 * lane)
+
+    @helper
+    def survivors(
+        f: Any, matrix: int, group: int, mask: int, acts: int, out: int, ahead: int, waiting: int
+    ) -> None:
+        """Ups of the neurons in `mask`, while the memory of group `ahead` is asked for.
+
+        Its neurons `waiting` are asked for one with each row, since too many at once would stall,
+        and no prefetcher of the CPU finds what comes next by itself.
+        """
+        clear(out, 32)
+        each = f[L.F_RECORD_BYTES]
+        rows = f[L.F_RECORDS] + 32 * each * group + f[L.F_UP]
+        others = f[L.F_RECORDS] + 32 * each * ahead + f[L.F_UP]
+        lines = (each - f[L.F_UP]) >> 6
+        while mask != 0 or waiting != 0:
+            if waiting != 0:
+                prefetch(others + each * lowest(waiting), lines)
+                waiting &= waiting - 1
+            if mask != 0:
+                lane = lowest(mask)
+                mask &= mask - 1
+                row_product(matrix, rows + each * lane, acts, out + 4 * lane)
+
+    @helper
+    def tiles(matrix: int, count: int, group: int, acts: int, out: int) -> None:
+        """Products of all neurons of a group, zeros behind the last of `count` tiles."""
+        for half in range(2):
+            if 2 * group + half < count:
+                multiply(matrix, 2 * group + half, acts, 0, 1, out + 64 * half, 0)
+            else:
+                clear(out + 64 * half, 16)
+
+    @helper
+    def add_columns(
+        args: Any, f: Any, layer: int, group: int, mask: int, memory: int, y: int
+    ) -> None:
+        """Add a group's neurons in `mask` to y; their values lie quantized in `memory`."""
+        base = f[L.F_SHARED] + f[L.F_SHARED_BYTES] * group
+        first = f[L.F_RECORDS] + 32 * f[L.F_RECORD_BYTES] * group + f[L.F_DOWN]
+        columns, values = i64_at(memory + M.COLUMNS), u8_at(memory + M.VALUES)
+        quants, count = u8_at(memory + M.QUANTS), 0
+        while mask != 0:
+            lane = lowest(mask)
+            mask &= mask - 1
+            columns[count] = first + f[L.F_RECORD_BYTES] * lane
+            values[count] = quants[lane]
+            count += 1
+        while count & 3:
+            columns[count], values[count] = first, 0
+            count += 1
+        chunks, quads = (args[L.D_PAD] + 63) >> 6, count >> 2
+        where, what = memory + M.COLUMNS, memory + M.VALUES
+        scale, bias, sums = memory + M.SCALE, memory + M.BIAS, memory + M.SUMS
+        kind = i64_at(layer + 8 * L.DOWN)[L.KIND]
+        if kind == L.INT4:
+            columns4(base, where, what, quads, scale, bias, sums, chunks, y)
+        elif kind == L.INT8:
+            columns8(base, where, what, quads, scale, bias, sums, chunks, y)
+        else:
+            columns4m(base, where, what, quads, scale, bias, sums, chunks, y)
+
+    return SimpleNamespace(rows=rows, survivors=survivors, tiles=tiles, add_columns=add_columns)
+
+
+def _row(isa: Isa, kind: int) -> Any:
+    intrinsic = row_kernel(isa, kind)
+
+    @helper
+    def row(a: int, x: int, scales: int, bias: int, sums: int, pairs: int, out: int) -> None:
+        intrinsic(a, x, scales, bias, sums, pairs, out)
+
+    return row
+
+
+def _columns(isa: Isa, kind: int) -> Any:
+    intrinsic = columns_kernel(isa, kind)
+
+    @helper
+    def columns(
+        base: int,
+        where: int,
+        values: int,
+        quads: int,
+        scale: int,
+        bias: int,
+        sums: int,
+        chunks: int,
+        y: int,
+    ) -> None:
+        intrinsic(base, where, values, quads, scale, bias, sums, chunks, y)
+
+    return columns

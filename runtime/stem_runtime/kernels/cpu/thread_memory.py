@@ -1,0 +1,30 @@
+"""A thread's own memory while it works on an FFN, in bytes from its start."""
+
+from __future__ import annotations
+
+from . import layout as L
+from .simd import f32_at, i64_at
+from .vector import helper
+
+U, P, H, ONES = 0, 128, 256, 384
+"""32 float32 each: ups, potentials or contributions, hidden values, ones."""
+
+QUANTS, SCALE, BIAS, SUMS, ACTS = 512, 544, 548, 552, 960
+"""One group of quantized activations, and the words that say where it is."""
+
+MASK, CAPTURED = 556, 560
+VALUES, COLUMNS = 576, 640
+"""Hidden values int8 [32] and addresses int64 [32] of the columns that are added."""
+
+REST = 1024
+"""The summed output, float32 [d_pad]; before that masks uint32 [FFN_GROUPS], or a predictor's."""
+
+
+@helper
+def prepare(memory: int) -> None:
+    """Lay out one group of quantized activations, and a group of ones, in a thread's memory."""
+    a, ones = i64_at(memory + ACTS), f32_at(memory + ONES)
+    a[L.A_QUANTS], a[L.A_SCALES] = memory + QUANTS, memory + SCALE
+    a[L.A_BIAS], a[L.A_SUMS] = memory + BIAS, memory + SUMS
+    for i in range(32):
+        ones[i] = 1.0
