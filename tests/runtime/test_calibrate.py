@@ -10,15 +10,37 @@ import pytest
 
 from stem_runtime import paths
 from stem_runtime.engine import Cancelled, Engine
-from stem_runtime.errors import FormatError, UnsupportedError, UsageError
+from stem_runtime.errors import FormatError, UsageError
 from stem_runtime.formats.packed import PackedModel, open_packed
-from stem_runtime.sparsity import capture
-from stem_runtime.sparsity.calibrate import calibrate, split
+from stem_runtime.sparsity import budget, capture
+from stem_runtime.sparsity import calibrate as calibrate_module
+from stem_runtime.sparsity.budget import POLICIES
+from stem_runtime.sparsity.calibrate import calibrate, passages, split
 from stem_runtime.sparsity.capture import Material, Part
+from stem_runtime.sparsity.ffn_profile import FfnProfile
 from stem_runtime.sparsity.head import HeadLook
+from stem_runtime.sparsity.plan import FfnPlan
 from stem_runtime.sparsity.profile import FILE, Profile, read_profile
 
+from ..quick import shorten
+from .fitted import SPARSE
 from .tiny import random_packed, tiny_config
+
+STEPS = [
+    "Listening",
+    "Watching",
+    "Weighing",
+    "Fitting",
+    "Timing",
+    "Budgeting",
+    "Comparing",
+    "Measuring",
+]
+
+
+@pytest.fixture(autouse=True)
+def short(monkeypatch: pytest.MonkeyPatch) -> None:
+    shorten(monkeypatch)
 
 
 def material(tokens: int = 3000, prompts: int = 4, vocab: int = 320) -> Material:
@@ -69,8 +91,8 @@ def test_a_profile_is_written_and_says_what_was_measured(model: PackedModel) -> 
     assert setting.good == (
         setting.miss_rate <= 0.001 and min(setting.default_mass, setting.warm_mass) >= 0.999
     )
-    assert list(dict.fromkeys(step for step, _, _ in told)) == ["Listening", "Fitting", "Timing"]
-    for step in ("Listening", "Fitting", "Timing"):
+    assert list(dict.fromkeys(step for step, _, _ in told)) == STEPS
+    for step in STEPS:
         done = [now for name, now, _ in told if name == step]
         (total,) = {total for name, _, total in told if name == step}
         assert (done[-1], done) == (total, sorted(done))
@@ -118,7 +140,7 @@ def test_what_was_kept_may_be_damaged(model: PackedModel, hidden_calls: list[int
     assert look_of(profile).margin == look_of(calibrate(model, material(), threads=1)).margin
 
 
-@pytest.mark.parametrize("stage", ["Fitting", "Timing"])
+@pytest.mark.parametrize("stage", STEPS[1:])
 def test_it_can_be_cancelled_at_every_stage(model: PackedModel, stage: str) -> None:
     reached: list[str] = []
     with pytest.raises(Cancelled):
@@ -155,13 +177,105 @@ def test_hidden_states_that_are_no_numbers_are_refused(
     assert not list((paths.cache_dir() / "calibration").rglob("*.npz"))
 
 
-def test_heads_that_cannot_be_looked_at_are_refused(tmp_path: Path) -> None:
+def test_models_whose_head_cannot_be_looked_at_have_none(tmp_path: Path) -> None:
     int4 = open_packed(random_packed(tmp_path / "a", tiny_config(), kinds="int4"))
-    with pytest.raises(UnsupportedError, match="int4; only int8"):
-        calibrate(int4, material(), threads=1)
-    narrow = tiny_config(d_model=48)
-    with pytest.raises(UnsupportedError, match="48 numbers"):
-        calibrate(open_packed(random_packed(tmp_path / "b", narrow)), material(), threads=1)
+    narrow = open_packed(random_packed(tmp_path / "b", tiny_config(d_model=48)))
+    for model in (int4, narrow):
+        profile = calibrate(model, material(), threads=1)
+        assert profile.head is None
+        assert profile.ffn is not None
+        assert profile.ffn.settings
+        read = read_profile(model.folder, model.config, model.info["weights_sha256"])
+        assert read is not None
+        assert read.head is None
+
+
+def ffn_of(profile: Profile | None) -> FfnProfile:
+    assert profile is not None
+    assert profile.ffn is not None
+    return profile.ffn
+
+
+def test_ways_to_skip_neurons_are_measured(model: PackedModel) -> None:
+    ffn = ffn_of(calibrate(model, material(), threads=1))
+    assert [setting.name for setting in ffn.settings] == ["1%", "5%"]
+    assert [trial.policy for trial in ffn.trials] == list(POLICIES)
+    assert len({trial.target for trial in ffn.trials}) == 1
+    best = max(ffn.trials, key=lambda trial: trial.reward)
+    for setting in ffn.settings:
+        assert setting.policy == best.policy
+        assert setting.plan == ffn.plan(setting.target, setting.policy)
+        assert setting.positions > 100
+        assert 0 < setting.active_neurons <= 1
+        assert setting.active_neurons <= setting.active_parameters <= 1
+        assert min(setting.tokens_per_second, setting.dense_tokens_per_second) > 0
+    less, more = ffn.settings
+    assert less.target <= more.target
+    assert ffn.tables.measured
+    assert (ffn.rules.sharpness > 0).all()
+    pays = any(s.faster and s.perplexity_change <= 0.05 for s in ffn.settings)
+    assert pays == (ffn.stored is not None) == (not ffn.reason)
+    read = read_profile(model.folder, model.config, model.info["weights_sha256"])
+    assert ffn_of(read).settings == ffn.settings
+
+
+def test_a_naturally_sparse_model_is_measured_with_candidates_too(tmp_path: Path) -> None:
+    model = open_packed(random_packed(tmp_path / "m", tiny_config(**SPARSE)))
+    ffn = ffn_of(calibrate(model, material(), threads=1))
+    found = {setting.name: setting for setting in ffn.settings}
+    assert list(found) == ["exact", "predicted", "resampled", "1%", "5%"]
+    exact = found["exact"]
+    assert exact.plan == FfnPlan.exact(2)
+    assert exact.perplexity_change == pytest.approx(0, abs=0.01)
+    assert 0.1 < exact.active_neurons < 0.5
+    assert exact.recall == 1
+    assert found["predicted"].plan.candidates == "predicted"
+    assert "prediction" in found["predicted"].controls
+    assert 0.5 < found["predicted"].recall <= 1
+    assert found["resampled"].controls == ("potentials", "resampling")
+    # exact zeros are skipped by every setting
+    assert all(setting.active_neurons < 0.5 for setting in ffn.settings)
+
+
+@pytest.mark.parametrize("stop", ["Comparing", "Measuring"])
+def test_finished_measurements_are_kept(
+    model: PackedModel, stop: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reached: list[str] = []
+    with pytest.raises(Cancelled):
+        calibrate(
+            model,
+            material(),
+            threads=1,
+            progress=lambda step, *_: reached.append(step),
+            cancel=lambda: reached.count(stop) == 2,
+        )
+
+    def again(*_args: object) -> None:
+        raise AssertionError("was done already")
+
+    for name in ("fit", "_fit", "_race", "capture_ffn"):
+        monkeypatch.setattr(calibrate_module, name, again)
+    monkeypatch.setattr(budget, "learn", again)
+    told: list[str] = []
+    ffn = ffn_of(calibrate(model, material(), threads=1, progress=lambda s, *_: told.append(s)))
+    assert "Budgeting" not in told
+    assert len(ffn.settings) == 2
+    assert len(ffn.trials) == len(POLICIES)
+    assert list((paths.cache_dir() / "calibration").iterdir()) == []
+
+
+def test_passages_take_a_share_of_every_part() -> None:
+    width = np.zeros((1, 4), np.float32)
+    parts = [
+        Part(list(range(300)), np.repeat(width, 299, axis=0), False),
+        Part(list(range(40)), np.repeat(width, 10, axis=0), True),
+        Part(list(range(8)), np.repeat(width, 7, axis=0), False),
+    ]
+    found = passages(parts, 90)
+    assert [passage.start for passage in found] == [4, 30, 32]
+    assert [len(passage.tokens) for passage in found] == [8, 40, 32 + 76]
+    assert passages([Part([1, 2], width, False)], 50) == []
 
 
 def test_a_head_that_few_axes_describe_is_found(

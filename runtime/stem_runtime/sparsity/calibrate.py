@@ -62,7 +62,7 @@ def calibrate(
     """
     run = _Run(model, threads, kernels, notify, progress, cancel)
     with run.engine() as engine:
-        parts, held = capture(model, engine, material, run.report, cancel, notify)
+        parts, held = capture(model, engine, material, run.tell, cancel, notify)
         total = sum(len(part.hidden) for part in parts)
         if total < MIN_POSITIONS:
             raise UsageError(
@@ -110,10 +110,13 @@ class _Run:
         if self.cancel is not None and self.cancel():
             raise Cancelled("Calibration was cancelled; the next one goes on from here.")
 
-    def report(self, step: str, done: int, total: int) -> None:
-        self.check()
+    def tell(self, step: str, done: int, total: int) -> None:
         if self.progress is not None:
             self.progress(step, done, total)
+
+    def report(self, step: str, done: int, total: int) -> None:
+        self.check()
+        self.tell(step, done, total)
 
     def step(self, name: str) -> Callable[[int, int], None]:
         return partial(self.report, name)

@@ -190,12 +190,12 @@ class _Measuring:
         if self._found(name) is not None:
             return
         target = self._reach(policy, allowed)
-        for _ in range(RETREATS):
+        for left in range(RETREATS, -1, -1):
             plan = self._profile.plan(target, policy)
             if base is not None and base.plan.candidates != "all":
                 plan = dataclasses.replace(plan, candidates=base.plan.candidates)
             decoded = self._decoded(plan)
-            if decoded.change(self._dense) <= allowed:
+            if not left or decoded.change(self._dense) <= allowed:
                 break
             target *= _BACK
         full = decoded
