@@ -88,9 +88,8 @@ def test_wheel_holds_the_three_packages(tmp_path: Path) -> None:
     top = {name.partition("/")[0] for name in names}
     assert {name for name in top if not name.endswith(".dist-info")} == set(PACKAGES)
     shipped = {f"{package}/py.typed" for package in PACKAGES}
-    texts = {
-        f"stem_local/calibration_text/{p.name}" for p in ROOT.glob("stem_local/calibration_text/*")
-    }
+    texts = {str(p.relative_to(ROOT).as_posix()) for p in ROOT.glob("stem_local/*_text/*.txt")}
+    assert len(texts) == 9
     assert shipped | texts | {"stem_local/catalog.toml"} <= set(names)
     for package, folder in PACKAGES.items():
         sources = {f"{package}/{p.relative_to(folder).as_posix()}" for p in folder.rglob("*.py")}
