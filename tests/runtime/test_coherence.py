@@ -80,7 +80,7 @@ def test_implied_is_who_follows_and_does_not_fire_anyway() -> None:
     following[:, 5] = fires[:, 2]  # always together
     following[:, 6] = fires[:, 2] & firing(3)[:, 0]  # one time in ten
     following[:, 7] = True  # fires anyway
-    found = implications(fires, following, ONES)
+    found = implications(fires, following)
     assert found.shape == (64, IMPLIED) and found.dtype == np.int32
     assert found[2].tolist() == [5, -1, -1, -1]
     assert (np.delete(found, 2, axis=0) == -1).all()
@@ -90,16 +90,15 @@ def test_a_few_times_are_not_enough_to_be_sure() -> None:
     fires = np.zeros((TOKENS, 4), np.bool_)
     fires[:3, 0] = True
     fires[:12, 1] = True
-    found = implications(fires, fires, np.ones(4, np.float32))
+    found = implications(fires, fires)
     assert found[:, 0].tolist() == [-1, 1, -1, -1]
 
 
-def test_the_four_that_add_the_most_are_implied() -> None:
-    fires = firing(1)
-    following = np.repeat(fires[:, :1], 6, axis=1)
-    contribution = np.array([3, 1, 6, 2, 5, 4], np.float32)
-    found = implications(fires[:, :1], following, contribution)
-    assert found.tolist() == [[2, 4, 5, 0]]
+def test_the_four_that_fire_least_otherwise_are_implied() -> None:
+    fires = firing(1)[:, :1]
+    otherwise = np.random.default_rng(2).random((TOKENS, 6)) < [0.01, 0.15, 0.05, 0.2, 0, 0.1]
+    found = implications(fires, fires | otherwise)
+    assert found.tolist() == [[4, 0, 2, 5]]
 
 
 @settings(max_examples=25)
@@ -112,22 +111,22 @@ def test_every_implication_holds_in_the_counts(seed: int) -> None:
     fires, following = (
         (causes[:, p] & (n < 0.9)) | (n > 0.97) for p, n in zip(pick, noise, strict=True)
     )
-    found = implications(fires, following, np.ones(40, np.float32))
+    found = implications(fires, following)
     assert (found >= 0).any()
     often = following.mean(axis=0)
     for neuron, implied in enumerate(found):
         named = implied[implied >= 0]
         assert len(set(named.tolist())) == len(named)
         chance = following[fires[:, neuron]].mean(axis=0)
-        assert (chance[named] >= 0.5).all()
-        assert (chance[named] >= 2 * often[named]).all()
+        assert (chance[named] >= 0.2).all()
+        assert (chance[named] >= 3 * often[named]).all()
 
 
 def test_implications_find_who_the_candidates_miss() -> None:
     fires = firing(1)
     following = firing(2)
     following[:, 5] = fires[:, 2]
-    implied = implications(fires, following, ONES)
+    implied = implications(fires, following)
     token = int(np.flatnonzero(fires[:, 2])[0])
     candidates = np.zeros(64, np.bool_)
     joined = apply_implications(candidates, fires[token], implied)

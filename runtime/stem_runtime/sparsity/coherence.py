@@ -21,9 +21,9 @@ _ALWAYS = 0.95  # share of tokens that a neuron of the core fires for
 _CORE = 1 / 16  # most of a layer that its core may be: it is computed for every token
 _EDGE = 0.01  # share of the calibration tokens under the floor, and over the cap, without the slack
 _SLACK = 0.1
-_SURE = 0.5  # least probability of firing that an implication promises, at the low end of doubt
-_LIFT = 2.0  # least factor over how often the implied neuron fires anyway
-_DOUBT = 2.0  # standard errors
+_SURE = 0.2  # least probability of firing that an implication promises; more found next to nobody
+_LIFT = 3.0  # least factor over how often the implied neuron fires anyway
+_DOUBT = 3.0  # standard errors: millions of pairs are asked
 _BLOCK = 1024  # neurons whose joint firing is counted together
 
 Bools = NDArray[np.bool_]
@@ -58,7 +58,7 @@ def learn(layers: Iterable[tuple[Bools, F32]]) -> tuple[Rules, ...]:
         if before is not None:
             if len(before) != len(fires):
                 raise ValueError(f"layers of {len(before)} and {len(fires)} tokens")
-            found = implications(before, fires, contribution)
+            found = implications(before, fires)
             rules[-1] = Rules(rules[-1].core, rules[-1].floor, rules[-1].cap, found)
         rules.append(Rules(core(fires, contribution), *bounds(fires), None))
         before = fires
@@ -81,17 +81,16 @@ def bounds(fires: Bools) -> tuple[int, int]:
     return int(low * (1 - _SLACK)), min(fires.shape[1], int(np.ceil(high * (1 + _SLACK))))
 
 
-def implications(fires: Bools, following: Bools, contribution: F32) -> I32:
+def implications(fires: Bools, following: Bools) -> I32:
     """Who of the next layer is likely when a neuron fires: int32 [ffn, 4], -1 for none.
 
-    `fires` bool [n, ffn], `following` bool [n, ffn of the next layer], `contribution` the next
-    layer's, float32. Neuron j is implied by i when the low end of P(j | i) (Wilson's interval, two
-    standard errors) is at least a half and P(j | i) at least twice P(j). Of more than four, those
-    count that add the most beyond what they add anyway.
+    `fires` bool [n, ffn] and `following` bool [n, ffn of the next layer] are of the same tokens.
+    Neuron j is implied by i when P(j | i) is at least 0.2 and three times P(j), both at the low end
+    of Wilson's interval. Of more than four those come first whom P(j | i) sets apart the most from
+    P(j): candidate sets hold the ones that fire often anyway.
     """
     after = following.astype(np.float32)
-    often = following.mean(axis=0, dtype=np.float32)
-    value = contribution / np.maximum(often, np.float32(1e-9))
+    often = np.maximum(following.mean(axis=0, dtype=np.float32), np.float32(1e-9))
     found = np.full((fires.shape[1], IMPLIED), -1, np.int32)
     # a neuron that fires this seldom cannot be sure of anything
     (worthy,) = np.nonzero(fires.sum(axis=0) >= _DOUBT**2)
@@ -100,9 +99,9 @@ def implications(fires: Bools, following: Bools, contribution: F32) -> I32:
         together = fires[:, rows].astype(np.float32).T @ after
         times = fires[:, rows].sum(axis=0, dtype=np.float32)[:, None]
         chance = together / times
-        sure = (_low_end(chance, times) >= _SURE) & (chance >= _LIFT * often)
-        gain = np.where(sure, (chance - often) * value, np.float32(0))
-        found[rows] = _best(gain)
+        least = _low_end(chance, times)
+        sure = (least >= _SURE) & (least >= _LIFT * often)
+        found[rows] = _best(np.where(sure, chance / often, np.float32(0)))
     return found
 
 
@@ -114,15 +113,13 @@ def _low_end(chance: F32, times: F32) -> F32:
     return found
 
 
-def _best(gain: F32) -> I32:
-    """The columns of the largest gains over 0 of every row, int32 [rows, 4], -1 where there are
-    fewer.
-    """
-    found = np.full((len(gain), IMPLIED), -1, np.int32)
-    count = min(IMPLIED, gain.shape[1])
-    columns = np.argpartition(-gain, count - 1, axis=1)[:, :count]
-    gains = np.take_along_axis(gain, columns, axis=1)
-    order = np.argsort(-gains, axis=1)
-    gains = np.take_along_axis(gains, order, axis=1)
-    found[:, :count] = np.where(gains > 0, np.take_along_axis(columns, order, axis=1), -1)
+def _best(lifts: F32) -> I32:
+    """The columns of the largest numbers of every row, int32 [rows, 4], -1 for those that are 0."""
+    found = np.full((len(lifts), IMPLIED), -1, np.int32)
+    count = min(IMPLIED, lifts.shape[1])
+    columns = np.argpartition(-lifts, count - 1, axis=1)[:, :count]
+    values = np.take_along_axis(lifts, columns, axis=1)
+    order = np.argsort(-values, axis=1)
+    values = np.take_along_axis(values, order, axis=1)
+    found[:, :count] = np.where(values > 0, np.take_along_axis(columns, order, axis=1), -1)
     return found
