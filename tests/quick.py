@@ -14,5 +14,6 @@ def shorten(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(budget, "ROUNDS", 1)
     monkeypatch.setattr(ffn_settings, "HALVINGS", 3)
     monkeypatch.setattr(ffn_settings, "RETREATS", 1)
+    monkeypatch.setattr(measure, "SCORES", 1 << 22)
     monkeypatch.setattr(measure, "ROUNDS", 2)
     monkeypatch.setattr(measure, "DECODED", 6)

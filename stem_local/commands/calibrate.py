@@ -12,7 +12,7 @@ from ..terminal import interruptible
 from ._output import Bar, as_json, facts, size, table
 
 if TYPE_CHECKING:
-    from stem_runtime.sparsity.ffn_profile import FfnSetting
+    from stem_runtime.sparsity.ffn_profile import FfnProfile, FfnSetting
     from stem_runtime.sparsity.profile import HeadSetting
 
 _INTERRUPTED = 130
@@ -39,7 +39,7 @@ def command(
 ) -> None:
     """Learn what MODEL can leave out, and whether that is faster here.
 
-    Takes about a minute for a small model. Reads a mix of built-in texts and yours, lets the model
+    Takes a few minutes for a small model. Reads a mix of built-in texts and yours, lets the model
     answer a few questions, and keeps what it learned beside the weights. Interrupted, it goes on
     where it stopped when it is run again.
 
@@ -71,7 +71,7 @@ def command(
     if profile.head is not None:
         facts(head_facts(profile.head.setting))
     if profile.ffn is not None:
-        facts([("sparse FFN", f"not used: {profile.ffn.reason}" if profile.ffn.reason else "used")])
+        facts(ffn_facts(profile.ffn))
         settings_table(profile.ffn.settings)
 
 
@@ -99,6 +99,21 @@ def head_facts(setting: HeadSetting) -> list[tuple[str, str]]:
             f"{setting.dense_tokens_per_second:.0f} ({gain:.2f}x; {setting.kernels}, "
             f"{setting.threads} threads)",
         ),
+    ]
+
+
+def ffn_facts(ffn: FfnProfile) -> list[tuple[str, str]]:
+    """What calibration found out about skipping neurons, for people."""
+    paying = [
+        f"{setting.name} ({setting.perplexity_change:+.2%} perplexity)"
+        for setting in ffn.settings
+        if setting.faster
+    ]
+    trials = [f"{trial.policy} {trial.perplexity_change:+.1%}" for trial in ffn.trials]
+    target = f" at {ffn.trials[0].target:.0%} skipped" if ffn.trials else ""
+    return [
+        ("sparse FFN", f"not used: {ffn.reason}" if ffn.reason else f"pays: {', '.join(paying)}"),
+        ("policies", f"{', '.join(trials)} perplexity{target}" if trials else ""),
     ]
 
 

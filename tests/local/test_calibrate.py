@@ -18,6 +18,7 @@ from stem_runtime.kernels import choose
 from stem_runtime.sparsity import calibrate, capture
 from stem_runtime.sparsity.profile import FILE, read_profile
 from stem_runtime.tokenizer import Tokenizer
+from tests.quick import shorten
 from tests.runtime.looks import add_profile
 from tests.runtime.tiny import random_packed, tiny_config
 
@@ -33,12 +34,18 @@ def folder(tmp_path: Path) -> Path:
     return random_packed(tmp_path / "tiny", tiny_config())
 
 
+@pytest.fixture
+def short(monkeypatch: pytest.MonkeyPatch) -> None:
+    shorten(monkeypatch)
+
+
 def calibrated(folder: Path, **changes: Any) -> Path:
     """The folder with a profile that was measured with the kernels in use here."""
     add_profile(folder, kernels=choose().name, **changes)
     return folder
 
 
+@pytest.mark.usefixtures("short")
 def test_the_verb_calibrates_and_says_what_it_found(folder: Path, tmp_path: Path) -> None:
     own = tmp_path / "own.txt"
     own.write_text("My own text, which is short.", encoding="utf-8")
@@ -46,6 +53,11 @@ def test_the_verb_calibrates_and_says_what_it_found(folder: Path, tmp_path: Path
     assert (result.exit_code, result.stderr) == (0, "")
     for word in ("sparse head:", "32 axes", "winners missed:", "probability kept:", "tok/s"):
         assert word in result.stdout
+    for word in ("sparse FFN:", "policies:", "uniform", "skipped"):
+        assert word in result.stdout
+    rows = [line.split() for line in result.stdout.splitlines() if line[:2] in ("1%", "5%")]
+    assert [row[0] for row in rows] == ["1%", "5%"]
+    assert all(row[-1].endswith("x") for row in rows)
     shown = stem("show", str(folder)).stdout
     assert all(line in shown for line in result.stdout.splitlines()[1:2])
     known = json.loads(stem("show", str(folder), "--json").stdout)["calibration"]["head"]
@@ -56,6 +68,9 @@ def test_the_verb_calibrates_and_says_what_it_found(folder: Path, tmp_path: Path
     assert known == profile.head.setting.to_dict()
     again = json.loads(stem("calibrate", str(folder), "--threads=1", "--json").stdout)
     assert set(again["head"]) == set(known)
+    assert [setting["name"] for setting in again["ffn"]["settings"]] == ["1%", "5%"]
+    assert {"plan", "perplexity_change", "active_parameters"} <= set(again["ffn"]["settings"][0])
+    assert len(again["ffn"]["policies"]) == 5
 
 
 @pytest.mark.parametrize("content", [b"", b" \n\t "])
@@ -79,6 +94,7 @@ def test_too_little_text_and_bytes_are_refused(
     assert "too little text" in result.stderr
 
 
+@pytest.mark.usefixtures("short")
 def test_an_interrupted_calibration_exits_130_and_is_gone_on_with(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -203,12 +219,19 @@ def test_the_real_model_says_the_same_with_and_without(
     monkeypatch.setattr(capture, "ANSWER", 64)
     monkeypatch.setattr(calibrate, "DIMS", (192,))
     monkeypatch.setattr(calibration, "PROMPTS", calibration.PROMPTS[:8])
+    shorten(monkeypatch)
     profile = calibration.calibrate(real_model, threads=1)
     try:
-        assert profile.setting.positions > 500
-        assert profile.setting.head_bytes < 0.7 * profile.setting.dense_head_bytes
+        assert profile.head is not None
+        assert profile.ffn is not None
+        setting = profile.head.setting
+        assert setting.positions > 500
+        assert setting.head_bytes < 0.7 * setting.dense_head_bytes
+        least = profile.ffn.settings[0]
+        assert least.active_parameters < 0.95
+        assert least.perplexity_change < 0.03
         packed = open_packed(real_model)
-        with Engine(packed, head=profile.head) as engine:
+        with Engine(packed, head=profile.head.look) as engine:
             tokenizer = Tokenizer.from_file(real_model / "tokenizer.json", packed.info["tokenizer"])
             cache = engine.new_cache(100)
             for prompt in ("The sky is blue because", "def add(a, b):", "Three rivers are"):

@@ -88,7 +88,7 @@ def test_the_global_rule_drops_the_same_share_everywhere() -> None:
 
 def test_each_layer_has_the_test_that_reads_less() -> None:
     found = tables()
-    even = np.full(LAYERS, 0.2)
+    even = np.full(LAYERS, 0.5)
     slow = dataclasses.replace(found, gather=np.array([9, 1], np.float32))
     assert (budget.better_tests(slow, even).tests == CONTRIBUTION).all()
     cheap, dear = found.dropped.copy(), found.dropped.copy()
@@ -100,6 +100,15 @@ def test_each_layer_has_the_test_that_reads_less() -> None:
         mode = "gate" if test == GATE else "contribution"
         for policy in budget.POLICIES:
             assert set(budget.plan(now, 0.3, policy).modes) <= {mode, "dense"}
+
+
+def test_layers_that_decode_runs_dense_save_nothing() -> None:
+    found = tables()
+    for test, share, most in ((GATE, found.gated, 5 / 8), (CONTRIBUTION, found.active, 15 / 16)):
+        dense = found.times[:, test] == found.costs.sum(axis=1)[:, None]
+        assert (dense == (share[:, test] > most)).all()
+        assert dense.any()
+        assert (found.nbytes[:, test, 1:] < found.costs.sum(axis=1)[:, None]).all()
 
 
 def test_greedy_spares_the_layer_that_hurts() -> None:

@@ -27,7 +27,7 @@ from .measure import (
 )
 from .neurons import layer_weights
 from .plan import FfnPlan, parts_for
-from .potentials import EXACT_ZEROS
+from .potentials import CONTRIBUTION, EXACT_ZEROS, GATE
 
 BUDGETS = {"1%": 0.01, "5%": 0.05}
 """Settings by name, and how much of its perplexity each may add."""
@@ -41,6 +41,7 @@ RETREATS = 3
 _LEAST = 0.01  # share of skipped neurons whose only effect is another rounding
 _BACK = 0.8
 _SHARP = 256  # tokens that the sharpness of attention is learned from
+_TIMED = 13.0  # level of the tables that leaves few enough neurons to pick them
 _SLOWEST = 4.0  # times as long as a whole matrix; more is a machine that did something else
 _SURE = 2.0  # standard errors
 
@@ -123,15 +124,18 @@ class _Measuring:
         self._grow(tables=dataclasses.replace(tables, learned=learned))
 
     def _gather(self) -> NDArray[np.float32]:
-        """How much longer a byte takes neuron by neuron, timed with tests that everyone passes."""
-        costs = self._profile.tables.costs.sum(axis=0)
-        whole = self._engine.weight_bytes_per_token(PROMPT)
+        """How much longer a byte takes neuron by neuron, timed for each test on its own."""
+        tables, step = self._profile.tables, self._engine.weight_bytes_per_token(PROMPT)
+        whole, gathered = tables.read
+        each = np.arange(tables.layers)
         found = []
-        for mode, nbytes in (("gate", costs[1:].sum()), ("contribution", costs[2:].sum())):
-            layers = self._profile.tables.layers
-            plan = FfnPlan((mode,) * layers, (0.0,) * layers, (0.0,) * layers)  # type: ignore[arg-type]
+        for test in (GATE, CONTRIBUTION):
+            spread = budget.Spread(np.full(tables.layers, test), np.full(tables.layers, _TIMED))
+            plan = spread.plan(tables)
             dense, sparse = race(self._engine, plan, self._bench.seen, self._bench.check)
-            found.append(1 + (dense / sparse - 1) * whole / nbytes)
+            rest = step - tables.dense_bytes + whole[each, test, int(_TIMED)].sum()
+            left = step * dense / sparse - rest
+            found.append(left / gathered[each, test, int(_TIMED)].sum())
         return np.clip(np.array(found, np.float32), 1, _SLOWEST)
 
     def _try_policies(self) -> str:

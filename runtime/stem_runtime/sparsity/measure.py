@@ -23,7 +23,8 @@ PROMPT = 32
 ROUNDS, DECODED = 10, 40
 """Rounds of a race, and tokens that each side decodes in a round."""
 
-_SCORES = 1 << 24  # logits of the dense model that are held to compare with
+SCORES = 1 << 24
+"""Logits of the dense model that are held to compare with."""
 
 F32 = NDArray[np.float32]
 F64 = NDArray[np.float64]
@@ -51,7 +52,7 @@ class Divergence:
         self, engine: Engine, passages: Sequence[Passage], least: FfnPlan, check: Check
     ) -> None:
         self._engine, self._check = engine, check
-        left = _SCORES // engine.config.vocab_size
+        left = SCORES // engine.config.vocab_size
         self._tokens: list[list[int]] = []
         for passage in passages:
             part = passage.tokens[: max(0, left)]

@@ -43,6 +43,10 @@ F32 = NDArray[np.float32]
 F64 = NDArray[np.float64]
 Bools = NDArray[np.bool_]
 
+REST, REST_LATE = 5 / 8, 15 / 16
+"""Shares of a layer's neurons over which decode does not pick them: of those that pass the gate
+test, and of those that pass the contribution test where that is the only one."""
+
 PROJECTED = 128
 """Numbers that stand for an output where its length is all that is asked."""
 
@@ -189,18 +193,23 @@ class FfnTables:
     @property
     def nbytes(self) -> F32:
         """Bytes read per token, float32 [n_layers, 2, levels]."""
-        whole, gathered = self._read
+        whole, gathered = self.read
         return whole + gathered
 
     @property
     def times(self) -> F32:
-        """What reading takes, in bytes of whole matrices: float32 [n_layers, 2, levels]."""
-        whole, gathered = self._read
-        return whole + gathered * self.gather[:, None]
+        """What reading takes, in bytes of whole matrices: float32 [n_layers, 2, levels].
+
+        Decode runs layers dense that skip too little for picking neurons to pay.
+        """
+        whole, gathered = self.read
+        dense = self.costs.sum(axis=1)[:, None, None]
+        idle = np.stack([self.gated[:, GATE] > REST, self.active[:, CONTRIBUTION] > REST_LATE], 1)
+        return np.where(idle, dense, whole + gathered * self.gather[:, None])
 
     @property
-    def _read(self) -> tuple[F32, F32]:
-        """Bytes read in whole matrices and neuron by neuron."""
+    def read(self) -> tuple[F32, F32]:
+        """Bytes read in whole matrices and neuron by neuron, both [n_layers, 2, levels]."""
         gate, up, down, scales = (self.costs[:, i, None, None] for i in range(4))
         ups = up * self.gated
         gathered = down * self.active + scales * self.groups
