@@ -85,24 +85,23 @@ def _costs(report: Report) -> tuple[_Series, _Series]:
 
 def _panel(axes: Any, names: Sequence[str], cost: _Series, quality: _Series) -> None:
     """One quality against one cost; dense is a diamond with a dashed line at its height."""
-    points = sorted(zip(cost.values, quality.values, names, strict=True))
     axes.set_facecolor("white")
-    axes.plot(*zip(*[point[:2] for point in points], strict=True), color=_SPARSE, lw=1, alpha=0.5)
-    for x, y, name in points:
+    points = sorted(zip(cost.values, quality.values, names, strict=True))
+    for place, (x, y, name) in enumerate(points):
         dense = name == "off"
         color = _DENSE if dense else _SPARSE
         axes.scatter([x], [y], s=60 if dense else 36, marker="D" if dense else "o", color=color)
         if dense:
-            axes.axhline(y, color=_DENSE, lw=0.8, ls="--", alpha=0.7)
+            axes.axhline(y, color=_DENSE, lw=0.8, ls="--", alpha=0.7, zorder=0)
         axes.annotate(
             "off (dense)" if dense else name,
             (x, y),
-            xytext=(6, 6),
+            # above and below in turns, so that the names of neighbours do not run together
+            xytext=(6, -14 if place % 2 else 6),
             textcoords="offset points",
             color=color,
-            bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 1},
         )
-    axes.margins(0.15)
+    axes.margins(0.2)
     axes.set_xlabel(cost.name, color=_INK)
     axes.set_ylabel(quality.name, color=_INK)
     axes.grid(alpha=0.25)
