@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stem_runtime.sparsity.neurons import bits_of
+from stem_runtime.engine import Engine
+from stem_runtime.formats.packed import open_packed
+from stem_runtime.quant import unpack
+from stem_runtime.sparsity.neurons import LayerNeurons, Neurons, bits_of, layer_weights, mask_of
+from stem_runtime.sparsity.plan import FfnPlan
 from stem_runtime.sparsity.resampling import Resampler, smallest_set
+
+from .tiny import random_packed, tiny_config
 
 FFN = 70  # three words, the last one with padding
 USED = np.where(np.arange(FFN) < 20, 1.0, 0.0).astype(np.float32)
@@ -275,3 +282,42 @@ def test_settings_that_mean_nothing_are_refused() -> None:
     for settings_ in ({"coverage": 0.0}, {"coverage": 1.5}, {"period": 1}):
         with pytest.raises(ValueError, match="coverage"):
             Resampler(("gate",), FFN, **settings_)
+
+
+def test_an_engine_keeps_to_the_sets_between_looks(tmp_path: Path) -> None:
+    model = open_packed(random_packed(tmp_path / "m", tiny_config(activation="relu")))
+    ffn, layers = model.config.ffn_dim, model.config.n_layers
+    ones, everyone = np.ones(ffn, np.float32), mask_of(np.ones(ffn, np.bool_))
+    neurons = [
+        LayerNeurons(
+            layer_weights(model, layer, "gate"),
+            weights=ones,
+            norms=np.linalg.norm(unpack(model.matrix(f"layers.{layer}.down")), axis=0),
+            core=everyone * np.uint32(0),
+            alive=everyone,
+        )
+        for layer in range(layers)
+    ]
+    plan = replace(FfnPlan.exact(layers), candidates="resampled")
+    resampler = Resampler(plan.modes, ffn, coverage=0.1, period=3)
+    with Engine(model, threads=2, neurons=Neurons(tuple(neurons))) as engine:
+        engine.set_plan(plan)
+        cache = engine.new_cache(16)
+        resampler.start(cache)
+        engine.prefill(cache, [5, 60])
+        resampler.seed()
+        for place, token in enumerate([200, 7, 130, 44]):
+            look = resampler.before_token()
+            sets = cache.candidates
+            engine.decode(cache, token, sparse=True)
+            offered = engine.last_counts[:, 0].tolist()
+            resampler.after_token()
+            assert look == (place % 3 == 0)
+            if look:
+                assert offered == [ffn] * layers
+            else:
+                assert sets is not None
+                assert offered == [int(bits_of(mask, ffn).sum()) for mask in sets]
+                assert max(offered) < ffn
+    assert resampler.refreshes == 2
+    assert 0 < resampler.recall < 1
