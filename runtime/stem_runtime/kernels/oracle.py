@@ -198,6 +198,7 @@ _ACTIVATIONS: dict[str, Callable[[F64], F64]] = {
 
 
 Linear = Callable[[str, F64], F64]
+Ffn = Callable[[int, F64], F64]
 
 
 def forward(config: ModelConfig, get: Callable[[str], FloatArray], tokens: Sequence[int]) -> F32:
@@ -212,14 +213,17 @@ def forward(config: ModelConfig, get: Callable[[str], FloatArray], tokens: Seque
     return _forward(config, get("embed")[list(tokens)], get, linear, np.float64)
 
 
-def forward_packed(model: PackedWeights, tokens: Sequence[int]) -> F32:
-    """Logits [n, vocab] as an engine should give them: int8 activations and a float16 KV cache."""
+def forward_packed(model: PackedWeights, tokens: Sequence[int], ffn: Ffn | None = None) -> F32:
+    """Logits [n, vocab] as an engine should give them: int8 activations and a float16 KV cache.
+
+    `ffn` replaces the FFNs: from a layer's number and its normed input [n, d] to its output.
+    """
 
     def linear(name: str, x: F64) -> F64:
         return matmul(model.matrix(name), x)
 
     embedded = dequantize(model.matrix("embed"))[list(tokens)]
-    return _forward(model.config, embedded, model.vector, linear, np.float16)
+    return _forward(model.config, embedded, model.vector, linear, np.float16, ffn)
 
 
 def _forward(
@@ -228,6 +232,7 @@ def _forward(
     vector: Callable[[str], FloatArray],
     linear: Linear,
     cache_type: type[np.floating],
+    ffn: Ffn | None = None,
 ) -> F32:
     eps = config.norm_eps
     x = embedded.astype(np.float64) * config.embed_scale
@@ -240,15 +245,19 @@ def _forward(
             y = rms_norm(y, vector(name + "attn_post_norm"), eps)
         x = x + config.residual_scale * y
         y = rms_norm(x, vector(name + "ffn_norm"), eps)
-        gate, up = linear(name + "gate", y), linear(name + "up", y)
-        y = ffn_hidden(config.activation, gate, up, config.activation_param)
-        y = linear(name + "down", y)
+        y = ffn(i, y) if ffn else _whole_ffn(config, i, y, linear)
         if config.post_norms:
             y = rms_norm(y, vector(name + "ffn_post_norm"), eps)
         x = x + config.residual_scale * y
     x = rms_norm(x, vector("norm"), eps)
     logits = linear("embed" if config.tied_head else "head", x)
     return (config.logit_scale * logits).astype(np.float32)
+
+
+def _whole_ffn(config: ModelConfig, i: int, x: F64, linear: Linear) -> F64:
+    gate, up = linear(f"layers.{i}.gate", x), linear(f"layers.{i}.up", x)
+    hidden = ffn_hidden(config.activation, gate, up, config.activation_param)
+    return linear(f"layers.{i}.down", hidden)
 
 
 def _attention_layer(
