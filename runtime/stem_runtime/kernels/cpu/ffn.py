@@ -42,6 +42,8 @@ def note_dense(args: Any, index: int) -> None:
     """Count a layer that skipped nothing. By one thread, when all know that it does."""
     f = i64_at(args[L.FFN] + 8 * L.FFN_WORDS * index)
     i64_at(args[L.COUNTS] + 8 * L.LINE * index * args[L.THREADS])[L.COUNT_DENSE] = 1
+    if f[L.F_IMPLIES] != 0:  # nobody is named, and what an earlier layer named there is not meant
+        clear(implied_row(args, index + 1, 0), args[L.THREADS] * args[L.FFN_GROUPS])
     f[L.F_REST] = max(f[L.F_REST] - 1, 0)
 
 

@@ -46,7 +46,10 @@ def test(values: int, cutoff: float, memory: int) -> int:
 
 @helper
 def deal(masks: int, groups: int, tid: int, threads: int) -> tuple[int, int]:
-    """The range of groups that is one thread's even share of the neurons in `masks`."""
+    """The range of groups that is one thread's even share of the neurons in `masks`.
+
+    The last thread's goes on to the end: every group is somebody's, also where `masks` has none.
+    """
     words, all_ = u32_at(masks), 0
     for group in range(groups):
         if words[group] != 0:
@@ -55,7 +58,7 @@ def deal(masks: int, groups: int, tid: int, threads: int) -> tuple[int, int]:
     for group in range(groups):
         if first < 0 and done * threads >= tid * all_:
             first = group
-        if done * threads >= (tid + 1) * all_:
+        if tid + 1 < threads and done * threads >= (tid + 1) * all_:
             last = group
             break
         if words[group] != 0:

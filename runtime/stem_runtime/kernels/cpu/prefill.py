@@ -169,6 +169,8 @@ def build(blocks: SimpleNamespace, multiply: Any, barrier: Any, grab: Any, width
     def gate_and_up(args: Any, index: int, layer: int, count: int, memory: int) -> None:
         """Groups of 32 hidden neurons of all tokens, quantized for the down projection."""
         tested, own = args[L.SPARSE] != 0 or args[L.HEAT] != 0, memory + 256 * width
+        if tested:  # layers whose neurons nobody knows
+            tested = i64_at(args[L.FFN] + 8 * L.FFN_WORDS * index)[L.F_NORMS] != 0
         M.prepare(own)
         tiles = i64_at(layer + 8 * L.GATE)[L.TILES]
         groups = i64_at(layer + 8 * L.DOWN)[L.GROUPS]
