@@ -125,6 +125,12 @@ def test_a_profile_without_weights_is_small(
     assert weights.stored.parts == "down"
 
 
+def test_faster_is_more_than_noise(made: tuple[PackedModel, FfnProfile]) -> None:
+    speeds = (99.0, 100.5, 102.0)
+    found = [setting(made[1], "x", tokens_per_second=speed).faster for speed in speeds]
+    assert found == [False, False, True]
+
+
 def rewrite(folder: Path, change: Callable[[dict[str, Any]], object]) -> None:
     """Change the table of settings, and leave the rest as it is."""
     arrays = load(folder)
