@@ -13,7 +13,7 @@ from .neuron import weigh
 from .simd import f32_at, i32_at, i64_at, lowest, popcount, types, u32_at
 from .vector import helper
 
-ROWS_AT_MOST = 20
+ROWS_AT_MOST = 16
 """Candidates of a group of 32 beyond which its two tiles are cheaper than their rows."""
 
 
@@ -79,6 +79,40 @@ def build(gate: Any, multiply: Any, products: SimpleNamespace, cut_acts: Any) ->
         return test(p, 0.0, memory + M.MASK)
 
     @helper
+    def offer(
+        args: Any, index: int, acts: int, tid: int, memory: int, offered: Any, more: Any
+    ) -> tuple[int, int]:
+        """Whose gates this thread computes: which groups, and who in them.
+
+        `more` are those that the layer before made candidates, and that would not be any.
+        """
+        words = args[L.FFN] + 8 * L.FFN_WORDS * index
+        f, groups, threads = i64_at(words), args[L.FFN_GROUPS], args[L.THREADS]
+        source, inner = f[L.F_CANDIDATES], 0
+        chosen = args[L.CHOSEN] + 4 * groups * index
+        if source == L.RESAMPLED and args[L.CHOSEN] == 0:
+            source = L.ALL
+        first, last = share(groups, tid, threads)
+        if source == L.RESAMPLED:
+            first, last = deal(chosen, groups, tid, threads)
+        elif source == L.PREDICTED:
+            inner = predictor_inputs(words, acts, memory)
+        for group in range(first, last):
+            implied, mask = 0, FULL
+            if source != L.ALL:
+                if source == L.RESAMPLED:
+                    mask = types.int64(u32_at(chosen)[group])
+                else:
+                    mask = predicted(f, words, group, inner, memory)
+                implied = implied_in(args, index, group) & ~mask
+                mask |= implied
+                if f[L.F_CORE] != 0:
+                    mask |= types.int64(u32_at(f[L.F_CORE])[group])
+            mask &= types.int64(u32_at(f[L.F_ALIVE])[group])
+            offered[group], more[group] = types.uint32(mask), types.uint32(implied)
+        return first, last
+
+    @helper
     def offer_and_gate(
         args: Any,
         index: int,
@@ -91,46 +125,33 @@ def build(gate: Any, multiply: Any, products: SimpleNamespace, cut_acts: Any) ->
     ) -> None:
         """Gates of this thread's groups, and which of their neurons pass the test."""
         words = args[L.FFN] + 8 * L.FFN_WORDS * index
-        f, groups, threads = i64_at(words), args[L.FFN_GROUPS], args[L.THREADS]
-        source, inner = f[L.F_CANDIDATES], 0
-        chosen = args[L.CHOSEN] + 4 * groups * index
-        if source == L.RESAMPLED and args[L.CHOSEN] == 0:
-            source = L.ALL
-        first, last = share(groups, tid, threads)
-        if source == L.RESAMPLED:
-            first, last = deal(chosen, groups, tid, threads)
-        elif source == L.PREDICTED:
-            inner = predictor_inputs(words, acts, memory)
-        tiles = i64_at(layer + 8 * L.GATE)[L.TILES]
+        f, matrix, copy = i64_at(words), layer + 8 * L.GATE, words + 8 * L.F_GATES
+        tiles, lines = i64_at(matrix)[L.TILES], f[L.F_UP] >> 6
         offered, passed = u32_at(args[L.OFFERED]), u32_at(args[L.PASSED])
+        first, last = offer(args, index, acts, tid, memory, offered, passed)
+        most = ROWS_AT_MOST if f[L.F_HAS_GATE] != 0 else -1
         for group in range(first, last):
-            core = types.int64(u32_at(f[L.F_CORE])[group]) if f[L.F_CORE] != 0 else 0
-            more, mask = 0, FULL
-            if source != L.ALL:
-                if source == L.RESAMPLED:
-                    mask = types.int64(u32_at(chosen)[group])
-                else:
-                    mask = predicted(f, words, group, inner, memory)
-                more = implied_in(args, index, group) & ~mask
-                mask |= more | core
-            mask &= types.int64(u32_at(f[L.F_ALIVE])[group])
+            mask, more, found = types.int64(offered[group]), types.int64(passed[group]), 0
             g, p = args[L.GATES] + 128 * group, args[L.POTENTIALS] + 128 * group
-            found = 0
             if mask == 0:
                 clear(p, 32)
             else:
-                if f[L.F_HAS_GATE] == 0 or popcount(mask) > ROWS_AT_MOST:
-                    tiles_product(words + 8 * L.F_GATES, tiles, group, acts, g)
+                if popcount(mask) > most:
+                    tiles_product(copy, tiles, group, acts, g)
                 else:
-                    rows = f[L.F_RECORDS] + 32 * f[L.F_RECORD_BYTES] * group
-                    rows_product(layer + 8 * L.GATE, rows, f[L.F_RECORD_BYTES], mask, acts, g)
+                    ahead = 0
+                    if group + 1 < last and popcount(types.int64(offered[group + 1])) <= most:
+                        ahead = group + 1
+                    rows_product(f, matrix, 0, lines, offered, group, ahead, acts, g)
                 gate(args, g, memory + M.ONES, memory + M.P, 2)
                 weigh(memory + M.P, f[L.F_WEIGHTS] + 128 * group, p)
                 found = test(p, cutoff, memory + M.MASK) & mask
-                counts[L.COUNT_CORE] += popcount(core & mask & ~found)
-                found |= core & mask
+                if f[L.F_CORE] != 0:
+                    core = types.int64(u32_at(f[L.F_CORE])[group]) & mask
+                    counts[L.COUNT_CORE] += popcount(core & ~found)
+                    found |= core
                 counts[L.COUNT_IMPLIED] += popcount(more & found)
                 counts[L.COUNT_CANDIDATES] += popcount(mask)
-            offered[group], passed[group] = types.uint32(mask), types.uint32(found)
+            passed[group] = types.uint32(found)
 
     return offer_and_gate

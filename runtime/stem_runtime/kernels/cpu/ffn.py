@@ -64,7 +64,7 @@ def rest_if_full(args: Any, index: int) -> None:
 def build(isa: Isa, blocks: SimpleNamespace, multiply: Any, barrier: Any, cut_acts: Any) -> Any:
     """Return sparse_ffn(args, index, address, acts, tid, memory, sharpness)."""
     gate, products = blocks.gate, build_products(isa, multiply)
-    survivors, tiles_product, add_columns = products.survivors, products.tiles, products.add_columns
+    rows_product, tiles_product, add_columns = products.rows, products.tiles, products.add_columns
     offer_and_gate = build_gates(gate, multiply, products, cut_acts)
 
     @helper
@@ -121,17 +121,17 @@ def build(isa: Isa, blocks: SimpleNamespace, multiply: Any, barrier: Any, cut_ac
         """Ups and downs of this thread's share of the neurons that passed."""
         f, words = i64_at(args[L.FFN] + 8 * L.FFN_WORDS * index), u32_at(masks)
         first, last = deal(masks, args[L.FFN_GROUPS], tid, args[L.THREADS])
+        up = f[L.F_UP]
+        lines = (f[L.F_RECORD_BYTES] - up) >> 6
         group = next_group(words, first, last)
         while group < last:
-            ahead = next_group(words, group + 1, last)
-            mask, waiting = types.int64(words[group]), 0
-            if ahead < last:
-                waiting = types.int64(words[ahead])
-            survivors(f, layer + 8 * L.UP, group, mask, acts, memory + M.U, ahead, waiting)
+            mask, following = types.int64(words[group]), next_group(words, group + 1, last)
+            ahead = following if following < last else 0
+            rows_product(f, layer + 8 * L.UP, up, lines, words, group, ahead, acts, memory + M.U)
             kept = finish_group(args, index, layer, group, mask, cutoff, memory, y, counts)
             counts[L.COUNT_GATED] += popcount(mask)
             counts[L.COUNT_ACTIVE] += popcount(kept)
-            group = ahead
+            group = following
 
     @helper
     def add_contributors(

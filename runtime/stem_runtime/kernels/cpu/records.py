@@ -10,12 +10,12 @@ from . import thread_memory as M
 from .blocks import clear
 from .isa import Isa
 from .neuron import columns_kernel, prefetch, row_kernel
-from .simd import i64_at, lowest, u8_at
+from .simd import i64_at, lowest, types, u8_at
 from .vector import helper
 
 
 def build(isa: Isa, multiply: Any) -> SimpleNamespace:
-    """Return rows, survivors, tiles and add_columns."""
+    """Return rows, tiles and add_columns."""
     row4, row4m, row8 = (_row(isa, kind) for kind in (L.INT4, L.INT4_MINIMA, L.INT8))
     columns4, columns4m, columns8 = (
         _columns(isa, kind) for kind in (L.INT4, L.INT4_MINIMA, L.INT8)
@@ -34,36 +34,37 @@ def build(isa: Isa, multiply: Any) -> SimpleNamespace:
             row4m(row, x, xs, bias, sums, pairs, out)
 
     @helper
-    def rows(matrix: int, first: int, stride: int, mask: int, acts: int, out: int) -> None:
-        """Products of a group's neurons in `mask`, the other lanes zero; `first` is the first's."""
-        clear(out, 32)
-        while mask != 0:
-            lane = lowest(mask)
-            mask &= mask - 1
-            row_product(matrix, first + stride * lane, acts, out + 4 * lane)
-
-    @helper
-    def survivors(
-        f: Any, matrix: int, group: int, mask: int, acts: int, out: int, ahead: int, waiting: int
+    def rows(
+        f: Any,
+        matrix: int,
+        place: int,
+        lines: int,
+        masks: Any,
+        group: int,
+        ahead: int,
+        acts: int,
+        out: int,
     ) -> None:
-        """Ups of the neurons in `mask`, while the memory of group `ahead` is asked for.
+        """Products of a group's neurons in its mask with their rows, the other lanes zero.
 
-        Its neurons `waiting` are asked for one with each row, since too many at once would stall,
-        and no prefetcher of the CPU finds what comes next by itself.
+        Rows lie `place` bytes into their records. Meanwhile `lines` from there on of the neurons of
+        group `ahead`, 0 for none, are asked for: one neuron with each row, since too many at once
+        would stall, and no prefetcher of the CPU finds by itself what comes next.
         """
         clear(out, 32)
-        each = f[L.F_RECORD_BYTES]
-        rows = f[L.F_RECORDS] + 32 * each * group + f[L.F_UP]
-        others = f[L.F_RECORDS] + 32 * each * ahead + f[L.F_UP]
-        lines = (each - f[L.F_UP]) >> 6
+        each, mask, waiting = f[L.F_RECORD_BYTES], types.int64(masks[group]), 0
+        here = f[L.F_RECORDS] + place + 32 * each * group
+        there = f[L.F_RECORDS] + place + 32 * each * ahead
+        if ahead != 0:
+            waiting = types.int64(masks[ahead])
         while mask != 0 or waiting != 0:
             if waiting != 0:
-                prefetch(others + each * lowest(waiting), lines)
+                prefetch(there + each * lowest(waiting), lines)
                 waiting &= waiting - 1
             if mask != 0:
                 lane = lowest(mask)
                 mask &= mask - 1
-                row_product(matrix, rows + each * lane, acts, out + 4 * lane)
+                row_product(matrix, here + each * lane, acts, out + 4 * lane)
 
     @helper
     def tiles(matrix: int, count: int, group: int, acts: int, out: int) -> None:
@@ -103,7 +104,7 @@ def build(isa: Isa, multiply: Any) -> SimpleNamespace:
         else:
             columns4m(base, where, what, quads, scale, bias, sums, chunks, y)
 
-    return SimpleNamespace(rows=rows, survivors=survivors, tiles=tiles, add_columns=add_columns)
+    return SimpleNamespace(rows=rows, tiles=tiles, add_columns=add_columns)
 
 
 def _row(isa: Isa, kind: int) -> Any:
