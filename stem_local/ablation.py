@@ -10,49 +10,30 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from importlib.resources import files
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
-from stem_runtime.engine import Cancelled
 from stem_runtime.errors import UsageError
 
-from .decoding import Decoding
-from .scoring import losses_of
-from .sparsity import Choice
+from .pairs import Figures, Pairs
 
 if TYPE_CHECKING:
     from stem_runtime.sparsity.ffn_profile import FfnProfile
     from stem_runtime.sparsity.plan import Candidates, FfnPlan
-    from stem_runtime.stats import Cost
 
     from .model import Model
 
 Progress = Callable[[str, int, int], None]
 
 CONTROLS = ("potentials", "prediction", "resampling", "constraints", "policy")
-WINDOW, PROMPT = 512, 64
-"""Tokens that are read with a common past, and how many of them are the prompt of the rest."""
-
 FASTER = 1.01
 """Speeds nearer than this are taken for equal."""
 
 SAME = 0.0005
 """Relative changes of perplexity under this are taken for none."""
-
-
-@dataclass(frozen=True, slots=True)
-class Figures:
-    """One text under one stage; perplexity and speed are of decode steps, the head whole."""
-
-    active_parameters: float
-    active_fraction: float
-    perplexity: float
-    tokens_per_second: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,17 +87,16 @@ def ablate(
         problem = model.calibrated.problem or "it was calibrated without its FFNs"
         raise UsageError(f"There is nothing to ablate in {model.name}: {problem}.")
     share = usual_share(model, ffn) if share is None else share
-    windows = {name: _windows(model, text) for name, text in (texts or workloads()).items()}
+    pairs = Pairs(model, texts or workloads(), cancel)
     report = progress or (lambda _step, _done, _total: None)
-    bench = _Bench(model, windows, report, cancel)
     stages: list[Stage] = []
     kept: tuple[str, ...] = ()
-    for control in CONTROLS:
+    for index, control in enumerate(CONTROLS):
         old, (new, missing) = plan_of(ffn, share, kept)[0], plan_of(ffn, share, (*kept, control))
         if missing:
             stages.append(Stage(control, False, f"off: {missing}", {}))
             continue
-        before, after = bench.compare(old, new)
+        before, after = pairs.compare(old, new, partial(_part, report, index))
         if not stages:
             stages.append(Stage("dense", True, "what the rest is measured against", before))
         dense = stages[0].figures
@@ -131,6 +111,11 @@ def ablate(
         if helps or control == "potentials":
             kept = (*kept, control)
     return Ablation(model.name, share, tuple(stages))
+
+
+def _part(report: Progress, index: int, done: int, total: int) -> None:
+    """Progress within one control as part of all of them."""
+    report("Ablating", index * total + done, len(CONTROLS) * total)
 
 
 def usual_share(model: Model, ffn: FfnProfile) -> float:
@@ -204,87 +189,3 @@ def _ratio(left: dict[str, Figures], right: dict[str, Figures], name: str) -> fl
     """Geometric mean over the texts of a figure's ratios."""
     logs = [math.log(getattr(left[k], name) / getattr(right[k], name)) for k in left]
     return math.exp(sum(logs) / len(logs))
-
-
-def _windows(model: Model, text: str) -> list[list[int]]:
-    begin, ids = model.begin_tokens, model.tokenize(text)
-    size = min(WINDOW, model.context)
-    step = size - len(begin)
-    cut = (begin + ids[start : start + step] for start in range(0, len(ids), step))
-    # a window that ends soon after its prompt shows little
-    return [window for window in cut if len(window) > 2 * min(PROMPT, size // 4)]
-
-
-class _Bench:
-    """Decodes the windows of every text under two plans in turns."""
-
-    def __init__(
-        self,
-        model: Model,
-        windows: dict[str, list[list[int]]],
-        report: Progress,
-        cancel: Callable[[], bool] | None,
-    ) -> None:
-        if not all(windows.values()):
-            raise UsageError("A text is too short to measure on.")
-        self._model, self._windows, self._report = model, windows, report
-        self._cancel = cancel
-        self._cache = model.engine.new_cache(max(map(len, self._all())))
-        self._done = 0
-        self._total = 2 * len(CONTROLS) * sum(map(len, self._all()))
-
-    def _all(self) -> Iterator[list[int]]:
-        return (window for windows in self._windows.values() for window in windows)
-
-    def compare(
-        self, old: FfnPlan | None, new: FfnPlan | None
-    ) -> tuple[dict[str, Figures], dict[str, Figures]]:
-        """The figures of two plans on each text."""
-        before, after = {}, {}
-        for name, windows in self._windows.items():
-            tries: tuple[list[_Try], list[_Try]] = [], []
-            for turn, window in enumerate(windows):
-                order = (0, 1) if turn % 2 else (1, 0)
-                for side in order:
-                    tries[side].append(self._decode(window, (old, new)[side]))
-            before[name], after[name] = _summed(tries[0]), _summed(tries[1])
-        return before, after
-
-    def _decode(self, window: list[int], plan: FfnPlan | None) -> _Try:
-        """Read the window's beginning as a prompt, and time and score the steps after it."""
-        if self._cancel is not None and self._cancel():
-            raise Cancelled("Measuring was cancelled.")
-        self._report("Ablating", self._done, self._total)
-        self._done += len(window)
-        prompt = min(PROMPT, len(window) // 4)
-        loss, seconds = 0.0, 0.0
-        self._cache.truncate(0)
-        with self._model.engine_lock:
-            decoding = Decoding(self._model, Choice(False, plan, "ablation"), self._cache, 1)
-            decoding.prefill(window[:prompt])
-            for token, following in zip(window[prompt:-1], window[prompt + 1 :], strict=True):
-                start = time.perf_counter()
-                logits = decoding.step(token)
-                seconds += time.perf_counter() - start
-                loss += float(losses_of(logits[None], [following])[0])
-            return _Try(decoding.cost(len(window) // 2), decoding.steps, loss, seconds)
-
-
-@dataclass(frozen=True, slots=True)
-class _Try:
-    cost: Cost
-    steps: int
-    loss: float
-    seconds: float
-
-
-def _summed(tries: Sequence[_Try]) -> Figures:
-    steps = np.array([one.steps for one in tries])
-    active = np.array([one.cost.active_parameters for one in tries])
-    mean = float((steps * active).sum() / steps.sum())
-    return Figures(
-        active_parameters=mean,
-        active_fraction=mean / tries[0].cost.total_parameters,
-        perplexity=math.exp(sum(one.loss for one in tries) / int(steps.sum())),
-        tokens_per_second=int(steps.sum()) / sum(one.seconds for one in tries),
-    )

@@ -12,9 +12,10 @@ from click.testing import CliRunner, Result
 
 import stem_local
 from stem_local import ablation
-from stem_local.ablation import Figures, ablate, best_policy, judge, plan_of, usual_share, workloads
+from stem_local.ablation import ablate, best_policy, judge, plan_of, usual_share, workloads
 from stem_local.calibration import built_in_texts
 from stem_local.cli import main
+from stem_local.pairs import Figures
 from stem_local.sweep import sweep
 from stem_runtime import bandwidth
 from stem_runtime.engine import Cancelled
@@ -158,7 +159,8 @@ def test_ablation_adds_one_control_after_the_other(
     with stem_local.load(folder, threads=1) as model:
         whole = model.perplexity(SHORT["chat"], window=256, sparsity="auto", quality=0.0)
     assert dense.perplexity == pytest.approx(whole, rel=0.2)
-    assert seen[0][1] == 0 and seen[-1][1] < seen[-1][2]
+    assert seen[0] == ("Ablating", 0, seen[0][2])
+    assert seen[-1][1:] == (seen[0][2], seen[0][2])
     for stage in found.stages[1:]:
         assert stage.verdict.startswith(("helps: ", "does not help", "off: "))
 
