@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from stem_runtime.kernels.cpu import blocks, matmul, vector
+from stem_runtime.kernels.cpu import blocks, masks, matmul, neuron, vector
 from stem_runtime.kernels.cpu.attention import score_kernel, value_kernel
 from stem_runtime.kernels.cpu.isa import VARIANTS
 from stem_runtime.kernels.cpu.simd import (
@@ -23,12 +23,14 @@ SCORE_ROWS = (8, 4, 3, 2, 1)
 VALUE_SHAPES = tuple((rows, vectors) for rows in (4, 3, 2, 1) for vectors in (4, 1))
 
 _ENTRIES: dict[int, Callable[[Any], Callable[..., Any]]] = {
+    2: lambda f: lambda c, _tid: f(c[0], c[1]),
     3: lambda f: lambda c, _tid: f(c[0], c[1], c[2]),
     4: lambda f: lambda c, _tid: f(c[0], c[1], c[2], c[3]),
     5: lambda f: lambda c, _tid: f(c[0], c[1], c[2], c[3], c[4]),
     6: lambda f: lambda c, _tid: f(c[0], c[1], c[2], c[3], c[4], c[5]),
     7: lambda f: lambda c, _tid: f(c[0], c[1], c[2], c[3], c[4], c[5], c[6]),
     8: lambda f: lambda c, _tid: f(c[0], c[1], c[2], c[3], c[4], c[5], c[6], c[7]),
+    9: lambda f: lambda c, _tid: f(c[0], c[1], c[2], c[3], c[4], c[5], c[6], c[7], c[8]),
 }
 
 
@@ -49,7 +51,7 @@ def entries(variant: str) -> dict[str, Callable[..., Any]]:
     isa = VARIANTS[variant]
     parts = blocks.build(isa)
     embed, keep, attend = parts.embed, parts.keep, parts.attend
-    rope_head = blocks.rope_head
+    rope_head, deal = blocks.rope_head, masks.deal
 
     def run_embed(c: Any, _tid: int) -> None:
         embed(i64_at(c[0]), c[1], c[2])
@@ -64,16 +66,26 @@ def entries(variant: str) -> dict[str, Callable[..., Any]]:
         a = i64_at(c[0])
         attend(a, c[1], c[2], c[3], c[4], c[5], c[6], c[7], c[8], c[9], c[10], c[11])
 
+    def run_deal(c: Any, _tid: int) -> None:
+        share = i64_at(c[4])
+        share[0], share[1] = deal(c[0], c[1], c[2], c[3])
+
     kernels: dict[str, tuple[Any, int]] = {
         "quantize": (vector.quantize_group, 5),
         "rms_norm": (vector.rms_norm, 6),
         "axpy": (vector.axpy, 4),
         "exp_scores": (vector.exp_scores, 4),
         "max_scores": (vector.max_scores, 3),
+        "passing": (neuron.passing, 3),
+        "keep_masked": (neuron.keep_masked, 2),
+        "weigh": (neuron.weigh, 3),
+        "total": (neuron.total, 2),
     }
     for kind in matmul.KINDS:
         for tokens in (1, isa.tokens):
             kernels[f"tile_{kind}_{tokens}"] = matmul.tile_kernel(isa, kind, tokens), 8
+        kernels[f"row_{kind}"] = neuron.row_kernel(isa, kind), 7
+        kernels[f"columns_{kind}"] = neuron.columns_kernel(isa, kind), 9
     for name, gate in vector.gate_kernels.items():
         kernels[f"gate_{name}"] = gate, 5
     for native in {isa.native_half, False}:
@@ -89,4 +101,5 @@ def entries(variant: str) -> dict[str, Callable[..., Any]]:
         "keep": run_keep,
         "rope_head": run_rope,
         "attend": run_attend,
+        "deal": run_deal,
     }
