@@ -38,7 +38,10 @@ SAME = 0.0005
 
 @dataclass(frozen=True, slots=True)
 class Stage:
-    """One row: the controls before it that helped, and `control`. `verdict` is a sentence."""
+    """One row: the controls before it that helped, and `control`. `verdict` is a sentence.
+
+    The last row, "together", has all that were kept beside dense, where that is more than one.
+    """
 
     control: str
     helps: bool
@@ -110,12 +113,17 @@ def ablate(
         stages.append(Stage(control, helps, verdict, after))
         if helps or control == "potentials":
             kept = (*kept, control)
+    if len(kept) > 1:
+        plan, _ = plan_of(ffn, share, kept)
+        before, after = pairs.compare(None, plan, partial(_part, report, len(CONTROLS)))
+        helps, why = judge(before, before, after, model.quality)
+        stages.append(Stage("together", helps, f"{' and '.join(kept)}: {why}", after))
     return Ablation(model.name, share, tuple(stages))
 
 
 def _part(report: Progress, index: int, done: int, total: int) -> None:
     """Progress within one control as part of all of them."""
-    report("Ablating", index * total + done, len(CONTROLS) * total)
+    report("Ablating", index * total + done, (len(CONTROLS) + 1) * total)
 
 
 def usual_share(model: Model, ffn: FfnProfile) -> float:
