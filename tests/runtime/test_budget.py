@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from stem_runtime.errors import UsageError
 from stem_runtime.sparsity import budget
 from stem_runtime.sparsity.plan import FfnPlan
-from stem_runtime.sparsity.potentials import CONTRIBUTION, GATE, LEVELS, FfnTables
+from stem_runtime.sparsity.potentials import CONTRIBUTION, CROWDED, GATE, LEVELS, FfnTables
 
 LAYERS = 5
 
@@ -99,13 +99,15 @@ def test_each_layer_has_the_test_that_reads_less() -> None:
         assert (budget.better_tests(now, even).tests == test).all()
 
 
-def test_layers_that_decode_runs_dense_save_nothing() -> None:
+def test_a_gate_test_that_too_many_pass_is_not_used() -> None:
     found = tables()
-    for test, share, most in ((GATE, found.gated, 5 / 8), (CONTRIBUTION, found.active, 15 / 16)):
-        dense = found.times[:, test] == found.costs.sum(axis=1)[:, None]
-        assert (dense == (share[:, test] > most)).all()
-        assert dense.any()
-        assert (found.nbytes[:, test, 1:] < found.costs.sum(axis=1)[:, None]).all()
+    for s in (0.1, 0.4, 0.7):
+        for policy in budget.POLICIES:
+            spread = budget.spread(found, s, policy)
+            gated = spread.of(found.gated)[spread.tests == GATE]
+            assert (gated <= CROWDED).all()
+    assert set(budget.plan(found, 0.2, "uniform").modes) == {"contribution"}
+    assert "gate" in budget.plan(found, 0.7).modes
 
 
 def test_greedy_spares_the_layer_that_hurts() -> None:

@@ -42,7 +42,7 @@ _LEAST = 0.01  # share of skipped neurons whose only effect is another rounding
 _BACK = 0.8
 _SHARP = 256  # tokens that the sharpness of attention is learned from
 _TIMED = 13.0  # level of the tables that leaves few enough neurons to pick them
-_SLOWEST = 4.0  # times as long as a whole matrix; more is a machine that did something else
+_SLOWEST = 2.5  # times as long as a whole matrix; more is a machine that did something else
 _SURE = 2.0  # standard errors
 
 F64 = NDArray[np.float64]

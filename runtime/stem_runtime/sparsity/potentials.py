@@ -43,14 +43,15 @@ F32 = NDArray[np.float32]
 F64 = NDArray[np.float64]
 Bools = NDArray[np.bool_]
 
-REST, REST_LATE = 5 / 8, 15 / 16
-"""Shares of a layer's neurons over which decode does not pick them: of those that pass the gate
-test, and of those that pass the contribution test where that is the only one."""
+CROWDED = 0.55
+"""Share of neurons that pass a gate test beyond which it is of no use: decode runs layers dense for
+a while where more than 5/8 do for one token, and tokens differ."""
 
 PROJECTED = 128
 """Numbers that stand for an output where its length is all that is asked."""
 
 _LEAST = 1e-12
+_NEVER = 1e30  # bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -200,12 +201,12 @@ class FfnTables:
     def times(self) -> F32:
         """What reading takes, in bytes of whole matrices: float32 [n_layers, 2, levels].
 
-        Decode runs layers dense that skip too little for picking neurons to pay.
+        Out of the question is a gate test that too many pass: decode runs such a layer dense.
         """
         whole, gathered = self.read
-        dense = self.costs.sum(axis=1)[:, None, None]
-        idle = np.stack([self.gated[:, GATE] > REST, self.active[:, CONTRIBUTION] > REST_LATE], 1)
-        return np.where(idle, dense, whole + gathered * self.gather[:, None])
+        found = whole + gathered * self.gather[:, None]
+        found[:, GATE][self.gated[:, GATE] > CROWDED] = _NEVER
+        return found
 
     @property
     def read(self) -> tuple[F32, F32]:
