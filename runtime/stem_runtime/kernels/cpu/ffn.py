@@ -65,21 +65,17 @@ def build(isa: Isa, blocks: SimpleNamespace, multiply: Any, barrier: Any, cut_ac
     """Return sparse_ffn(args, index, address, acts, tid, memory, sharpness)."""
     gate, products = blocks.gate, build_products(isa, multiply)
     rows_product, tiles_product, add_columns = products.rows, products.tiles, products.add_columns
+    fetch_columns = products.fetch_columns
     offer_and_gate = build_gates(gate, multiply, products, cut_acts)
 
     @helper
-    def finish_group(
-        args: Any,
-        index: int,
-        layer: int,
-        group: int,
-        mask: int,
-        cutoff: float,
-        memory: int,
-        y: int,
-        counts: Any,
+    def settle(
+        args: Any, index: int, group: int, mask: int, cutoff: float, memory: int, counts: Any
     ) -> int:
-        """From gates and ups (in `memory`) to y. Returns which neurons were added to it."""
+        """Hidden values of a group, quantized in `memory`, from its gates and ups.
+
+        Returns which of the neurons in `mask` pass the contribution test.
+        """
         f, h, p = i64_at(args[L.FFN] + 8 * L.FFN_WORDS * index), memory + M.H, memory + M.P
         gate(args, args[L.GATES] + 128 * group, memory + M.U, h, 2)
         keep_masked(h, mask)
@@ -92,18 +88,27 @@ def build(isa: Isa, blocks: SimpleNamespace, multiply: Any, barrier: Any, cut_ac
                 counts[L.COUNT_CORE] += popcount(core & mask & ~kept)
             kept |= core
         kept &= mask
-        if kept == 0:
-            return 0
-        keep_masked(h, kept)
-        keep_masked(p, kept)
-        total(p, memory + M.CAPTURED)
-        captured = float_of_bits(counts[L.COUNT_CAPTURED]) + f32_at(memory + M.CAPTURED)[0]
-        counts[L.COUNT_CAPTURED] = bits_of_float(types.float64(captured))
-        quantize_one(h, i64_at(memory + M.ACTS), 0, 1, 0, 0, 1)
-        add_columns(args, f, layer, group, kept, memory, y)
-        if f[L.F_IMPLIES] != 0:
-            imply(args, index, 32 * group, kept, y)
+        counts[L.COUNT_GATED] += popcount(mask)
+        counts[L.COUNT_ACTIVE] += popcount(kept)
+        if kept != 0:
+            keep_masked(h, kept)
+            keep_masked(p, kept)
+            total(p, memory + M.CAPTURED)
+            captured = float_of_bits(counts[L.COUNT_CAPTURED]) + f32_at(memory + M.CAPTURED)[0]
+            counts[L.COUNT_CAPTURED] = bits_of_float(types.float64(captured))
+            quantize_one(h, i64_at(memory + M.ACTS), 0, 1, 0, 0, 1)
         return kept
+
+    @helper
+    def add_neurons(
+        args: Any, index: int, layer: int, group: int, mask: int, memory: int, y: int
+    ) -> None:
+        """Add the neurons of a settled group to y."""
+        f = i64_at(args[L.FFN] + 8 * L.FFN_WORDS * index)
+        if mask != 0:
+            add_columns(args, f, layer, group, mask, memory, y)
+            if f[L.F_IMPLIES] != 0:
+                imply(args, index, 32 * group, mask, y)
 
     @helper
     def add_survivors(
@@ -128,9 +133,8 @@ def build(isa: Isa, blocks: SimpleNamespace, multiply: Any, barrier: Any, cut_ac
             mask, following = types.int64(words[group]), next_group(words, group + 1, last)
             ahead = following if following < last else 0
             rows_product(f, layer + 8 * L.UP, up, lines, words, group, ahead, acts, memory + M.U)
-            kept = finish_group(args, index, layer, group, mask, cutoff, memory, y, counts)
-            counts[L.COUNT_GATED] += popcount(mask)
-            counts[L.COUNT_ACTIVE] += popcount(kept)
+            kept = settle(args, index, group, mask, cutoff, memory, counts)
+            add_neurons(args, index, layer, group, kept, memory, y)
             group = following
 
     @helper
@@ -145,19 +149,22 @@ def build(isa: Isa, blocks: SimpleNamespace, multiply: Any, barrier: Any, cut_ac
         y: int,
         counts: Any,
     ) -> None:
-        """Gates and ups of all of this thread's neurons, downs of those that contribute."""
+        """Gates and ups of all of this thread's neurons, downs of those that contribute.
+
+        Columns are asked for as soon as it is known which, and added a group later.
+        """
         f = i64_at(args[L.FFN] + 8 * L.FFN_WORDS * index)
         first, last = share(args[L.FFN_GROUPS], tid, args[L.THREADS])
-        tiles = i64_at(layer + 8 * L.UP)[L.TILES]
+        tiles, kept = i64_at(layer + 8 * L.UP)[L.TILES], 0
         for group in range(first, last):
             mask = types.int64(u32_at(f[L.F_ALIVE])[group])
-            g = args[L.GATES] + 128 * group
-            tiles_product(layer + 8 * L.GATE, tiles, group, acts, g)
+            tiles_product(layer + 8 * L.GATE, tiles, group, acts, args[L.GATES] + 128 * group)
             tiles_product(layer + 8 * L.UP, tiles, group, acts, memory + M.U)
-            kept = finish_group(args, index, layer, group, mask, cutoff, memory, y, counts)
+            add_neurons(args, index, layer, group - 1, kept, memory, y)
+            kept = settle(args, index, group, mask, cutoff, memory, counts)
+            fetch_columns(f, group, kept)
             counts[L.COUNT_CANDIDATES] += popcount(mask)
-            counts[L.COUNT_GATED] += popcount(mask)
-            counts[L.COUNT_ACTIVE] += popcount(kept)
+        add_neurons(args, index, layer, last - 1, kept, memory, y)
 
     @helper
     def sparse_ffn(

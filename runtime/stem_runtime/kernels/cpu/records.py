@@ -104,7 +104,19 @@ def build(isa: Isa, multiply: Any) -> SimpleNamespace:
         else:
             columns4m(base, where, what, quads, scale, bias, sums, chunks, y)
 
-    return SimpleNamespace(rows=rows, tiles=tiles, add_columns=add_columns)
+    @helper
+    def fetch_columns(f: Any, group: int, mask: int) -> None:
+        """Ask for what adding a group's neurons in `mask` reads."""
+        lines = (f[L.F_RECORD_BYTES] - f[L.F_DOWN]) >> 6
+        first = f[L.F_RECORDS] + 32 * f[L.F_RECORD_BYTES] * group + f[L.F_DOWN]
+        prefetch(f[L.F_SHARED] + f[L.F_SHARED_BYTES] * group, f[L.F_SHARED_BYTES] >> 6)
+        while mask != 0:
+            prefetch(first + f[L.F_RECORD_BYTES] * lowest(mask), lines)
+            mask &= mask - 1
+
+    return SimpleNamespace(
+        rows=rows, tiles=tiles, add_columns=add_columns, fetch_columns=fetch_columns
+    )
 
 
 def _row(isa: Isa, kind: int) -> Any:
