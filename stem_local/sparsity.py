@@ -255,7 +255,8 @@ def describe_head(setting: HeadSetting) -> str:
 
 def describe_ffn(setting: FfnSetting) -> str:
     return (
-        f"{setting.name}, {setting.active_parameters:.0%} of their weights and "
+        f"setting {setting.name} ({setting.policy}), {setting.active_parameters:.0%} of the "
+        "weights and "
         f"{setting.perplexity_change:+.1%} perplexity in calibration"
     )
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from .sparsity import DENSE, Choice, Sparsity
+from .sparsity import DENSE, Choice, Sparsity, describe_ffn
 from .turns import Run, check_room, decode_in_turns, real_tokens
 
 if TYPE_CHECKING:
@@ -79,7 +79,7 @@ def _profiled(model: Model, quality: float | None) -> list[Planned]:
             (
                 setting.name,
                 setting.perplexity_change,
-                Choice(False, setting.plan, f"sparse FFN: {setting.name}"),
+                Choice(False, setting.plan, f"sparse FFN: {describe_ffn(setting)}"),
             )
             for setting in settings
         ),

@@ -96,10 +96,12 @@ def test_auto_takes_the_fastest_setting_within_the_budget(folder: Path) -> None:
         {"name": "worse", "tokens_per_second": 190.0, "perplexity_change": 0.0101},
     )
     about = reason(folder)
-    assert about.startswith("sparse FFN: right, 70% of their weights and +1.0% perplexity")
+    assert about.startswith(
+        "sparse FFN: setting right (global), 70% of the weights and +1.0% perplexity"
+    )
     assert about.endswith("whole head: calibrated without its output head")
-    assert reason(folder, quality=0.05).startswith("sparse FFN: worse, ")
-    assert reason(folder, quality=0.002).startswith("sparse FFN: slower, ")
+    assert reason(folder, quality=0.05).startswith("sparse FFN: setting worse (global), ")
+    assert reason(folder, quality=0.002).startswith("sparse FFN: setting slower (global), ")
     with stem_local.load(folder, threads=1, quality=0.05) as model:
         stats = model.generate("Hi", quality=0.01, **GREEDY).stats
         assert "right" in stats.sparsity
@@ -148,7 +150,7 @@ def test_head_and_neurons_are_left_out_together(folder: Path) -> None:
     add_ffn_profile(folder, {"name": "half"}, head={"margin": 20.0})
     with stem_local.load(folder, threads=1) as model:
         both = model.generate("Hi", **GREEDY).stats
-        assert both.sparsity.startswith("sparse FFN: half, ")
+        assert both.sparsity.startswith("sparse FFN: setting half (global), ")
         assert "; sparse head: 32 axes" in both.sparsity
         assert both.head_rows < 320
         whole = model.generate("Hi", logprobs=0, **GREEDY).stats
@@ -290,7 +292,7 @@ def test_a_conversation_keeps_its_candidates(folder: Path, monkeypatch: pytest.M
     with stem_local.load(folder, threads=1) as model:
         chat = model.chat(**GREEDY)
         first = chat.send(TEXT).stats
-        assert first.sparsity.startswith("sparse FFN: drawn, ")
+        assert first.sparsity.startswith("sparse FFN: setting drawn (global), ")
         assert first.rules.refreshes >= 1
         assert len(model.resamplers) == 1
         (held,) = model.resamplers.values()
@@ -350,7 +352,7 @@ def test_run_takes_the_knob_and_prints_the_figures(folder: Path) -> None:
     add_ffn_profile(folder, {"name": "half"})
     args = ("run", str(folder), "Hi", "--json", "--temperature=0", "--max-tokens=6")
     stats = json.loads(stem(*args).stdout)["stats"]
-    assert stats["sparsity"].startswith("sparse FFN: half")
+    assert stats["sparsity"].startswith("sparse FFN: setting half (global)")
     assert set(stats) >= {
         "active_parameters",
         "total_parameters",

@@ -54,13 +54,20 @@ def test_show_tells_what_auto_would_do(folder: Path) -> None:
     known = json.loads(stem("show", str(folder), "--json").stdout)
     assert [row["name"] for row in known["calibration"]["ffn"]["settings"]] == ["half", "slow"]
     auto = known["auto"]
-    assert auto["sparsity"].startswith("sparse FFN: half, 70% of their weights")
+    assert auto["sparsity"].startswith("sparse FFN: setting half (global), 70% of the weights")
     assert auto["perplexity_change"] == 0.005
     # 30% of two FFNs of three matrices less, 12.5 rows of 320 and a look along 32 axes
     left_out = 0.3 * 2 * 3 * 96 * 64 + (320 - 12.5) * 64 - 32 * (64 + 320)
     assert auto["active_parameters"] == round(known["parameters"] - left_out)
     text = stem("show", str(folder)).stdout
-    for words in ("auto:", "sparse FFN: half", "active:", "half", "slow", "winners missed:"):
+    for words in (
+        "auto:",
+        "sparse FFN: setting half (global)",
+        "active:",
+        "half",
+        "slow",
+        "winners missed:",
+    ):
         assert words in text
     (folder / FILE).unlink()
     known = json.loads(stem("show", str(folder), "--json").stdout)
@@ -96,7 +103,7 @@ def test_the_sweep_has_a_row_for_every_setting(folder: Path) -> None:
     assert chosen[0]["head_rows"] < 320
     text = stem(*args, "--sparsity", "off,auto,0.6").stdout
     assert "not measured" in text
-    assert "auto: sparse FFN: half, " in text
+    assert "auto: sparse FFN: setting half (global), " in text
 
 
 def test_the_sweep_of_a_model_that_is_not_calibrated(folder: Path) -> None:
