@@ -169,7 +169,8 @@ class NeuronTables:
         ]
         if layer.predictor is not None:
             shapes.append((layer.predictor.cutoffs, (ffn,)))
-        if any(array.shape != shape for array, shape in shapes):
+        fits = all(array.shape == shape for array, shape in shapes)
+        if not (fits and self._matrices_fit(layer) and _names_neurons(layer.implied, ffn)):
             raise UsageError(f"The neurons of layer {index} belong to a model of another shape.")
         cutoffs = np.full(ffn, np.inf, np.float32)
         if layer.predictor is not None:
@@ -180,6 +181,15 @@ class NeuronTables:
             _padded(layer.norms, self._groups, 0.0),
             _padded(cutoffs, self._groups, np.inf),
         )
+
+    def _matrices_fit(self, layer: LayerNeurons) -> bool:
+        config, predictor = self._model.config, layer.predictor
+        pairs = [(layer.stored.gates, config.ffn_dim, config.d_model)]
+        if predictor is not None:
+            rank = min(predictor.axes.rows, config.d_model)
+            pairs += [(predictor.axes, rank, config.d_model)]
+            pairs += [(predictor.scores, config.ffn_dim, rank)]
+        return all(m is None or (m.rows, m.cols) == (rows, cols) for m, rows, cols in pairs)
 
     def _set_layer(self, index: int, layer: _Layer) -> None:
         words, neurons = self.words[index], layer.neurons
@@ -248,6 +258,13 @@ def matrix_words(matrix: PackedMatrix) -> Words:
     words[L.KIND] = KINDS[matrix.kind]
     words[L.TILES], words[L.GROUPS] = matrix.scales.shape[:2]
     return words
+
+
+def _names_neurons(implied: NDArray[np.int32] | None, ffn: int) -> bool:
+    """Whether implications are of `ffn` neurons and name no others."""
+    if implied is None:
+        return True
+    return implied.ndim == 2 and len(implied) == ffn and implied.max(initial=-1) < ffn
 
 
 def _padded(values: F32, groups: int, filler: float) -> F32:
