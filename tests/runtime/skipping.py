@@ -51,8 +51,8 @@ def changed(neurons: Neurons, layer: int, **values: Any) -> Neurons:
 class Truth:
     """The oracle's forward pass under a plan; `outcomes[layer][token]` is None for a dense FFN.
 
-    `chosen` bool [n_layers, n, ffn] are the candidates of a plan that takes the conversation's own,
-    `sharpness` [n_layers, n] is what attention was like, where the plan asks.
+    No layer rests. `chosen` bool [n_layers, n, ffn] are the candidates of a plan that takes the
+    conversation's own, `sharpness` [n_layers, n] is what attention was like, where the plan asks.
     """
 
     def __init__(
@@ -64,72 +64,65 @@ class Truth:
         *,
         chosen: Bools | None = None,
         sharpness: F32 | None = None,
-        resting: Bools | None = None,
     ) -> None:
         self.model, self.neurons, self.plan = model, neurons, plan
-        self.chosen, self.sharpness, self.resting = chosen, sharpness, resting
+        self.chosen, self.sharpness = chosen, sharpness
         self.outcomes: list[list[Outcome | None]] = []
         self.logits = oracle.forward_packed(model, tokens, self._layer)
 
-    def sets(self, name: str) -> NDArray[np.int64]:
-        """How many candidates, passed or added, [n_layers, n]; a dense FFN counts none."""
-        return np.array(
-            [
-                [0 if out is None else int(getattr(out, name).sum()) for out in layer]
-                for layer in self.outcomes
-            ]
-        )
-
     def _layer(self, index: int, x: F64) -> F64:
-        self.outcomes.append([])
-        return np.stack([self._token(index, place, row) for place, row in enumerate(x)])
-
-    def _token(self, index: int, place: int, x: F64) -> F64:
-        plan, config, layer = self.plan, self.model.config, self.neurons.layers[index]
+        config, layer = self.model.config, self.neurons.layers[index]
         assert layer is not None
-        resting = self.resting is not None and bool(self.resting[index, place])
-        dense = plan.modes[index] == "dense" or place < plan.sinks or resting
         gate, up, down = (self.model.matrix(f"layers.{index}.{n}") for n in ("gate", "up", "down"))
         ffn = oracle_sparse.Ffn(
             gate, up, down, config.activation, config.activation_param, layer.weights, layer.norms
         )
-        factor = 1.0
+        candidates = self._candidates(index, layer, x)
+        tests = [
+            self._tests(index, layer, place, None if candidates is None else candidates[place])
+            for place in range(len(x))
+        ]
+        found = oracle_sparse.sparse_ffn(ffn, tests, x)
+        self.outcomes.append(
+            [None if t.mode == "dense" else out for t, out in zip(tests, found, strict=True)]
+        )
+        return np.stack([outcome.y for outcome in found])
+
+    def _tests(
+        self, index: int, layer: LayerNeurons, place: int, candidates: Bools | None
+    ) -> oracle_sparse.Tests:
+        plan, ffn, factor = self.plan, self.model.config.ffn_dim, 1.0
         if plan.attention:
             assert self.sharpness is not None
-            mean, spread = layer.sharpness
-            sharpness = float(self.sharpness[index, place])
-            factor = oracle_sparse.multiplier(plan.attention, mean, spread, sharpness)
-        tests = oracle_sparse.Tests(
-            "dense" if dense else plan.modes[index],
+            factor = oracle_sparse.multiplier(
+                plan.attention, *layer.sharpness, float(self.sharpness[index, place])
+            )
+        return oracle_sparse.Tests(
+            "dense" if place < plan.sinks else plan.modes[index],
             factor * plan.gate_cutoffs[index],
             factor * plan.contribution_cutoffs[index],
-            self._candidates(index, place, x),
-            bits_of(layer.core, config.ffn_dim) if plan.core else None,
-            bits_of(layer.alive, config.ffn_dim),
+            candidates,
+            bits_of(layer.core, ffn) if plan.core else None,
+            bits_of(layer.alive, ffn),
             0 if plan.floors is None else plan.floors[index],
             None if plan.caps is None else plan.caps[index],
         )
-        outcome = oracle_sparse.sparse_ffn(ffn, tests, x)
-        self.outcomes[-1].append(None if dense else outcome)
-        return outcome.y
 
-    def _candidates(self, index: int, place: int, x: F64) -> Bools | None:
-        layer = self.neurons.layers[index]
-        assert layer is not None
+    def _candidates(self, index: int, layer: LayerNeurons, x: F64) -> Bools | None:
+        """Those of all tokens, [n, ffn], or None for everyone."""
         if self.plan.candidates == "all":
             return None
         if self.plan.candidates == "predicted":
             assert layer.predictor is not None
-            found = oracle_sparse.predicted(
-                layer.predictor.axes, layer.predictor.scores, layer.predictor.cutoffs, x
-            )
+            guess = layer.predictor
+            found = oracle_sparse.predicted(guess.axes, guess.scores, guess.cutoffs, x)
         else:
             assert self.chosen is not None
-            found = self.chosen[index, place].copy()
-        before = self.outcomes[index - 1][place] if index else None
-        if self.plan.implications and before is not None:
-            implied = self.neurons.layers[index - 1].implied  # type: ignore[union-attr]
-            assert implied is not None
-            named = implied[before.added]
-            found[named[named >= 0]] = True
+            found = self.chosen[index].copy()
+        before = self.neurons.layers[index - 1] if index else None
+        if self.plan.implications and before is not None and before.implied is not None:
+            for candidates, outcome in zip(found, self.outcomes[index - 1], strict=True):
+                if outcome is not None:
+                    named = before.implied[outcome.added]
+                    candidates[named[named >= 0]] = True
         return found

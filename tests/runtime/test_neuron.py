@@ -147,10 +147,10 @@ def test_rows_equal_the_oracle(
     quants, scales, sums = (part[0] for part in oracle.quantize_activations(x))
     groups = len(scales)
     parts = (quants, scales, -8 * sums, (scales * sums).astype(np.float32))
-    parts = tuple(np.pad(p, [(0, groups % 2)] + [(0, 0)] * (p.ndim - 1)) for p in parts)
+    even = [np.pad(p, [(0, groups % 2)] + [(0, 0)] * (p.ndim - 1)) for p in parts]
     found = np.full((2, 5, 3), 7.0, np.float32)
     for filler, outs in zip(FILLERS, found, strict=True):
-        block = [guarded(part, filler) for part in parts]
+        block = [guarded(part, filler) for part in even]
         for row, out in zip(rows_of(weights), outs, strict=True):
             probe(f"row_{KINDS[kind]}", guarded(row, filler), *block, (groups + 1) // 2, out[1:])
     assert np.array_equal(found[0], found[1]), "what is behind row or activations counts"

@@ -5,12 +5,14 @@ Everything is computed for every neuron, and then what a test leaves out is take
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from .oracle import F64, FloatArray, Packed, ffn_hidden, matvec
+from .oracle import F64, FloatArray, Packed, ffn_hidden, matmul
 
 Bools = NDArray[np.bool_]
 
@@ -58,27 +60,33 @@ class Outcome:
     contributions: F64
 
 
-def sparse_ffn(ffn: Ffn, tests: Tests, x: FloatArray) -> Outcome:
-    """One token's FFN, of the normed input x [d]."""
-    gates, ups = matvec(ffn.gate, x), matvec(ffn.up, x)
+def sparse_ffn(ffn: Ffn, tests: Sequence[Tests], x: FloatArray) -> list[Outcome]:
+    """The FFN of some tokens, of their normed inputs x [n, d] and each with tests of its own."""
+    gates, ups = matmul(ffn.gate, x), matmul(ffn.up, x)
     hidden = ffn_hidden(ffn.activation, gates, ups, ffn.param)
-    potentials = np.abs(ffn_hidden(ffn.activation, gates, np.ones_like(gates), ffn.param))
-    potentials *= ffn.weights
+    acts = ffn_hidden(ffn.activation, gates, np.ones_like(gates), ffn.param)
+    potentials: F64 = np.abs(acts) * ffn.weights
     contributions: F64 = np.abs(hidden) * ffn.norms
-    everyone = np.ones(len(hidden), np.bool_)
+    sets = [pick(*token) for token in zip(tests, potentials, contributions, strict=True)]
+    y = matmul(ffn.down, np.where([added for _, _, added in sets], hidden, 0.0))
+    found = zip(y, sets, potentials, contributions, strict=True)
+    return [Outcome(y_, *sets_, p, c) for y_, sets_, p, c in found]
+
+
+def pick(tests: Tests, potentials: F64, contributions: F64) -> tuple[Bools, Bools, Bools]:
+    """One token's candidates, who of them passes the gate test, and whose columns are added."""
+    everyone = np.ones(len(potentials), np.bool_)
+    if tests.mode == "dense":
+        return everyone, everyone, everyone
     core = ~everyone if tests.core is None else tests.core
     candidates = everyone if tests.alive is None else tests.alive
-    if tests.mode == "gate" and tests.candidates is not None:
-        candidates = candidates & (tests.candidates | core)
-    passed = added = candidates
+    passed = candidates
     if tests.mode == "gate":
-        passed = bounded(np.where(candidates, potentials, 0.0), tests) | (core & candidates)
-    if tests.mode != "dense":
-        added = passed & ((contributions > tests.contribution_cutoff) | core)
-    else:
-        candidates = passed = added = everyone
-    y = matvec(ffn.down, np.where(added, hidden, 0.0))
-    return Outcome(y, candidates, passed, added, potentials, contributions)
+        if tests.candidates is not None:
+            candidates = candidates & (tests.candidates | core)
+        passed = bounded(np.where(candidates, potentials, 0.0), tests) | core
+        passed &= candidates
+    return candidates, passed, passed & ((contributions > tests.contribution_cutoff) | core)
 
 
 def bounded(potentials: F64, tests: Tests) -> Bools:
@@ -99,11 +107,12 @@ def bounded(potentials: F64, tests: Tests) -> Bools:
 
 
 def predicted(axes: Packed, scores: Packed, cutoffs: FloatArray, x: FloatArray) -> Bools:
-    """The candidates that a predictor names: bool [ffn]."""
-    found: Bools = matvec(scores, matvec(axes, x)) > cutoffs
+    """The candidates that a predictor names for inputs x [n, d]: bool [n, ffn]."""
+    found: Bools = matmul(scores, matmul(axes, x)) > cutoffs
     return found
 
 
 def multiplier(strength: float, mean: float, spread: float, sharpness: float) -> float:
     """What a token's cut-offs are multiplied by, given how sharp its attention is."""
-    return float(np.clip(np.exp(strength * (mean - sharpness) / spread), 0.25, 4.0))
+    power = strength * (mean - sharpness) / spread
+    return math.exp(min(max(power, -math.log(4)), math.log(4)))
