@@ -24,7 +24,7 @@ from .ffn_profile import FfnProfile
 from .ffn_settings import Bench, measure_ffn
 from .head import HeadLook, Looks, default_limit, head_of, principal_axes, row_major
 from .measure import PROMPT, Passage
-from .neurons import Neurons, Parts, layer_weights
+from .neurons import Neurons, Parts
 from .profile import HeadProfile, HeadSetting, Profile, read_profile, write_profile
 from .trial import Outcome, judge, lags, leaders, least_margin
 
@@ -160,15 +160,12 @@ def _calibrate_head(run: _Run, parts: Sequence[Part]) -> HeadProfile:
 def _calibrate_ffn(run: _Run, profile: Profile, parts: Sequence[Part], kept: Path) -> FfnProfile:
     assert profile.ffn is not None
     fitted = profile.ffn
-    layers = range(run.model.config.n_layers)
-    kept_parts: Parts = "gate" if fitted.sparse else "up"
-    stored = [layer_weights(run.model, layer, kept_parts) for layer in layers]
 
     def keep(ffn: FfnProfile) -> None:
         write_profile(kept, dataclasses.replace(profile, ffn=ffn))
 
-    def make_engine(ffn: FfnProfile) -> Engine:
-        return run.engine(neurons=ffn.joined(stored))
+    def make_engine(ffn: FfnProfile, wanted: Parts) -> Engine:
+        return run.engine(neurons=ffn.neurons(run.model, parts=wanted))
 
     bench = Bench(
         passages(_known(parts), HELD),

@@ -25,7 +25,7 @@ from .measure import (
     race,
     read_losses,
 )
-from .neurons import layer_weights
+from .neurons import Parts, layer_weights
 from .plan import FfnPlan, parts_for
 from .potentials import CONTRIBUTION, EXACT_ZEROS, GATE
 
@@ -51,13 +51,13 @@ F64 = NDArray[np.float64]
 @dataclass(frozen=True, slots=True)
 class Bench:
     """What measuring takes: passages to choose plans on (`seen`) and to judge them by (`unseen`),
-    an engine for a profile's neurons, where to report (what, done, total), what may raise
-    Cancelled, and where to keep what is finished.
+    an engine for a profile's neurons with some parts of their weights, where to report (what, done,
+    total), what may raise Cancelled, and where to keep what is finished.
     """
 
     seen: Sequence[Passage]
     unseen: Sequence[Passage]
-    make_engine: Callable[[FfnProfile], Engine]
+    make_engine: Callable[[FfnProfile, Parts], Engine]
     report: Callable[[str, int, int], None]
     check: Check
     keep: Callable[[FfnProfile], None]
@@ -66,9 +66,9 @@ class Bench:
 def measure_ffn(model: PackedModel, profile: FfnProfile, bench: Bench) -> FfnProfile:
     """Learn budgets and measure settings, those that `profile` has not yet."""
     if not profile.rules.sharpness.any():
-        with bench.make_engine(profile) as engine:
+        with bench.make_engine(profile, "up") as engine:
             profile = _with_sharpness(engine, profile, bench)
-    with bench.make_engine(profile) as engine:
+    with bench.make_engine(profile, "gate" if profile.sparse else "up") as engine:
         profile = _Measuring(engine, profile, bench).run()
     most = max(BUDGETS.values())
     paying = [s for s in profile.settings if s.faster and s.perplexity_change <= most]
@@ -132,7 +132,7 @@ class _Measuring:
         for test in (GATE, CONTRIBUTION):
             spread = budget.Spread(np.full(tables.layers, test), np.full(tables.layers, _TIMED))
             plan = spread.plan(tables)
-            dense, sparse = race(self._engine, plan, self._bench.seen, self._bench.check)
+            dense, sparse = self._race(plan)
             rest = step - tables.dense_bytes + whole[each, test, int(_TIMED)].sum()
             left = step * dense / sparse - rest
             found.append(left / gathered[each, test, int(_TIMED)].sum())
@@ -226,8 +226,8 @@ class _Measuring:
         decoded: Decoded,
         full: Decoded,
     ) -> None:
-        check, ffn = self._bench.check, self._engine.config.ffn_dim
-        dense, sparse = race(self._engine, plan, self._bench.unseen, check)
+        ffn = self._engine.config.ffn_dim
+        dense, sparse = self._race(plan)
         setting = FfnSetting(
             name=name,
             policy=policy,
@@ -245,6 +245,11 @@ class _Measuring:
             threads=self._engine.threads,
         )
         self._grow(settings=(*self._profile.settings, setting))
+
+    def _race(self, plan: FfnPlan) -> tuple[float, float]:
+        """Time a plan with just the parts of the weights that it reads, as it is used later."""
+        with self._bench.make_engine(self._profile, parts_for([plan])) as engine:
+            return race(engine, plan, self._bench.unseen, self._bench.check)
 
     def _decoded(self, plan: FfnPlan) -> Decoded:
         return decode_all(self._engine, plan, self._bench.unseen, self._bench.check)
