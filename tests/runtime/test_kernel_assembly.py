@@ -138,6 +138,20 @@ def test_products_are_made_of_the_right_instructions(
         assert not count(lines, target.never), name
 
 
+# of the loop that takes the most groups of a row, or bytes of columns, at once
+NEURON_DOTS = {"row_0": 2, "row_1": 2, "row_2": 1, "columns_0": 8, "columns_1": 8, "columns_2": 4}
+
+
+def test_products_with_single_neurons_too(target: Target, probe: dict[str, list[str]]) -> None:
+    """Their activations come in registers, and fill whole ones."""
+    registers = r"vpdpbusd .*%zmm\d+, %zmm\d+$"
+    dot = registers if target.variant == "avx512vnni" else target.dot
+    for name, least in NEURON_DOTS.items():
+        assert count(probe[name], dot) >= least, name
+        if target.half:
+            assert count(probe[name], target.half), name
+
+
 def test_halves_are_read_by_the_cpu_itself(target: Target, probe: dict[str, list[str]]) -> None:
     if target.half:
         for name in ("score_4", "value_2_4", "from_half_True"):
@@ -159,6 +173,17 @@ def test_sums_stay_in_registers(target: Target, probe: dict[str, list[str]]) -> 
         spills, dots = count(probe[name], SPILL), count(probe[name], target.dot)
         if target.variant in ("neon", "avx512vnni"):
             assert spills <= (0 if tokens == 1 else dots // 2), name
+
+
+def test_sums_of_single_neurons_stay_in_registers(
+    target: Target, probe: dict[str, list[str]]
+) -> None:
+    """But for columns on CPUs with registers of 16 bytes: their sums alone take all of them."""
+    for name in NEURON_DOTS:
+        spills, dots = count(probe[name], SPILL), count(probe[name], target.dot)
+        if target.variant in ("neon", "avx512vnni"):
+            many = target.variant == "neon" and name.startswith("columns")
+            assert spills <= (dots if many else 0), name
 
 
 @pytest.mark.parametrize(
