@@ -42,8 +42,11 @@ def imply(args: Any, index: int, first: int, mask: int, y: int) -> None:
 
 @helper
 def implied_in(args: Any, index: int, group: int) -> int:
-    """Neurons of a group that the layer before made candidates."""
+    """Neurons of a group that the layer before made candidates; none if it ran dense."""
     if index == 0 or i64_at(args[L.FFN] + 8 * L.FFN_WORDS * (index - 1))[L.F_IMPLIES] == 0:
+        return 0
+    counts = i64_at(args[L.COUNTS] + 8 * L.LINE * (index - 1) * args[L.THREADS])
+    if counts[L.COUNT_DENSE] != 0:
         return 0
     mask = 0
     for thread in range(args[L.THREADS]):
