@@ -141,7 +141,7 @@ def plan_of(ffn: FfnProfile, share: float, controls: Sequence[str]) -> tuple[Ffn
     """The plan of some controls, None for none; or why the last of them cannot be had."""
     if not controls:
         return None, ""
-    policy = best_policy(ffn) if "policy" in controls else "uniform"
+    policy = ffn.policy if "policy" in controls else "uniform"
     plan = ffn.plan(share, policy)
     missing = _missing(ffn, plan, controls[-1], policy)
     candidates: Candidates = "all"
@@ -165,12 +165,6 @@ def _missing(ffn: FfnProfile, plan: FfnPlan, control: str, policy: str) -> str:
     if control == "policy" and policy == "uniform":
         return "calibration found nothing better than the same share everywhere"
     return ""
-
-
-def best_policy(ffn: FfnProfile) -> str:
-    """The policy that calibration found best; the global rule where it compared none."""
-    best = max(ffn.trials, key=lambda trial: trial.reward, default=None)
-    return "global" if best is None else best.policy
 
 
 def judge(

@@ -90,7 +90,7 @@ class Engine:
         """
         with self._lock:
             self._check(cache, tokens)
-            self._work.wake()
+            cache.rest[:] = 0
             for start, part in self._chunks(tokens):
                 last = start + len(part) == len(tokens)
                 if cancel is not None and cancel():

@@ -25,6 +25,8 @@ class KVCache:
     What the conversation has shown of the FFNs' neurons goes with it, None while nobody asks:
     `candidates` uint32 [n_layers, groups of 32 neurons], whose gates are worth computing, and
     `heat` float32 [n_layers, 32 * groups], to which every step adds the neurons' contributions.
+    `captured` float32 [n_layers] is what the last sparse step added of them, and `rest` for how
+    many more tokens a layer runs dense of which nearly all neurons fired.
     """
 
     def __init__(self, config: ModelConfig, capacity: int) -> None:
@@ -38,6 +40,7 @@ class KVCache:
         self.candidates: NDArray[np.uint32] | None = None
         self.heat: NDArray[np.float32] | None = None
         self.captured: NDArray[np.float32] | None = None
+        self.rest: NDArray[np.int64] = np.zeros(config.n_layers, np.int64)
 
     @property
     def length(self) -> int:
@@ -54,6 +57,7 @@ class KVCache:
         if not 0 <= length <= self.length:
             raise UsageError(f"The cache holds {self.length} tokens, not {length}.")
         del self.tokens[length:]
+        self.rest[:] = 0
 
 
 def _zeros(shape: tuple[int, ...]) -> NDArray[np.uint16]:

@@ -94,10 +94,6 @@ class NeuronTables:
                     self._set_plan(index, layer, words, plan)
         self.plan = plan
 
-    def wake(self) -> None:
-        """Forget which layers rest: a sequence must not depend on the one before it."""
-        self.words[:, L.F_REST] = 0
-
     def begin(self) -> None:
         """Forget what the last step reported: layers that run dense report nothing."""
         self._raw[:] = 0
@@ -212,7 +208,6 @@ class NeuronTables:
 
     def _set_plan(self, index: int, layer: _Layer, words: Words, plan: FfnPlan) -> None:
         neurons, ffn = layer.neurons, self._model.config.ffn_dim
-        words[L.F_REST] = 0
         words[L.F_MODE] = MODES.index(plan.modes[index])
         words[L.F_CANDIDATES] = CANDIDATES.index(plan.candidates)
         words[L.F_GATE_CUTOFF] = bits(plan.gate_cutoffs[index])

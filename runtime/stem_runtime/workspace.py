@@ -112,7 +112,8 @@ class Workspace:
             raise UsageError("There is no plan of what to leave out; set one first.")
         ffn.begin()
         if cache.length == 0:
-            ffn.wake()
+            cache.rest[:] = 0
+        args[L.REST] = cache.rest.ctypes.data
         args[L.SPARSE] = sparse
         args[L.SINKS] = ffn.plan.sinks if ffn.plan is not None else 0
         shapes = ((L.CHOSEN, cache.candidates, 1), (L.HEAT, cache.heat, 32))
@@ -121,11 +122,6 @@ class Workspace:
             if array is not None and array.shape != wanted:
                 raise UsageError("What this cache knows of neurons belongs to another model.")
             args[word] = 0 if array is None else array.ctypes.data
-
-    def wake(self) -> None:
-        """Begin a sequence that does not depend on those before it."""
-        if self.ffn is not None:
-            self.ffn.wake()
 
     def reserve_logits(self, rows: int) -> None:
         if not hasattr(self, "logits") or len(self.logits) < rows:

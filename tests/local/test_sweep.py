@@ -12,7 +12,7 @@ from click.testing import CliRunner, Result
 
 import stem_local
 from stem_local import ablation
-from stem_local.ablation import ablate, best_policy, judge, plan_of, usual_share, workloads
+from stem_local.ablation import ablate, judge, plan_of, usual_share, workloads
 from stem_local.calibration import built_in_texts
 from stem_local.cli import main
 from stem_local.pairs import Figures
@@ -236,7 +236,7 @@ def test_controls_are_put_together(folder: Path) -> None:
 
 def test_the_policy_is_the_one_that_calibration_found_best(folder: Path) -> None:
     ffn = add_ffn_profile(folder, {})
-    assert best_policy(ffn) == "global"
+    assert ffn.policy == "global"
     trials = tuple(
         PolicyTrial(
             policy=policy,
@@ -247,7 +247,7 @@ def test_the_policy_is_the_one_that_calibration_found_best(folder: Path) -> None
         )
         for policy, change in (("uniform", 0.02), ("greedy", 0.01), ("learned", 0.03))
     )
-    assert best_policy(dataclasses.replace(ffn, trials=trials)) == "greedy"
+    assert dataclasses.replace(ffn, trials=trials).policy == "greedy"
     alone = dataclasses.replace(ffn, trials=trials[:1])
     assert plan_of(alone, 0.5, ("potentials", "policy"))[1].startswith("calibration found nothing")
 

@@ -91,7 +91,7 @@ def run(
     engine.set_plan(plan)
     for place, token in enumerate(tokens):
         if not rest:
-            engine.set_plan(plan)
+            cache.rest[:] = 0
         if chosen is not None:
             cache.candidates = np.stack([mask_of(layer[place]) for layer in chosen])
         cache.heat = np.zeros((config.n_layers, -(-config.ffn_dim // 32) * 32), np.float32)

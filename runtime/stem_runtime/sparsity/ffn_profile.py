@@ -132,12 +132,19 @@ class FfnProfile:
         """Whether the model is naturally sparse, so that gates can be predicted."""
         return self.predictors is not None
 
-    def plan(self, s: float, policy: str = "global") -> FfnPlan:
+    @property
+    def policy(self) -> str:
+        """The budget policy that calibration found best."""
+        best = max(self.trials, key=lambda trial: trial.reward, default=None)
+        return "global" if best is None else best.policy
+
+    def plan(self, s: float, policy: str = "") -> FfnPlan:
         """A plan in which a mean share `s` of the neurons, 0..0.95, adds nothing to the output.
 
-        Raises UsageError for other shares and unknown policies.
+        Spread by a policy, the best one unless told otherwise. Raises UsageError for other shares
+        and unknown policies.
         """
-        return budget.plan(self.tables, s, policy)
+        return budget.plan(self.tables, s, policy or self.policy)
 
     def constrained(self, plan: FfnPlan) -> FfnPlan:
         """The plan with the always-on core, floors and caps that calibration learned."""

@@ -211,7 +211,7 @@ def build(isa: Isa, blocks: SimpleNamespace, multiply: Any, barrier: Any) -> Any
         if args[L.SPARSE] == 0 or args[L.POSITION] < args[L.SINKS]:
             return False
         f = i64_at(args[L.FFN] + 8 * L.FFN_WORDS * index)
-        return f[L.F_MODE] != L.MODE_DENSE and f[L.F_REST] == 0
+        return f[L.F_MODE] != L.MODE_DENSE and i64_at(args[L.REST])[index] == 0
 
     @helper
     def decode(block: int, tid: int) -> None:

@@ -40,11 +40,9 @@ def add_heat(args: Any, index: int, group: int, found: int) -> None:
 @helper
 def note_dense(args: Any, index: int) -> None:
     """Count a layer that skipped nothing. By one thread, when all know that it does."""
-    f = i64_at(args[L.FFN] + 8 * L.FFN_WORDS * index)
     i64_at(args[L.COUNTS] + 8 * L.LINE * index * args[L.THREADS])[L.COUNT_DENSE] = 1
-    if f[L.F_IMPLIES] != 0:  # nobody is named, and what an earlier layer named there is not meant
-        clear(implied_row(args, index + 1, 0), args[L.THREADS] * args[L.FFN_GROUPS])
-    f[L.F_REST] = max(f[L.F_REST] - 1, 0)
+    rest = i64_at(args[L.REST])
+    rest[index] = max(rest[index] - 1, 0)
 
 
 @helper
@@ -58,13 +56,13 @@ def rest_if_full(args: Any, index: int) -> None:
         active += counts[L.COUNT_ACTIVE]
     neurons = 32 * args[L.FFN_GROUPS]
     if (f[L.F_MODE] == L.MODE_GATE and 8 * gated > 5 * neurons) or 16 * active > 15 * neurons:
-        f[L.F_REST] = REST_TOKENS
+        i64_at(args[L.REST])[index] = REST_TOKENS
 
 
 def build(isa: Isa, blocks: SimpleNamespace, multiply: Any, barrier: Any, cut_acts: Any) -> Any:
     """Return sparse_ffn(args, index, address, acts, tid, memory, sharpness)."""
     gate, products = blocks.gate, build_products(isa, multiply)
-    rows_product, tiles_product, add_columns = products.rows, products.tiles, products.add_columns
+    rows_product, tile_product, add_columns = products.rows, products.tile, products.add_columns
     fetch_columns = products.fetch_columns
     offer_and_gate = build_gates(gate, multiply, products, cut_acts)
 
@@ -72,12 +70,13 @@ def build(isa: Isa, blocks: SimpleNamespace, multiply: Any, barrier: Any, cut_ac
     def settle(
         args: Any, index: int, group: int, mask: int, cutoff: float, memory: int, counts: Any
     ) -> int:
-        """Hidden values of a group, quantized in `memory`, from its gates and ups.
+        """Hidden values of a group from its gates, whose place they take, and its ups in `memory`.
 
-        Returns which of the neurons in `mask` pass the contribution test.
+        Returns which of the neurons in `mask` pass the contribution test; the rest become zero.
         """
-        f, h, p = i64_at(args[L.FFN] + 8 * L.FFN_WORDS * index), memory + M.H, memory + M.P
-        gate(args, args[L.GATES] + 128 * group, memory + M.U, h, 2)
+        f, p = i64_at(args[L.FFN] + 8 * L.FFN_WORDS * index), memory + M.P
+        h = args[L.GATES] + 128 * group
+        gate(args, h, memory + M.U, h, 2)
         keep_masked(h, mask)
         weigh(h, f[L.F_NORMS] + 128 * group, p)
         add_heat(args, index, group, p)
@@ -96,7 +95,6 @@ def build(isa: Isa, blocks: SimpleNamespace, multiply: Any, barrier: Any, cut_ac
             total(p, memory + M.CAPTURED)
             captured = float_of_bits(counts[L.COUNT_CAPTURED]) + f32_at(memory + M.CAPTURED)[0]
             counts[L.COUNT_CAPTURED] = bits_of_float(types.float64(captured))
-            quantize_one(h, i64_at(memory + M.ACTS), 0, 1, 0, 0, 1)
         return kept
 
     @helper
@@ -106,6 +104,8 @@ def build(isa: Isa, blocks: SimpleNamespace, multiply: Any, barrier: Any, cut_ac
         """Add the neurons of a settled group to y."""
         f = i64_at(args[L.FFN] + 8 * L.FFN_WORDS * index)
         if mask != 0:
+            h = args[L.GATES] + 128 * group
+            quantize_one(h, i64_at(memory + M.ACTS), 0, 1, 0, 0, 1)
             add_columns(args, f, layer, group, mask, memory, y)
             if f[L.F_IMPLIES] != 0:
                 imply(args, index, 32 * group, mask, y)
@@ -149,22 +149,29 @@ def build(isa: Isa, blocks: SimpleNamespace, multiply: Any, barrier: Any, cut_ac
         y: int,
         counts: Any,
     ) -> None:
-        """Gates and ups of all of this thread's neurons, downs of those that contribute.
+        """Gates and ups of all of this thread's neurons, then downs of those that contribute.
 
-        Columns are asked for as soon as it is known which, and added a group later.
+        Not group by group: whatever breaks the stream of gates and ups makes it start slowly again.
         """
-        f = i64_at(args[L.FFN] + 8 * L.FFN_WORDS * index)
+        f, kept = i64_at(args[L.FFN] + 8 * L.FFN_WORDS * index), u32_at(args[L.PASSED])
         first, last = share(args[L.FFN_GROUPS], tid, args[L.THREADS])
-        tiles, kept = i64_at(layer + 8 * L.UP)[L.TILES], 0
+        tiles = i64_at(layer + 8 * L.UP)[L.TILES]
         for group in range(first, last):
             mask = types.int64(u32_at(f[L.F_ALIVE])[group])
-            tiles_product(layer + 8 * L.GATE, tiles, group, acts, args[L.GATES] + 128 * group)
-            tiles_product(layer + 8 * L.UP, tiles, group, acts, memory + M.U)
-            add_neurons(args, index, layer, group - 1, kept, memory, y)
-            kept = settle(args, index, group, mask, cutoff, memory, counts)
-            fetch_columns(f, group, kept)
+            g, u = args[L.GATES] + 128 * group, memory + M.U
+            for half in range(2):  # in the order in which they lie
+                tile_product(layer + 8 * L.GATE, tiles, 2 * group + half, acts, g + 64 * half)
+                tile_product(layer + 8 * L.UP, tiles, 2 * group + half, acts, u + 64 * half)
+            found = settle(args, index, group, mask, cutoff, memory, counts)
+            kept[group] = types.uint32(found)
             counts[L.COUNT_CANDIDATES] += popcount(mask)
-        add_neurons(args, index, layer, last - 1, kept, memory, y)
+        group = next_group(kept, first, last)
+        while group < last:
+            following = next_group(kept, group + 1, last)
+            if following < last:
+                fetch_columns(f, following, types.int64(kept[following]))
+            add_neurons(args, index, layer, group, types.int64(kept[group]), memory, y)
+            group = following
 
     @helper
     def sparse_ffn(

@@ -36,6 +36,7 @@ from __future__ import annotations
     FFN,  # 0, or [N_LAYERS, FFN_WORDS]: the FFNs neuron by neuron
     SPARSE,  # leave neurons out
     SINKS,  # positions before this one run dense
+    REST,  # int64 [N_LAYERS]: tokens for which layers stay dense that fire too much to skip any
     CHOSEN,  # 0, or uint32 [N_LAYERS, FFN_GROUPS]: the conversation's own candidates
     HEAT,  # 0, or float32 [N_LAYERS, 32 * FFN_GROUPS]: contributions are added to it
     STATES,  # 0, or float32 [tokens, D_PAD] for what the head gets (prefill only)
@@ -66,7 +67,7 @@ from __future__ import annotations
     TEAM,  # team words
     THREADS,
     ARGS_WORDS,
-) = range(58)
+) = range(59)
 
 # a quantized matrix: its first tile, the bytes from one tile to the next, what is in them
 TILE, TILE_BYTES, KIND, TILES, GROUPS, MATRIX_WORDS = range(6)
@@ -130,7 +131,6 @@ ROW_GROUP_BYTES = 34  # float16 scale, 32 bytes
     F_ALIVE,
     F_IMPLIES,  # int32 [ffn, F_IMPLIES_EACH] neurons of the next layer, or 0
     F_IMPLIES_EACH,
-    F_REST,  # tokens for which this layer stays dense, since too many of its neurons fire
     F_ATTENTION,  # float64 bits: strength / spread of sharpness, 0 for none
     F_SHARPNESS,  # float64 bits: its mean
     F_PREDICTED,  # float32 [32 * FFN_GROUPS]: cut-offs of the predictor's scores
@@ -150,7 +150,7 @@ ROW_GROUP_BYTES = 34  # float16 scale, 32 bytes
     _,
     _,
     FFN_WORDS,
-) = range(39)
+) = range(38)
 MODE_DENSE, MODE_GATE, MODE_CONTRIBUTION = range(3)
 ALL, PREDICTED, RESAMPLED = range(3)
 (

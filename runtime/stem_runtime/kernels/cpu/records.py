@@ -15,7 +15,7 @@ from .vector import helper
 
 
 def build(isa: Isa, multiply: Any) -> SimpleNamespace:
-    """Return rows, tiles and add_columns."""
+    """Return rows, tile, tiles, add_columns and fetch_columns."""
     row4, row4m, row8 = (_row(isa, kind) for kind in (L.INT4, L.INT4_MINIMA, L.INT8))
     columns4, columns4m, columns8 = (
         _columns(isa, kind) for kind in (L.INT4, L.INT4_MINIMA, L.INT8)
@@ -67,13 +67,18 @@ def build(isa: Isa, multiply: Any) -> SimpleNamespace:
                 row_product(matrix, here + each * lane, acts, out + 4 * lane)
 
     @helper
+    def tile(matrix: int, count: int, index: int, acts: int, out: int) -> None:
+        """A tile's product, zeros behind the last of `count` tiles."""
+        if index < count:
+            multiply(matrix, index, acts, 0, 1, out, 0)
+        else:
+            clear(out, 16)
+
+    @helper
     def tiles(matrix: int, count: int, group: int, acts: int, out: int) -> None:
-        """Products of all neurons of a group, zeros behind the last of `count` tiles."""
-        for half in range(2):
-            if 2 * group + half < count:
-                multiply(matrix, 2 * group + half, acts, 0, 1, out + 64 * half, 0)
-            else:
-                clear(out + 64 * half, 16)
+        """Products of all neurons of a group."""
+        tile(matrix, count, 2 * group, acts, out)
+        tile(matrix, count, 2 * group + 1, acts, out + 64)
 
     @helper
     def add_columns(
@@ -115,7 +120,7 @@ def build(isa: Isa, multiply: Any) -> SimpleNamespace:
             mask &= mask - 1
 
     return SimpleNamespace(
-        rows=rows, tiles=tiles, add_columns=add_columns, fetch_columns=fetch_columns
+        rows=rows, tile=tile, tiles=tiles, add_columns=add_columns, fetch_columns=fetch_columns
     )
 
 
