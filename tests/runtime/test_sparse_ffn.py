@@ -9,6 +9,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from stem_runtime.config import ACTIVATIONS
@@ -23,7 +25,7 @@ from stem_runtime.neuron_tables import COUNTS
 from stem_runtime.quant import Kind, PackedMatrix
 from stem_runtime.sparsity.exact import exact_neurons
 from stem_runtime.sparsity.neurons import Neurons, Parts, Predictor, layer_weights
-from stem_runtime.sparsity.plan import FfnPlan, Mode
+from stem_runtime.sparsity.plan import Candidates, FfnPlan, Mode
 
 from .skipping import Truth, changed, mask_of, neurons_of
 from .tiny import random_matrix, random_packed, tiny_config
@@ -35,6 +37,8 @@ KINDS: tuple[Kind, ...] = ("int4", "int4m", "int8")
 EXACT = ("relu", "relu2", "fatrelu", "drelu")
 TOKENS = np.random.default_rng(0).integers(0, 301, 16).tolist()
 FFN = 100
+EQUAL = 1e-4
+"""Of the logits' spread: what another order of sums may change."""
 
 Models = Callable[..., PackedModel]
 F32 = NDArray[np.float32]
@@ -115,60 +119,55 @@ def judge(
     with Engine(model, threads=threads, kernels=kernels, neurons=neurons) as engine:
         steps = run(engine, plan, chosen=chosen)
     truth = Truth(model, neurons, plan, TOKENS, chosen=chosen, sharpness=steps.sharpness.T)
-    compare(steps, truth, plan)
+    assert np.median(compare(steps, truth, plan)) < EQUAL
     return steps
 
 
-def compare(steps: Steps, truth: Truth, plan: FfnPlan) -> None:
-    errors = np.abs(steps.logits - truth.logits).max(axis=1) / truth.logits.std()
-    # activations next to a half may be rounded to the other integer, which seldom happens
-    assert errors.max() < 0.12, errors
-    assert np.median(errors) < 1e-4, errors
+def compare(steps: Steps, truth: Truth, plan: FfnPlan, *, most: float = 0.12) -> F32:
+    """Logits are near the oracle's, and nearly all equal; returns how far off, of each token.
+
+    Activations next to a half may be rounded to the other integer, which seldom happens, but then
+    later tokens see it in the cache. Neurons are compared where nothing such has happened.
+    """
+    errors: F32 = np.abs(steps.logits - truth.logits).max(axis=1) / truth.logits.std()
+    assert errors.max() < most, errors
     for layer, outcomes in enumerate(truth.outcomes):
         for place, outcome in enumerate(outcomes):
             counts = steps.counts[place, layer]
             if outcome is None:
                 assert counts.tolist() == [0] * DENSE + [1]
-            else:
-                near = 1e-4 if errors[: place + 1].max() < 1e-4 else 0.05
+            elif errors[place] < EQUAL:
                 seen = (steps.captured[place, layer], steps.heat[place, layer])
-                same_neurons(counts, *seen, outcome, plan, layer, near)
+                same_neurons(counts, *seen, outcome, plan.contribution_cutoffs[layer])
+    return errors
 
 
 def same_neurons(
-    counts: NDArray[np.int64],
-    captured: float,
-    heat: F32,
-    outcome: Outcome,
-    plan: FfnPlan,
-    layer: int,
-    near: float,
+    counts: NDArray[np.int64], captured: float, heat: F32, outcome: Outcome, cutoff: float
 ) -> None:
-    """The same neurons, but for those whose potential is next to its cut-off."""
-    passed = around(outcome.potentials, passing(outcome, "potentials"), near) & outcome.candidates
-    added = passed | around(outcome.contributions, plan.contribution_cutoffs[layer], near)
-    added &= outcome.candidates
+    """The same ones, but for those whose potential or contribution is next to its cut-off."""
+    either = around(outcome.potentials, passing(outcome)) & outcome.candidates
+    added = (either | around(outcome.contributions, cutoff)) & outcome.candidates
     assert counts[DENSE] == 0
     assert counts[CANDIDATES] == outcome.candidates.sum()
-    assert abs(counts[GATED] - outcome.passed.sum()) <= passed.sum()
+    assert abs(counts[GATED] - outcome.passed.sum()) <= either.sum()
     assert abs(counts[ACTIVE] - outcome.added.sum()) <= added.sum()
-    size = 10 * near * outcome.contributions.max()
+    size = 1e-3 * outcome.contributions.max()
     want = np.where(outcome.passed, outcome.contributions, 0.0)
-    np.testing.assert_allclose(heat[~passed], want[~passed], rtol=10 * near, atol=size)
+    np.testing.assert_allclose(heat[~either], want[~either], rtol=1e-3, atol=size)
     total, open_ = (outcome.contributions[which].sum() for which in (outcome.added, added))
-    assert abs(captured - total) <= open_ + 20 * near * total + 1e-6
+    assert abs(captured - total) <= open_ + 2e-3 * total + 1e-6
 
 
-def around(values: NDArray[np.float64], cutoff: float, near: float) -> NDArray[np.bool_]:
-    found: NDArray[np.bool_] = np.abs(values - cutoff) <= near * (cutoff + 1e-9)
+def around(values: NDArray[np.float64], cutoff: float) -> NDArray[np.bool_]:
+    found: NDArray[np.bool_] = np.abs(values - cutoff) <= EQUAL * (cutoff + 1e-9)
     return found
 
 
-def passing(outcome: Outcome, name: str) -> float:
+def passing(outcome: Outcome) -> float:
     """Between the least potential that passes and the greatest that does not."""
-    values, passed = getattr(outcome, name), outcome.passed
-    low = values[outcome.candidates & ~passed].max(initial=0.0)
-    high = values[passed].min(initial=np.inf)
+    low = outcome.potentials[outcome.candidates & ~outcome.passed].max(initial=0.0)
+    high = outcome.potentials[outcome.passed].min(initial=np.inf)
     return float(low if np.isinf(high) else (low + high) / 2)
 
 
@@ -266,7 +265,7 @@ def assert_float_order(found: F32, want: F32) -> None:
     """Equal but for the order of sums, and the few activations that round otherwise for it."""
     errors = np.abs(found - want).reshape(-1, want.shape[-1]).max(axis=1) / want.std()
     assert errors.max() < 0.12, errors
-    assert np.quantile(errors, 0.25) < 1e-5, errors
+    assert np.quantile(errors, 0.25) < EQUAL, errors
 
 
 def decode(engine: Engine, cache: KVCache, tokens: Sequence[int], **how: bool) -> F32:
@@ -340,48 +339,45 @@ def test_dead_neurons_are_never_computed(models: Models, mode: Mode) -> None:
     assert not steps.heat[:, 0, ~alive].any()
 
 
-def bounded(model: PackedModel, neurons: Neurons, plan: FfnPlan, threads: int = 2) -> Steps:
-    """Counts keep to the plan's floor and cap, and who passes is stronger than who does not."""
-    with Engine(model, threads=threads, neurons=neurons) as engine:
+def bounded(model: PackedModel, plan: FfnPlan, threads: int) -> Steps:
+    """Steps under a floor or a cap. Who passes is who should, but for two that are hard to part."""
+    with Engine(model, threads=threads, neurons=neurons_of(model)) as engine:
         steps = run(engine, plan)
-    free = dataclasses.replace(plan, floors=None, caps=None)
-    outcomes = Truth(model, neurons, free, TOKENS[:1]).outcomes  # of the first token
-    outcome = outcomes[0][0]
-    assert outcome is not None
-    passed = steps.heat[0, 0] > 0
-    low = outcome.potentials[outcome.candidates & ~passed].max(initial=0.0)
-    assert outcome.potentials[passed].min() >= low * (1 - 1e-5)
+    # later tokens see what the first ones left in the cache, so that small differences grow
+    for place, outcome in enumerate(Truth(model, neurons_of(model), plan, TOKENS).outcomes[0][:4]):
+        assert outcome is not None
+        passed = steps.heat[place, 0] > 0
+        low = outcome.potentials[~passed].max(initial=0.0)
+        assert outcome.potentials[passed].min() >= low * (1 - 1e-4)
+        assert np.sum(passed != outcome.passed) <= 1
     return steps
 
 
 @pytest.mark.parametrize("threads", [1, 3])
 def test_a_cap_keeps_the_strongest(models: Models, threads: int) -> None:
     model = models()
-    neurons = neurons_of(model)
     for cutoff in (0.0, 0.05):
         plan = plan_of(1, "gate", cutoff, caps=(10,))
-        counts = bounded(model, neurons, plan, threads).counts[:, 0]
+        counts = bounded(model, plan, threads).counts[:, 0]
         assert counts[:, GATED].max() <= 10
         assert counts[:, GATED].mean() > 9.5  # two may be too alike to part
         assert np.all(counts[:, [FLOOR, CAP]] == [0, 1])
-    roomy = judge(model, neurons, plan_of(1, "gate", 0.05, caps=(FFN,)))
+    roomy = judge(model, neurons_of(model), plan_of(1, "gate", 0.05, caps=(FFN,)))
     assert not roomy.counts[:, 0, [FLOOR, CAP]].any()
 
 
 @pytest.mark.parametrize("threads", [1, 3])
 def test_a_floor_lets_more_in(models: Models, threads: int) -> None:
     model = models()
-    neurons = neurons_of(model)
-    for cutoff in (1e6, 2.0):
+    for cutoff in (5.0, 2.0):
         plan = plan_of(1, "gate", cutoff, floors=(20,))
-        counts = bounded(model, neurons, plan, threads).counts[:, 0]
+        counts = bounded(model, plan, threads).counts[:, 0]
         moved = counts[:, FLOOR] == 1
         assert moved.any()
         assert not counts[:, CAP].any()
-        if cutoff < 10:
-            assert counts[:, GATED].min() >= 20
-            assert counts[moved, GATED].mean() < 20.5
-    met = judge(model, neurons, plan_of(1, "gate", 0.05, floors=(20,)))
+        assert counts[:, GATED].min() >= 20
+        assert counts[moved, GATED].mean() < 20.5
+    met = judge(model, neurons_of(model), plan_of(1, "gate", 0.05, floors=(20,)))
     assert not met.counts[:, 0, [FLOOR, CAP]].any()
 
 
@@ -498,17 +494,74 @@ def test_without_a_set_everyone_is_a_candidate(models: Models) -> None:
 @pytest.mark.parametrize("rank", [1, 48, 64])
 def test_a_predictor_names_the_candidates(models: Models, rank: int) -> None:
     """Whatever its rank, and however small its numbers are."""
-    model, rng = models(d_model=96), np.random.default_rng(rank)
-    axes = random_matrix(rng, rank, 96, "int8", std=1e-3)
-    scores = random_matrix(rng, FFN, rank, "int8")
-    cutoffs = rng.normal(0.0, 1e-2 * rank**0.5, FFN).astype(np.float32)
-    cutoffs[90:] = np.finfo(np.float32).max
-    neurons = neurons_of(model, predictor=Predictor(axes, scores, cutoffs))
+    model, predictor = models(), guess(np.random.default_rng(rank), rank, std=1e-3)
+    predictor.cutoffs[90:] = np.finfo(np.float32).max
+    neurons = neurons_of(model, predictor=predictor)
     for threads in (1, 2):
         plan = plan_of(1, "gate", 0.1, candidates="predicted")
         counts = judge(model, neurons, plan, threads=threads).counts[:, 0]
         assert 20 < counts[:, CANDIDATES].mean() < 70
         assert counts[:, CANDIDATES].std() > 1
+
+
+def guess(rng: np.random.Generator, rank: int = 32, std: float = 1.0) -> Predictor:
+    """A predictor that knows nothing, for 64 inputs; it names about half of the neurons."""
+    axes = random_matrix(rng, rank, 64, "int8", std=std)
+    cutoffs = rng.normal(0.0, 8 * std * rank**0.5, FFN).astype(np.float32)
+    return Predictor(axes, random_matrix(rng, FFN, rank, "int8"), cutoffs)
+
+
+@settings(max_examples=25, deadline=None, derandomize=True)
+@given(
+    seed=st.integers(0, 2**32 - 1),
+    modes=st.tuples(*[st.sampled_from(("gate", "gate", "contribution", "dense"))] * 3),
+    candidates=st.sampled_from(("all", "resampled", "predicted")),
+    switches=st.tuples(*[st.booleans()] * 4),
+    activation=st.sampled_from(("silu", "drelu")),
+    threads=st.integers(1, 4),
+)
+def test_rules_together(
+    models: Models,
+    seed: int,
+    modes: tuple[Mode, ...],
+    candidates: Candidates,
+    switches: tuple[bool, ...],
+    activation: str,
+    threads: int,
+) -> None:
+    rng, count = np.random.default_rng(seed), len(TOKENS)
+    model = models(n_layers=3, residual_scale=1.0, activation=activation)
+    neurons = neurons_of(model, sharpness=(0.5, 0.3))
+    for layer in range(3):
+        neurons = changed(
+            neurons,
+            layer,
+            core=mask_of(rng.random(FFN) < 0.1),
+            alive=mask_of(rng.random(FFN) < 0.9),
+            implied=rng.integers(-1, FFN, (FFN, 1 + layer)).astype(np.int32),
+            predictor=guess(rng),
+        )
+    gates, downs = (tuple(rng.choice([0.0, 0.1, 0.4], 3).tolist()) for _ in range(2))
+    core, implications, attention, sinks = switches
+    plan = FfnPlan(
+        modes,
+        gates,
+        downs,
+        candidates,
+        core=core,
+        implications=implications,
+        attention=1.5 * attention,
+        sinks=2 * sinks,
+    )
+    chosen = rng.random((3, count, FFN)) < rng.random((3, count, 1))
+    errors = []
+    with Engine(model, threads=threads, neurons=neurons) as engine:
+        for start in range(0, count, 4):  # short ones, so that differences do not go far
+            tokens, sets = TOKENS[start : start + 4], chosen[:, start : start + 4]
+            steps = run(engine, plan, tokens, chosen=sets)
+            truth = Truth(model, neurons, plan, tokens, chosen=sets, sharpness=steps.sharpness.T)
+            errors.append(compare(steps, truth, plan, most=0.3))
+    assert np.median(errors) < EQUAL, errors
 
 
 # -- what steps leave behind
@@ -626,12 +679,7 @@ def test_what_does_not_fit_is_refused(models: Models) -> None:
 
 
 def test_neurons_of_another_model_are_refused(models: Models) -> None:
-    model, rng = models(), np.random.default_rng(0)
-    predictor = Predictor(
-        random_matrix(rng, 32, 64, "int8"),
-        random_matrix(rng, FFN, 32, "int8"),
-        np.zeros(FFN, np.float32),
-    )
+    model, predictor = models(), guess(np.random.default_rng(0))
     foreign = [neurons_of(models(ffn_dim=96)), neurons_of(models(d_model=96))]
     foreign += [neurons_of(models("int8")), neurons_of(models(n_layers=2))]
     wrong: list[dict[str, Any]] = [
