@@ -214,14 +214,18 @@ def build(isa: Isa, blocks: SimpleNamespace, multiply: Any, barrier: Any, cut_ac
 
 
 def build_test(blocks: SimpleNamespace) -> Any:
-    """Return test_hidden(args, index, group, g, u, memory) for prefill."""
+    """Return test_hidden(args, index, position, group, g, u, memory) for prefill."""
     gate = blocks.gate
 
     @helper
-    def test_hidden(args: Any, index: int, group: int, g: int, u: int, memory: int) -> None:
+    def test_hidden(
+        args: Any, index: int, position: int, group: int, g: int, u: int, memory: int
+    ) -> None:
         """One token's hidden values of one group, into g, those that fail a test being zero."""
         f, p = i64_at(args[L.FFN] + 8 * L.FFN_WORDS * index), memory + M.P
-        mode, mask = f[L.F_MODE] if args[L.SPARSE] != 0 else L.MODE_DENSE, FULL
+        mode, mask = L.MODE_DENSE, FULL
+        if args[L.SPARSE] != 0 and position >= args[L.SINKS]:
+            mode = f[L.F_MODE]
         core = types.int64(u32_at(f[L.F_CORE])[group]) if f[L.F_CORE] != 0 else 0
         if mode == L.MODE_GATE:
             gate(args, g, memory + M.ONES, p, 2)

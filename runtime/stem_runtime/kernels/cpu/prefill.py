@@ -194,8 +194,8 @@ def build(blocks: SimpleNamespace, multiply: Any, barrier: Any, grab: Any, width
                             clear(u + 128 * token + 64, 16)
                 if tested:
                     for token in range(width):
-                        at = 128 * token
-                        test_hidden(args, index, pair, g + at, u + at, own)
+                        at, position = 128 * token, args[L.POSITION] + block * width + token
+                        test_hidden(args, index, position, pair, g + at, u + at, own)
                 else:
                     gate(args, g, u, g, 2 * width)
                 for token in range(width):
