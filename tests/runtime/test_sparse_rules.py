@@ -104,8 +104,12 @@ def test_a_cap_keeps_the_strongest(models: Models, threads: int) -> None:
         assert counts[:, GATED].max() <= 10
         assert counts[:, GATED].mean() > 9.5  # two may be too alike to part
         assert np.all(counts[:, [FLOOR, CAP]] == [0, 1])
-    roomy = judge(model, neurons_of(model), plan_of(1, "gate", 0.05, caps=(FFN,)))
-    assert not roomy.counts[:, 0, [FLOOR, CAP]].any()
+    free = judge(model, neurons_of(model), plan_of(1, "gate", 0.05, caps=(FFN,)))
+    assert not free.counts[:, 0, [FLOOR, CAP]].any()
+    most = int(free.counts[0, 0, GATED])
+    for cap, acted in ((most, 0), (most - 1, 1)):
+        counts = bounded(model, plan_of(1, "gate", 0.05, caps=(cap,)), threads).counts[0, 0]
+        assert (counts[GATED], counts[CAP]) == (cap, acted)
 
 
 @pytest.mark.parametrize("threads", [1, 3])
@@ -119,8 +123,12 @@ def test_a_floor_lets_more_in(models: Models, threads: int) -> None:
         assert not counts[:, CAP].any()
         assert counts[:, GATED].min() >= 20
         assert counts[moved, GATED].mean() < 20.5
-    met = judge(model, neurons_of(model), plan_of(1, "gate", 0.05, floors=(20,)))
-    assert not met.counts[:, 0, [FLOOR, CAP]].any()
+    free = judge(model, neurons_of(model), plan_of(1, "gate", 0.05, floors=(20,)))
+    assert not free.counts[:, 0, [FLOOR, CAP]].any()
+    least = int(free.counts[0, 0, GATED])
+    for floor, acted in ((least, 0), (least + 1, 1)):
+        counts = bounded(model, plan_of(1, "gate", 0.05, floors=(floor,)), threads).counts[0, 0]
+        assert (counts[GATED], counts[FLOOR]) == (floor, acted)
 
 
 def test_the_core_joins_whatever_the_cap(models: Models) -> None:
