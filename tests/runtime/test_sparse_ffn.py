@@ -215,18 +215,19 @@ def test_layers_that_leave_out_next_to_nothing_rest(models: Models) -> None:
 
 
 def test_a_sequence_begins_rested(models: Models) -> None:
-    """However it begins, nothing is left of what was decoded before."""
+    """Or goes on from what it was before, or from what was read at once."""
     model = models()
     with Engine(model, threads=2, neurons=neurons_of(model)) as engine:
         engine.set_plan(plan_of(1, "gate", 0.001))
-        for kept, read in ((0, 0), (0, 3), (1, 2)):
+        for kept in (0, 1, None):
             cache = engine.new_cache(16)
             for _ in range(2):  # the first puts the layer to rest
                 engine.decode(cache, 5, sparse=True)
             assert engine.last_counts[0, DENSE] == 1
-            cache.truncate(kept)
-            if read:
-                engine.prefill(cache, TOKENS[:read])
+            if kept is None:
+                engine.prefill(cache, TOKENS[:3])
+            else:
+                cache.truncate(kept)
             engine.decode(cache, 5, sparse=True)
             assert engine.last_counts[0, DENSE] == 0
 
