@@ -24,7 +24,7 @@ class KVCache:
 
     What the conversation has shown of the FFNs' neurons goes with it, None while nobody asks:
     `candidates` uint32 [n_layers, groups of 32 neurons], whose gates are worth computing, and
-    `heat` float32 [n_layers, 32 * groups], to which every step adds the neurons' contributions.
+    `heat` float32 [n_layers, 32 * groups], to which prompts and sparse steps add contributions.
     `captured` float32 [n_layers] is what the last sparse step added of them, and `rest` for how
     many more tokens a layer runs dense of which nearly all neurons fired.
     """

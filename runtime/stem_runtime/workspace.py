@@ -111,17 +111,21 @@ class Workspace:
         if sparse and ffn.plan is None:
             raise UsageError("There is no plan of what to leave out; set one first.")
         ffn.begin()
-        if cache.length == 0:
-            cache.rest[:] = 0
         args[L.REST] = cache.rest.ctypes.data
         args[L.SPARSE] = sparse
         args[L.SINKS] = ffn.plan.sinks if ffn.plan is not None else 0
-        shapes = ((L.CHOSEN, cache.candidates, 1), (L.HEAT, cache.heat, 32))
-        for word, array, size in shapes:
-            wanted = (len(self._layers), size * int(args[L.FFN_GROUPS]))
-            if array is not None and array.shape != wanted:
-                raise UsageError("What this cache knows of neurons belongs to another model.")
-            args[word] = 0 if array is None else array.ctypes.data
+        groups = int(args[L.FFN_GROUPS])
+        args[L.CHOSEN] = self._known(cache.candidates, np.uint32, groups)
+        args[L.HEAT] = self._known(cache.heat, np.float32, 32 * groups)
+
+    def _known(self, array: NDArray[np.generic] | None, kind: type[np.generic], width: int) -> int:
+        """Address of what a cache knows of every layer's neurons, 0 for nothing."""
+        if array is None:
+            return 0
+        fits = array.shape == (len(self._layers), width) and array.dtype == kind
+        if not fits or not array.flags.c_contiguous:
+            raise UsageError("What this cache knows of neurons belongs to another model.")
+        return array.ctypes.data
 
     def reserve_logits(self, rows: int) -> None:
         if not hasattr(self, "logits") or len(self.logits) < rows:

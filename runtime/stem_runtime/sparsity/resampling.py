@@ -145,6 +145,8 @@ class Resampler:
             self._refresh(captured)
         elif self._baseline is not None:
             self._since += 1
+            # a layer that rests runs dense, and captures nothing that is counted
+            captured = np.where(captured > 0, captured, self._baseline)
             self._level += (_mean_ratio(captured, self._baseline) - self._level) / _SMOOTH
             self._drifting = self._level < _BOUND * self._coverage
 

@@ -49,13 +49,17 @@ def note_dense(args: Any, index: int) -> None:
 def rest_if_full(args: Any, index: int) -> None:
     """Let a layer run dense for a while where picking neurons costs more than reading them all."""
     f, threads = i64_at(args[L.FFN] + 8 * L.FFN_WORDS * index), args[L.THREADS]
-    gated, active = 0, 0
+    seen, gated, active = 0, 0, 0
     for thread in range(threads):
         counts = i64_at(args[L.COUNTS] + 8 * L.LINE * (index * threads + thread))
+        seen += counts[L.COUNT_CANDIDATES]
         gated += counts[L.COUNT_GATED]
         active += counts[L.COUNT_ACTIVE]
-    neurons = 32 * args[L.FFN_GROUPS]
-    if (f[L.F_MODE] == L.MODE_GATE and 8 * gated > 5 * neurons) or 16 * active > 15 * neurons:
+    if f[L.F_MODE] == L.MODE_GATE:
+        full = 8 * gated > 5 * 32 * args[L.FFN_GROUPS]
+    else:
+        full = 16 * active > 15 * seen
+    if full:
         i64_at(args[L.REST])[index] = REST_TOKENS
 
 

@@ -63,8 +63,6 @@ def deal(masks: int, groups: int, tid: int, threads: int) -> tuple[int, int]:
             break
         if words[group] != 0:
             done += popcount(types.int64(words[group])) + SHARED_COST
-    if tid == threads - 1:
-        last = groups
     return (first, last) if first >= 0 else (last, last)
 
 
