@@ -33,6 +33,8 @@ from ..quant import GROUP, PackedMatrix, PlainMatrix, groups_of, unpack_plain
 if TYPE_CHECKING:
     from ..formats.packed import PackedModel
 
+_LINE = 64
+
 U8 = NDArray[np.uint8]
 U32 = NDArray[np.uint32]
 F32 = NDArray[np.float32]
@@ -132,10 +134,12 @@ def layer_weights(model: PackedModel, layer: int, parts: Parts) -> LayerWeights:
     """A layer's FFN neuron by neuron, copied from the tiles of the packed model."""
     gate, up, down = (model.matrix(f"layers.{layer}.{name}") for name in ("gate", "up", "down"))
     rows = [rows_of(matrix) for matrix in (gate, up)[2 - PARTS.index(parts) :]]
-    records, shared = np.concatenate([*rows, columns_of(down)], axis=1), shared_of(down)
+    records = _aligned(np.concatenate([*rows, columns_of(down)], axis=1))
+    shared = _aligned(shared_of(down))
     if parts == "down":
         return LayerWeights(records, shared, parts)
-    alone = PackedMatrix.of_tiles(gate.name, gate.rows, gate.cols, gate.kind, gate.joined())
+    tiles = _aligned(gate.joined())
+    alone = PackedMatrix.of_tiles(gate.name, gate.rows, gate.cols, gate.kind, tiles)
     return LayerWeights(records, shared, parts, alone)
 
 
@@ -189,6 +193,15 @@ def _interleaved(quants: U8, kind: int) -> U8:
 
 def _bytes(values: NDArray[np.float16]) -> U8:
     return np.ascontiguousarray(values, "<f2").view(np.uint8)
+
+
+def _aligned(array: U8) -> U8:
+    """A copy that starts on a cache line, as what is read from a profile does."""
+    memory = np.empty(array.nbytes + _LINE, np.uint8)
+    start = -memory.ctypes.data % _LINE
+    copy = memory[start : start + array.nbytes].reshape(array.shape)
+    copy[:] = array
+    return copy
 
 
 def _pad(array: U8, width: int) -> U8:
