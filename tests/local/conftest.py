@@ -13,9 +13,10 @@ from huggingface_hub import constants
 
 from stem_local import catalog
 from stem_local.catalog import CatalogEntry, WheelSource
+from stem_runtime.sparsity.profile import FILE
 
 from ..runtime.files import tiny_gguf, tiny_hf
-from ..runtime.tiny import tiny_config
+from ..runtime.tiny import random_packed, tiny_config
 from .fake_hub import FakeHub, serving
 
 REPO = "owner/tiny"
@@ -86,3 +87,16 @@ def put_in_catalog(monkeypatch: pytest.MonkeyPatch, **changes: object) -> Catalo
     changed = {**old, entry.name: entry}
     monkeypatch.setattr(catalog, "entries", lambda: changed)
     return entry
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny model whose neurons can be exactly zero, packed once for a file of tests."""
+    return random_packed(tmp_path_factory.mktemp("m") / "tiny", tiny_config(activation="relu"))
+
+
+@pytest.fixture
+def folder(made: Path) -> Path:
+    """That model without a profile."""
+    (made / FILE).unlink(missing_ok=True)
+    return made

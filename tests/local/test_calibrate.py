@@ -7,26 +7,21 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from click.testing import CliRunner, Result
 
 import stem_local
 from stem_local import calibration
-from stem_local.cli import main
 from stem_runtime.engine import Engine
 from stem_runtime.formats.packed import open_packed
 from stem_runtime.kernels import choose
 from stem_runtime.sparsity import calibrate, capture
 from stem_runtime.sparsity.profile import FILE, read_profile
 from stem_runtime.tokenizer import Tokenizer
+from tests.local.command import stem
 from tests.quick import shorten
 from tests.runtime.looks import add_profile
 from tests.runtime.tiny import random_packed, tiny_config
 
 GREEDY: dict[str, Any] = {"temperature": 0, "max_tokens": 12}
-
-
-def stem(*args: str) -> Result:
-    return CliRunner().invoke(main, list(args))
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ from types import SimpleNamespace
 
 import click
 import pytest
-from click.testing import CliRunner, Result
+from click.testing import Result
 
 from stem_local import hub as pulling
 from stem_local import store
@@ -22,13 +22,10 @@ from stem_runtime import bandwidth
 
 from ..runtime.files import tiny_gguf
 from ..runtime.tiny import random_packed, tiny_config
+from .command import stem
 from .conftest import GGUF_REPO
 
 MANAGING = ("pull", "list", "show", "rm", "convert", "doctor")
-
-
-def stem(*args: str, stdin: str = "") -> Result:
-    return CliRunner().invoke(main, list(args), input=stdin)
 
 
 def install(name: str) -> store.InstalledModel:

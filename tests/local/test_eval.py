@@ -10,11 +10,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from click.testing import CliRunner, Result
 
 import stem_local
 from stem_local import plot
-from stem_local.cli import main
 from stem_local.evaluation import (
     LabelScore,
     LabelTask,
@@ -34,6 +32,7 @@ from stem_local.model import Model
 from stem_local.sparsity import Sparsity
 from stem_runtime.engine import Cancelled
 from stem_runtime.errors import ContextFullError, FormatError, UnsupportedError, UsageError
+from tests.local.command import stem
 from tests.local.fakes import fake_model
 from tests.local.profiles import add_ffn_profile
 from tests.runtime.tiny import random_packed, tiny_config
@@ -42,10 +41,6 @@ SAMPLES = Path(__file__).parents[1] / "samples"
 SQUAD, SST = SAMPLES / "squad.json", SAMPLES / "sst.tsv"
 QUESTION = Question("q", "The mill was red.", "What colour was it?", ("red", "was red"))
 QUIET = Follow()
-
-
-def stem(*args: object) -> Result:
-    return CliRunner().invoke(main, [str(arg) for arg in args])
 
 
 @pytest.fixture

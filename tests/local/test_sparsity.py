@@ -10,13 +10,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from click.testing import CliRunner, Result
 from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 import stem_local
-from stem_local.cli import main
 from stem_local.commands import _options
 from stem_local.cost import dense_ffn_bytes, layer_parameters
 from stem_local.decoding import Decoding
@@ -27,27 +25,13 @@ from stem_runtime.neuron_tables import COUNTS
 from stem_runtime.sparsity import resampling
 from stem_runtime.sparsity.profile import FILE
 from stem_runtime.stats import Rules, Stats
+from tests.local.command import stem
 from tests.local.profiles import add_ffn_profile
 from tests.runtime.looks import add_profile
 from tests.runtime.tiny import random_packed, tiny_config
 
 GREEDY: dict[str, Any] = {"temperature": 0, "max_tokens": 12}
 TEXT = "The quick brown fox jumps over the lazy dog, and then it sleeps."
-
-
-def stem(*args: str) -> Result:
-    return CliRunner().invoke(main, list(args))
-
-
-@pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return random_packed(tmp_path_factory.mktemp("m") / "tiny", tiny_config(activation="relu"))
-
-
-@pytest.fixture
-def folder(made: Path) -> Path:
-    (made / FILE).unlink(missing_ok=True)
-    return made
 
 
 def reason(folder: Path, **options: Any) -> str:

@@ -8,13 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from click.testing import CliRunner, Result
 
 import stem_local
 from stem_local import ablation
 from stem_local.ablation import ablate, judge, plan_of, usual_share, workloads
 from stem_local.calibration import built_in_texts
-from stem_local.cli import main
 from stem_local.pairs import Figures
 from stem_local.sweep import sweep
 from stem_runtime import bandwidth
@@ -23,26 +21,11 @@ from stem_runtime.errors import UsageError
 from stem_runtime.kernels import choose
 from stem_runtime.sparsity.ffn_profile import PolicyTrial
 from stem_runtime.sparsity.profile import FILE
+from tests.local.command import stem
 from tests.local.profiles import add_ffn_profile, setting
 from tests.runtime.looks import add_profile
-from tests.runtime.tiny import random_packed, tiny_config
 
 SHORT = {"chat": "User: Hello there! " * 12, "prose": "The mill was closed in winter. " * 8}
-
-
-def stem(*args: str) -> Result:
-    return CliRunner().invoke(main, list(args))
-
-
-@pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return random_packed(tmp_path_factory.mktemp("m") / "tiny", tiny_config(activation="relu"))
-
-
-@pytest.fixture
-def folder(made: Path) -> Path:
-    (made / FILE).unlink(missing_ok=True)
-    return made
 
 
 def figures(speed: float, perplexity: float) -> dict[str, Figures]:
