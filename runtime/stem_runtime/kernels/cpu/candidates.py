@@ -25,10 +25,9 @@ def implied_row(args: Any, index: int, tid: int) -> int:
 
 
 @helper
-def imply(args: Any, index: int, first: int, mask: int, y: int) -> None:
+def imply(args: Any, index: int, first: int, mask: int, tid: int) -> None:
+    """Make candidates of what neurons of a group, from `first` on, imply in the next layer."""
     f = i64_at(args[L.FFN] + 8 * L.FFN_WORDS * index)
-    width = 256 * ((args[L.D_PAD] + 63) >> 6)
-    tid = (y - args[L.PARTIAL_Y]) // width
     row, each = u32_at(implied_row(args, index + 1, tid)), f[L.F_IMPLIES_EACH]
     while mask != 0:
         neuron = first + lowest(mask)

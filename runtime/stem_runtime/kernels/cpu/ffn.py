@@ -21,6 +21,7 @@ from .isa import Isa
 from .masks import FULL, bounded, deal, multiplier, next_group, test
 from .neuron import keep_masked, total, weigh
 from .records import build as build_products
+from .records import chunks_of
 from .simd import bits_of_float, f32_at, i64_at, popcount, types, u32_at
 from .vector import float_of_bits, helper
 
@@ -35,6 +36,12 @@ def add_heat(args: Any, index: int, group: int, found: int) -> None:
         values = f32_at(found)
         for lane in range(32):
             heat[lane] += values[lane]
+
+
+@helper
+def output_of(args: Any, tid: int) -> int:
+    """Where one thread adds up its neurons, float32 [column width]."""
+    return args[L.PARTIAL_Y] + 256 * chunks_of(args) * tid
 
 
 @helper
@@ -103,16 +110,16 @@ def build(isa: Isa, blocks: SimpleNamespace, multiply: Any, barrier: Any, cut_ac
 
     @helper
     def add_neurons(
-        args: Any, index: int, layer: int, group: int, mask: int, memory: int, y: int
+        args: Any, index: int, layer: int, group: int, mask: int, memory: int, tid: int
     ) -> None:
-        """Add the neurons of a settled group to y."""
+        """Add the neurons of a settled group to this thread's output."""
         f = i64_at(args[L.FFN] + 8 * L.FFN_WORDS * index)
         if mask != 0:
             h = args[L.GATES] + 128 * group
             quantize_one(h, i64_at(memory + M.ACTS), 0, 1, 0, 0, 1)
-            add_columns(args, f, layer, group, mask, memory, y)
+            add_columns(args, f, layer, group, mask, memory, output_of(args, tid))
             if f[L.F_IMPLIES] != 0:
-                imply(args, index, 32 * group, mask, y)
+                imply(args, index, 32 * group, mask, tid)
 
     @helper
     def add_survivors(
@@ -124,7 +131,6 @@ def build(isa: Isa, blocks: SimpleNamespace, multiply: Any, barrier: Any, cut_ac
         masks: int,
         cutoff: float,
         memory: int,
-        y: int,
         counts: Any,
     ) -> None:
         """Ups and downs of this thread's share of the neurons that passed."""
@@ -138,7 +144,7 @@ def build(isa: Isa, blocks: SimpleNamespace, multiply: Any, barrier: Any, cut_ac
             ahead = following if following < last else 0
             rows_product(f, layer + 8 * L.UP, up, lines, words, group, ahead, acts, memory + M.U)
             kept = settle(args, index, group, mask, cutoff, memory, counts)
-            add_neurons(args, index, layer, group, kept, memory, y)
+            add_neurons(args, index, layer, group, kept, memory, tid)
             group = following
 
     @helper
@@ -150,7 +156,6 @@ def build(isa: Isa, blocks: SimpleNamespace, multiply: Any, barrier: Any, cut_ac
         tid: int,
         cutoff: float,
         memory: int,
-        y: int,
         counts: Any,
     ) -> None:
         """Gates and ups of all of this thread's neurons, then downs of those that contribute.
@@ -174,7 +179,7 @@ def build(isa: Isa, blocks: SimpleNamespace, multiply: Any, barrier: Any, cut_ac
             following = next_group(kept, group + 1, last)
             if following < last:
                 fetch_columns(f, following, types.int64(kept[following]))
-            add_neurons(args, index, layer, group, types.int64(kept[group]), memory, y)
+            add_neurons(args, index, layer, group, types.int64(kept[group]), memory, tid)
             group = following
 
     @helper
@@ -183,25 +188,23 @@ def build(isa: Isa, blocks: SimpleNamespace, multiply: Any, barrier: Any, cut_ac
     ) -> int:
         """What the FFN of layer `index` adds: the address of float32 [d_pad], this thread's own."""
         f, threads = i64_at(args[L.FFN] + 8 * L.FFN_WORDS * index), args[L.THREADS]
-        width = 64 * ((args[L.D_PAD] + 63) >> 6)
-        y = args[L.PARTIAL_Y] + 4 * width * tid
         counts = i64_at(args[L.COUNTS] + 8 * L.LINE * (index * threads + tid))
         for i in range(L.LINE):
             counts[i] = 0
         M.prepare(memory)
-        clear(y, width)
+        clear(output_of(args, tid), 64 * chunks_of(args))
         if f[L.F_IMPLIES] != 0:
             clear(implied_row(args, index + 1, tid), args[L.FFN_GROUPS])
         factor = multiplier(f, sharpness)
         first = float_of_bits(f[L.F_GATE_CUTOFF]) * factor
         second = float_of_bits(f[L.F_DOWN_CUTOFF]) * factor
         if f[L.F_MODE] == L.MODE_CONTRIBUTION:
-            add_contributors(args, index, layer, acts, tid, second, memory, y, counts)
+            add_contributors(args, index, layer, acts, tid, second, memory, counts)
         else:
             offer_and_gate(args, index, layer, acts, tid, first, memory, counts)
             barrier(args[L.TEAM], threads)
             masks = bounded(args, f, first, memory + M.REST, counts)
-            add_survivors(args, index, layer, acts, tid, masks, second, memory, y, counts)
+            add_survivors(args, index, layer, acts, tid, masks, second, memory, counts)
         barrier(args[L.TEAM], threads)
         if tid == 0:
             rest_if_full(args, index)
@@ -209,7 +212,7 @@ def build(isa: Isa, blocks: SimpleNamespace, multiply: Any, barrier: Any, cut_ac
         for i in range(d_pad):
             out[i] = f32_at(args[L.PARTIAL_Y])[i]
         for thread in range(1, threads):
-            part = f32_at(args[L.PARTIAL_Y] + 4 * width * thread)
+            part = f32_at(output_of(args, thread))
             for i in range(d_pad):
                 out[i] += part[i]
         return memory + M.REST

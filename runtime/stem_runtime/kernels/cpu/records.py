@@ -14,6 +14,12 @@ from .simd import i64_at, lowest, types, u8_at
 from .vector import helper
 
 
+@helper
+def chunks_of(args: Any) -> int:
+    """Chunks of 64 outputs in a column of the down projection."""
+    return (args[L.D_PAD] + 63) >> 6
+
+
 def build(isa: Isa, multiply: Any) -> SimpleNamespace:
     """Return rows, tile, tiles, add_columns and fetch_columns."""
     row4, row4m, row8 = (_row(isa, kind) for kind in (L.INT4, L.INT4_MINIMA, L.INT8))
@@ -98,7 +104,7 @@ def build(isa: Isa, multiply: Any) -> SimpleNamespace:
         while count & 3:
             columns[count], values[count] = first, 0
             count += 1
-        chunks, quads = (args[L.D_PAD] + 63) >> 6, count >> 2
+        chunks, quads = chunks_of(args), count >> 2
         where, what = memory + M.COLUMNS, memory + M.VALUES
         scale, bias, sums = memory + M.SCALE, memory + M.BIAS, memory + M.SUMS
         kind = i64_at(layer + 8 * L.DOWN)[L.KIND]

@@ -6,8 +6,8 @@ from . import layout as L
 from .simd import f32_at, i64_at
 from .vector import helper
 
-U, P, H, ONES = 0, 128, 256, 384
-"""32 float32 each: ups, potentials or contributions, hidden values, ones."""
+U, P, ONES = 0, 128, 256
+"""32 float32 each: ups, potentials or contributions, ones."""
 
 QUANTS, SCALE, BIAS, SUMS, ACTS = 512, 544, 548, 552, 960
 """One group of quantized activations, and the words that say where it is."""
