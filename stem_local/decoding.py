@@ -44,8 +44,6 @@ class Decoding:
         self._dense_tokens = 0
         self._counts = np.zeros((model.config.n_layers, len(COUNTS)), np.int64)
         model.equip(choice)
-        if choice.plan is not None:
-            model.aim(choice.plan, anew=True)
         self._resampler = self._resampling(goes_on=2 * cache.length >= held)
         self._before = self._looks()
 

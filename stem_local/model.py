@@ -312,12 +312,9 @@ class Model:
             )
             self._equipped, self._plan = wanted, None
 
-    def aim(self, plan: FfnPlan, *, anew: bool = False) -> None:
-        """Let the engine's sparse steps follow a plan. Call holding `engine_lock`.
-
-        `anew` begins a sequence, which must not depend on what the engine did before.
-        """
-        if anew or plan is not self._plan:
+    def aim(self, plan: FfnPlan) -> None:
+        """Let the engine's sparse steps follow a plan. Call holding `engine_lock`."""
+        if plan is not self._plan:
             self.engine.set_plan(plan)
             self._plan = plan
 
