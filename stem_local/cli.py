@@ -32,7 +32,7 @@ VERBS = {
 """Every verb and its line in the group's help, which is shown without importing the verb."""
 
 _INTERNAL_ERROR = 70
-_INTERRUPTED = 130
+INTERRUPTED = 130
 
 
 class Failure(click.ClickException):
@@ -119,7 +119,7 @@ def _told_in_one_line() -> Iterator[None]:
         yield
     except (KeyboardInterrupt, click.Abort):
         click.echo("interrupted", err=True)
-        raise click.exceptions.Exit(_INTERRUPTED) from None
+        raise click.exceptions.Exit(INTERRUPTED) from None
     except (Failure, click.exceptions.Exit, click.exceptions.NoArgsIsHelpError, BrokenPipeError):
         raise
     except Exception as error:

@@ -6,10 +6,14 @@ import json
 import shutil
 import sys
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, Self
 
 import click
+
+from ..cli import INTERRUPTED
+from ..terminal import interruptible
 
 
 def as_json(value: Any) -> None:
@@ -101,6 +105,19 @@ class Bar:
         if self._width:
             sys.stderr.write("\n")
         self._step, self._width = "", 0
+
+
+@contextmanager
+def cancellable() -> Iterator[tuple[Bar, Callable[[], bool]]]:
+    """A bar for long work, and whether Ctrl-C asked to stop it; work that did says so and exits."""
+    from stem_runtime.engine import Cancelled
+
+    with Bar() as bar, interruptible() as cancel:
+        try:
+            yield bar, cancel.is_set
+        except Cancelled as error:
+            bar.note(str(error))
+            raise click.exceptions.Exit(INTERRUPTED) from None
 
 
 def _line(step: str, done: int, total: int, rate: float) -> str:

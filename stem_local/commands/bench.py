@@ -9,18 +9,15 @@ import click
 
 from stem_runtime.errors import UsageError
 
-from ..terminal import interruptible
 from ._options import ALL, quality_option, sparsities
-from ._output import Bar, parameters, size, table
 from ._output import as_json as print_json
+from ._output import cancellable, parameters, size, table
 
 if TYPE_CHECKING:
     from ..ablation import Ablation
     from ..model import Model
     from ..sparsity import Sparsity
     from ..sweep import SweepRow
-
-_INTERRUPTED = 130
 
 
 @click.command()
@@ -110,8 +107,6 @@ def parse_contexts(text: str) -> list[int]:
 
 def ablated(model: Model, sparsity: tuple[Sparsity, ...] | None) -> Ablation:
     """Run the ablation with a bar; the share of neurons may be given. Raises UsageError."""
-    from stem_runtime.engine import Cancelled
-
     from ..ablation import ablate
 
     share = None
@@ -119,12 +114,8 @@ def ablated(model: Model, sparsity: tuple[Sparsity, ...] | None) -> Ablation:
         if len(sparsity) > 1 or isinstance(sparsity[0], str):
             raise UsageError("--ablate takes one share of the neurons: --sparsity 0.3.")
         share = float(sparsity[0])
-    with Bar() as bar, interruptible() as cancel:
-        try:
-            return ablate(model, share, progress=bar.share, cancel=cancel.is_set)
-        except Cancelled as error:
-            bar.note(str(error))
-            raise click.exceptions.Exit(_INTERRUPTED) from None
+    with cancellable() as (bar, cancelled):
+        return ablate(model, share, progress=bar.share, cancel=cancelled)
 
 
 def show_sweep(model: Model, rows: Sequence[SweepRow], as_json: bool) -> None:

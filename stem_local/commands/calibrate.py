@@ -8,14 +8,11 @@ from typing import TYPE_CHECKING
 
 import click
 
-from ..terminal import interruptible
-from ._output import Bar, as_json, facts, size, table
+from ._output import as_json, cancellable, facts, size, table
 
 if TYPE_CHECKING:
     from stem_runtime.sparsity.ffn_profile import FfnProfile, FfnSetting
     from stem_runtime.sparsity.profile import HeadSetting
-
-_INTERRUPTED = 130
 
 
 @click.command()
@@ -48,23 +45,17 @@ def command(
       stem-local calibrate smollm2-135m
       stem-local calibrate smollm2-135m --text notes.txt --text mails.txt
     """
-    from stem_runtime.engine import Cancelled
-
     from ..calibration import calibrate
 
-    with Bar() as bar, interruptible() as cancel:
-        try:
-            profile = calibrate(
-                model,
-                text=text,
-                threads=threads,
-                kernels=kernels,
-                progress=bar.share,
-                cancel=cancel.is_set,
-            )
-        except Cancelled as error:
-            bar.note(str(error))
-            raise click.exceptions.Exit(_INTERRUPTED) from None
+    with cancellable() as (bar, cancelled):
+        profile = calibrate(
+            model,
+            text=text,
+            threads=threads,
+            kernels=kernels,
+            progress=bar.share,
+            cancel=cancelled,
+        )
     if json_:
         as_json(profile.to_dict())
         return

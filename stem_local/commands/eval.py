@@ -10,15 +10,13 @@ import click
 
 from stem_runtime.errors import UsageError
 
-from ..terminal import interruptible
 from ._options import quality_option, sparsities
-from ._output import Bar, as_json, facts, parameters, size, table
+from ._output import as_json, cancellable, facts, parameters, size, table
 
 if TYPE_CHECKING:
     from ..evaluation import LabelTask, Report, Row
     from ..sparsity import Sparsity
 
-_INTERRUPTED = 130
 _FILE = click.Path(path_type=Path)
 
 
@@ -83,8 +81,6 @@ def command(
       stem-local eval smollm2-135m --sparsity off,auto --plot quality.png
       stem-local eval smollm2-135m --tsv mails.tsv --labels no,yes --question "Is this spam?"
     """
-    from stem_runtime.engine import Cancelled
-
     from ..api import load
     from ..evaluation import evaluate
     from ..plot import check, draw
@@ -94,26 +90,21 @@ def command(
         check(plot)
     with (
         load(model, threads=threads, kernels=kernels, quality=quality) as loaded,
-        Bar() as bar,
-        interruptible() as cancel,
+        cancellable() as (bar, cancelled),
     ):
-        try:
-            report = evaluate(
-                loaded,
-                texts=texts,
-                squad=squad,
-                table=tsv,
-                task=task,
-                sparsities=sparsity or None,
-                limit=limit,
-                tokens=tokens,
-                chat=chat,
-                progress=bar.share,
-                cancel=cancel.is_set,
-            )
-        except Cancelled as error:
-            bar.note(str(error))
-            raise click.exceptions.Exit(_INTERRUPTED) from None
+        report = evaluate(
+            loaded,
+            texts=texts,
+            squad=squad,
+            table=tsv,
+            task=task,
+            sparsities=sparsity or None,
+            limit=limit,
+            tokens=tokens,
+            chat=chat,
+            progress=bar.share,
+            cancel=cancelled,
+        )
     if plot is not None:
         draw(report, plot)
     if json_:
