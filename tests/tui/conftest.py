@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import time
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import suppress
 from typing import Any, TypeVar
 
-# Textual reads it once, when it is first imported.
-os.environ["TEXTUAL_ANIMATIONS"] = "none"
-
 import pytest
+from textual import constants
 from textual.app import App, ComposeResult
 from textual.pilot import Pilot
 from textual.widget import Widget
@@ -99,7 +96,8 @@ def shown(app: App[Any]) -> str:
 
 @pytest.fixture(autouse=True)
 def plain_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nothing of the terminal that the tests were started from reaches the apps under test."""
+    """No animations, and nothing of the terminal that the tests were started from."""
+    monkeypatch.setattr(constants, "TEXTUAL_ANIMATIONS", "none")
     for name in ("NO_COLOR", "TEXTUAL", "COLORTERM", "SSH_CONNECTION", "EDITOR", "VISUAL"):
         monkeypatch.delenv(name, raising=False)
 
