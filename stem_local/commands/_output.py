@@ -14,6 +14,7 @@ import click
 
 from ..cli import INTERRUPTED
 from ..terminal import interruptible
+from ..units import size
 
 
 def as_json(value: Any) -> None:
@@ -37,20 +38,6 @@ def facts(pairs: Iterable[tuple[str, object]]) -> None:
     width = max((len(name) for name, _ in known), default=0) + 2
     for name, value in known:
         click.echo(f"{name + ':':<{width}}{value}")
-
-
-def size(count: float) -> str:
-    """Bytes for people, in decimal units."""
-    for unit in ("B", "kB", "MB"):
-        if count < 1000:
-            return f"{count:.0f} {unit}"
-        count /= 1000
-    return f"{count:.1f} GB"
-
-
-def parameters(count: float) -> str:
-    """A number of parameters for people."""
-    return f"{count / 1e9:.2f}B" if count >= 9.95e8 else f"{count / 1e6:.0f}M"
 
 
 class Bar:

@@ -9,9 +9,10 @@ import click
 
 from stem_runtime.errors import UsageError
 
+from ..units import parameters, size
 from ._options import ALL, quality_option, sparsities
 from ._output import as_json as print_json
-from ._output import cancellable, parameters, size, table
+from ._output import cancellable, table
 
 if TYPE_CHECKING:
     from ..ablation import Ablation

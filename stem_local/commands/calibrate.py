@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from ._output import as_json, cancellable, facts, size, table
+from ..units import size
+from ._output import as_json, cancellable, facts, table
 
 if TYPE_CHECKING:
     from stem_runtime.sparsity.ffn_profile import FfnProfile, FfnSetting

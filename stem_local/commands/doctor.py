@@ -10,7 +10,8 @@ from typing import Any
 
 import click
 
-from ._output import as_json, facts, size
+from ..units import size
+from ._output import as_json, facts
 
 _FEATURES = (
     *("avx2", "fma", "f16c", "avxvnni", "avx512f", "avx512bw", "avx512vnni", "avx512bf16"),

@@ -10,8 +10,9 @@ import click
 
 from stem_runtime.errors import UsageError
 
+from ..units import parameters, size
 from ._options import quality_option, sparsities
-from ._output import as_json, cancellable, facts, parameters, size, table
+from ._output import as_json, cancellable, facts, table
 
 if TYPE_CHECKING:
     from ..evaluation import LabelTask, Report, Row

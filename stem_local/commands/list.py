@@ -6,7 +6,8 @@ import dataclasses
 
 import click
 
-from ._output import as_json, parameters, size, table
+from ..units import parameters, size
+from ._output import as_json, table
 
 
 @click.command()

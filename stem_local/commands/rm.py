@@ -6,7 +6,7 @@ import sys
 
 import click
 
-from ._output import size
+from ..units import size
 
 
 @click.command()

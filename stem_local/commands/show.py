@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ._output import as_json, facts, parameters, size
+from ..units import parameters, size
+from ._output import as_json, facts
 
 if TYPE_CHECKING:
     from stem_runtime.formats.packed import PackedModel
