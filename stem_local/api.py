@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Literal, Unpack, overload
 
@@ -15,8 +15,8 @@ from stem_runtime.tokenizer import Tokenizer
 
 from . import store
 from .chat import Prompt
-from .completion import Chunk, Completion
-from .generation import GenerateOptions
+from .completion import Completion
+from .generation import GenerateOptions, Stream
 from .model import Equipment, Model, build_engine
 from .sparsity import QUALITY, Calibrated, Sparsity, check_quality, check_sparsity
 
@@ -98,7 +98,7 @@ def generate(
     raw: bool = False,
     stream: Literal[True],
     **options: Unpack[GenerateOptions],
-) -> Iterator[Chunk]: ...
+) -> Stream: ...
 @overload
 def generate(
     prompt: Prompt,
@@ -108,7 +108,7 @@ def generate(
     raw: bool = False,
     stream: bool,
     **options: Unpack[GenerateOptions],
-) -> Completion | Iterator[Chunk]: ...
+) -> Completion | Stream: ...
 def generate(
     prompt: Prompt,
     *,
@@ -117,7 +117,7 @@ def generate(
     raw: bool = False,
     stream: bool = False,
     **options: Unpack[GenerateOptions],
-) -> Completion | Iterator[Chunk]:
+) -> Completion | Stream:
     """Answer a prompt with a model that is loaded once per process.
 
     A string is one user message in the model's chat template, or with `raw`, and for a model
@@ -133,8 +133,8 @@ def generate(
     neurons; `stats.sparsity` says what and why), `quality` (how much of its perplexity auto may
     add: 0.01 is +1%).
 
-    Returns a Completion, or with `stream` an iterator of Chunks. Raises TypeError for an unknown
-    option, UsageError for a bad one, NotInstalledError, ContextFullError.
+    Returns a Completion, or with `stream` a Stream, which is an iterator of Chunks. Raises
+    TypeError for an unknown option, UsageError for a bad one, NotInstalledError, ContextFullError.
     """
     chosen = model if isinstance(model, Model) else _shared(model)
     return chosen.generate(prompt, system=system, raw=raw, stream=stream, **options)
@@ -147,7 +147,7 @@ def stream(
     system: str | None = None,
     raw: bool = False,
     **options: Unpack[GenerateOptions],
-) -> Iterator[Chunk]:
+) -> Stream:
     """`generate(..., stream=True)`: the answer piece by piece."""
     return generate(prompt, model=model, system=system, raw=raw, stream=True, **options)
 

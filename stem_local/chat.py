@@ -11,7 +11,7 @@ from stem_runtime.chat_template import check_messages, encode_chat
 from stem_runtime.errors import ContextFullError, UsageError
 
 from .completion import Chunk, Completion, collect
-from .generation import GenerateOptions, Generation, Options
+from .generation import GenerateOptions, Generation, Options, Stream
 
 if TYPE_CHECKING:
     from .model import Model
@@ -103,7 +103,8 @@ class Session:
 
     `messages` is the whole conversation and may be edited between turns. An answer that was
     cancelled, or whose stream was closed half-way, stays in it as far as it came; a turn that ends
-    before its first piece of text leaves no trace.
+    before its first piece of text leaves no trace. `forgotten` counts the oldest turns that the
+    model is no longer shown, since they stopped fitting under "drop_oldest".
     """
 
     def __init__(
@@ -112,35 +113,36 @@ class Session:
         *,
         system: str | None = None,
         messages: Sequence[Message] = (),
+        forgotten: int = 0,
         **options: Unpack[GenerateOptions],
     ) -> None:
         Options.parse(options, "chat")
         self.messages = with_system(messages, system)
         self._model = model
         self._options = options
-        self._forgotten = 0
+        self.forgotten = forgotten
 
     def send(self, text: str, **options: Unpack[GenerateOptions]) -> Completion:
         """Say something and wait for the whole answer. Options override the session's."""
         return collect(self.stream(text, **options))
 
-    def stream(self, text: str, **options: Unpack[GenerateOptions]) -> Iterator[Chunk]:
+    def stream(self, text: str, **options: Unpack[GenerateOptions]) -> Stream:
         """Say something and receive the answer piece by piece."""
         started = time.perf_counter()
         parsed = Options.parse({**self._options, **options}, "stream")
         parsed = parsed.with_stops(self._model.template.stop)
         head, turns = split_turns([*self.messages, question(text)])
-        self._forgotten = min(self._forgotten, len(turns) - 1)
-        kept = head + [m for turn in turns[self._forgotten :] for m in turn]
+        self.forgotten = min(self.forgotten, len(turns) - 1)
+        kept = head + [m for turn in turns[self.forgotten :] for m in turn]
         tokens, dropped = fit(self._model, kept, parsed)
-        self._forgotten += dropped
-        generation = Generation(self._model, tokens, parsed, started, self._forgotten)
-        return self._record(text, generation)
+        self.forgotten += dropped
+        generation = Generation(self._model, tokens, parsed, started, self.forgotten)
+        return Stream(generation, self._record(text, generation))
 
     def clear(self) -> None:
         """Forget every turn; system messages stay."""
         self.messages = split_turns(self.messages)[0]
-        self._forgotten = 0
+        self.forgotten = 0
 
     def _record(self, question: str, generation: Generation) -> Iterator[Chunk]:
         said: list[str] = []

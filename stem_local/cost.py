@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -26,13 +27,14 @@ _PARTS = [COUNTS.index(name) for name in ("candidates", "gated", "active")]
 _DENSE = COUNTS.index("dense")
 
 
-def layer_parameters(config: ModelConfig) -> list[int]:
+@functools.lru_cache(maxsize=8)
+def layer_parameters(config: ModelConfig) -> tuple[int, ...]:
     """How many weights each layer has."""
     counts = [0] * config.n_layers
     for name, shape in expected_tensors(config):
         if name.startswith("layers."):
             counts[int(name.split(".")[1])] += math.prod(shape)
-    return counts
+    return tuple(counts)
 
 
 def sparse_layers(config: ModelConfig, counts: F64, ranks: Sequence[int]) -> list[float]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import astuple, dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -29,6 +30,20 @@ if TYPE_CHECKING:
 Logits = NDArray[np.float32]
 
 
+@dataclass(frozen=True, slots=True)
+class Sums:
+    """Rows of the head and counts of neurons (int64 [n_layers, 8]) of some steps together."""
+
+    steps: int
+    rows: int
+    counts: NDArray[np.int64]
+
+    def since(self, earlier: Sums) -> Sums:
+        return Sums(
+            self.steps - earlier.steps, self.rows - earlier.rows, self.counts - earlier.counts
+        )
+
+
 class Decoding:
     """The steps that follow one prompt under one choice. Calls hold the model's `engine_lock`."""
 
@@ -43,13 +58,20 @@ class Decoding:
         self._rows = 0
         self._dense_tokens = 0
         self._counts = np.zeros((model.config.n_layers, len(COUNTS)), np.int64)
+        self._asked = Sums(0, 0, self._counts.copy())
+        self._recent: tuple[int, tuple[float, ...]] | None = None
         model.equip(choice)
         self._resampler = self._resampling(goes_on=2 * cache.length >= held)
         self._before = self._looks()
 
-    def prefill(self, tokens: Sequence[int], cancel: Callable[[], bool] | None = None) -> Logits:
+    def prefill(
+        self,
+        tokens: Sequence[int],
+        cancel: Callable[[], bool] | None = None,
+        progress: Callable[[int], None] | None = None,
+    ) -> Logits:
         """Read the prompt in full; the neurons that it fires are the first candidates."""
-        logits = self._model.engine.prefill(self._cache, tokens, cancel=cancel)
+        logits = self._model.engine.prefill(self._cache, tokens, cancel=cancel, progress=progress)
         if self._resampler is not None:
             self._resampler.seed()
         return logits
@@ -78,43 +100,63 @@ class Decoding:
         return logits
 
     @property
-    def note(self) -> str:
-        """What became of resampling, where it switched itself off."""
+    def account(self) -> str:
+        """What was left out and why, and what became of resampling where it switched itself off."""
         if self._resampler is None or self._resampler.active:
-            return ""
-        return f"; resampling switched itself off: {self._resampler.reason}"
+            return self._choice.reason
+        return f"{self._choice.reason}; resampling switched itself off: {self._resampler.reason}"
+
+    def recent(self) -> tuple[int, tuple[float, ...]]:
+        """Active parameters of a step, and each layer's share, on average since the last call.
+
+        What there was before stands where no step was made since. Callable from any thread.
+        """
+        steps = self.steps - self._asked.steps
+        if steps > 0 or self._recent is None:
+            now = Sums(self.steps, self._rows, self._counts.copy())
+            self._recent = self._active(now.since(self._asked))
+            self._asked = now
+        return self._recent
 
     def cost(self, context: int) -> Cost:
         """The mean over the steps so far, of dense ones where there were none.
 
         `context` is how many tokens the cache held on average.
         """
-        model, packed = self._model, self._model.packed
-        config, look = model.config, model.calibrated.look if self._choice.look else None
-        rows = self._rows / self.steps if self.steps else float(config.vocab_size)
-        nbytes = model.engine.weight_bytes_per_token(context, rows if look is not None else None)
-        whole = layer_parameters(config)
-        layers = list(map(float, whole))
-        if self._choice.plan is not None and self.steps:
-            mean = self._counts / self.steps
+        model, packed, steps = self._model, self._model.packed, self.steps
+        rows = self._rows / steps if steps else float(model.config.vocab_size)
+        nbytes = model.engine.weight_bytes_per_token(context, rows if self._looks_up else None)
+        if self._choice.plan is not None and steps:
             # someone else may have decoded under another plan since
             model.aim(self._choice.plan)
-            nbytes += round(model.engine.ffn_bytes(mean)) - dense_ffn_bytes(packed)
-            ffn = model.calibrated.ffn
-            ranks = predictor_ranks(self._choice.plan, None if ffn is None else ffn.predictors)
-            layers = sparse_layers(config, mean, ranks)
+            nbytes += round(model.engine.ffn_bytes(self._counts / steps)) - dense_ffn_bytes(packed)
+        active, layers = self._active(Sums(steps, self._rows, self._counts))
         return Cost(
             head_rows=rows,
-            active_parameters=active_parameters(
-                packed, rows, 0 if look is None else look.dims, layers
-            ),
+            active_parameters=active,
             total_parameters=packed.parameters,
-            layer_active_fraction=tuple(
-                part / all_ for part, all_ in zip(layers, whole, strict=True)
-            ),
+            layer_active_fraction=layers,
             bytes_per_token=nbytes,
             rules=self._rules(),
         )
+
+    @property
+    def _looks_up(self) -> bool:
+        return self._choice.look and self._model.calibrated.look is not None
+
+    def _active(self, sums: Sums) -> tuple[int, tuple[float, ...]]:
+        """Mean active parameters of some steps, and the share of every layer's own."""
+        model, packed, plan = self._model, self._model.packed, self._choice.plan
+        whole = layer_parameters(model.config)
+        layers = list(map(float, whole))
+        if plan is not None and sums.steps:
+            ffn = model.calibrated.ffn
+            ranks = predictor_ranks(plan, None if ffn is None else ffn.predictors)
+            layers = sparse_layers(model.config, sums.counts / sums.steps, ranks)
+        rows = sums.rows / sums.steps if sums.steps else float(model.config.vocab_size)
+        look = model.calibrated.look if self._choice.look else None
+        active = active_parameters(packed, rows, 0 if look is None else look.dims, layers)
+        return active, tuple(part / all_ for part, all_ in zip(layers, whole, strict=True))
 
     def _rules(self) -> Rules:
         sums = dict(zip(COUNTS, self._counts.sum(axis=0).tolist(), strict=True))
@@ -147,3 +189,27 @@ class Decoding:
     def _looks(self) -> tuple[int, int]:
         resampler = self._resampler
         return (0, 0) if resampler is None else (resampler.refreshes, resampler.drifts)
+
+
+def total_cost(decodings: Sequence[Decoding], context: int) -> Cost:
+    """The mean over all steps of an answer that was decoded in several ways, one after another."""
+    costs = [decoding.cost(context) for decoding in decodings]
+    if len(costs) == 1:
+        return costs[0]
+    steps = [decoding.steps for decoding in decodings]
+    shares = np.array(steps) / sum(steps) if any(steps) else np.eye(len(steps))[-1]
+
+    def mean(values: Sequence[float]) -> float:
+        return float(shares @ np.array(values))
+
+    layers = shares @ np.array([cost.layer_active_fraction for cost in costs])
+    return Cost(
+        head_rows=mean([cost.head_rows for cost in costs]),
+        active_parameters=round(mean([cost.active_parameters for cost in costs])),
+        total_parameters=costs[-1].total_parameters,
+        layer_active_fraction=tuple(layers.tolist()),
+        bytes_per_token=round(mean([cost.bytes_per_token for cost in costs])),
+        rules=Rules(
+            *(sum(counts) for counts in zip(*(astuple(c.rules) for c in costs), strict=True))
+        ),
+    )

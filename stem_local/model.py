@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -15,8 +15,8 @@ from stem_runtime.errors import FormatError, UsageError
 
 from . import scoring
 from .chat import Message, Prompt, Session, check_room, encode_raw, fit, question, with_system
-from .completion import Chunk, Completion, collect
-from .generation import GenerateOptions, Generation, Options
+from .completion import Completion, collect
+from .generation import GenerateOptions, Generation, Options, Stream
 from .sparsity import QUALITY, Calibrated, Choice, Sparsity, check_quality, check_sparsity
 
 if TYPE_CHECKING:
@@ -192,7 +192,7 @@ class Model:
         raw: bool = False,
         stream: Literal[True],
         **options: Unpack[GenerateOptions],
-    ) -> Iterator[Chunk]: ...
+    ) -> Stream: ...
     @overload
     def generate(
         self,
@@ -202,7 +202,7 @@ class Model:
         raw: bool = False,
         stream: bool,
         **options: Unpack[GenerateOptions],
-    ) -> Completion | Iterator[Chunk]: ...
+    ) -> Completion | Stream: ...
     def generate(
         self,
         prompt: Prompt,
@@ -211,7 +211,7 @@ class Model:
         raw: bool = False,
         stream: bool = False,
         **options: Unpack[GenerateOptions],
-    ) -> Completion | Iterator[Chunk]:
+    ) -> Completion | Stream:
         """Answer a prompt or a list of messages; see `stem_local.generate` for the options."""
         started = time.perf_counter()
         parsed = Options.parse(options, "generate")
@@ -221,8 +221,9 @@ class Model:
             parsed = parsed.with_stops(self.template.stop)
             messages = [question(prompt)] if isinstance(prompt, str) else prompt
             tokens, dropped = fit(self, with_system(messages, system), parsed)
-        chunks = Generation(self, tokens, parsed, started, dropped, continues=raw).chunks()
-        return chunks if stream else collect(chunks)
+        generation = Generation(self, tokens, parsed, started, dropped, continues=raw)
+        chunks = generation.chunks()
+        return Stream(generation, chunks) if stream else collect(chunks)
 
     def stream(
         self,
@@ -231,7 +232,7 @@ class Model:
         system: str | None = None,
         raw: bool = False,
         **options: Unpack[GenerateOptions],
-    ) -> Iterator[Chunk]:
+    ) -> Stream:
         """`generate(..., stream=True)`."""
         return self.generate(prompt, system=system, raw=raw, stream=True, **options)
 
@@ -240,10 +241,14 @@ class Model:
         *,
         system: str | None = None,
         messages: Sequence[Message] = (),
+        forgotten: int = 0,
         **options: Unpack[GenerateOptions],
     ) -> Session:
-        """Begin a conversation, or go on with `messages`. Options hold for all of its turns."""
-        return Session(self, system=system, messages=messages, **options)
+        """Begin a conversation, or go on with `messages`. Options hold for all of its turns.
+
+        The model is not shown the first `forgotten` turns of them.
+        """
+        return Session(self, system=system, messages=messages, forgotten=forgotten, **options)
 
     def tokenize(self, text: str, *, special: bool = False) -> list[int]:
         """Token ids of a text. With `special`, names of special tokens in it become those."""

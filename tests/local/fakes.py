@@ -49,6 +49,7 @@ class FakeEngine:
         self.evaluated = 0
         self.caches = 0
         self.closed = False
+        self.interrupted = False
         self.last_rows = vocab
         self.before_step: Callable[[FakeCache], object] = id
 
@@ -64,13 +65,21 @@ class FakeEngine:
         cancel: Callable[[], bool] | None = None,
         progress: Callable[[int], None] | None = None,
     ) -> NDArray[np.float32]:
-        del progress
         assert tokens
+        self.interrupted = False
         for start in range(0, len(tokens), CHUNK):
             if cancel is not None and cancel():
                 raise Cancelled("stopped")
-            self._take(cache, tokens[start : start + CHUNK])
+            part = tokens[start : start + CHUNK]
+            self._take(cache, part)
+            if self.interrupted:
+                raise Cancelled("interrupted")
+            if progress is not None:
+                progress(start + len(part))
         return self._after(cache.tokens)
+
+    def interrupt(self) -> None:
+        self.interrupted = True
 
     def decode(self, cache: FakeCache, token: int, *, look: bool = False) -> NDArray[np.float32]:
         self.last_rows = 10 if look else self.vocab

@@ -47,9 +47,9 @@ def predictor(rank: int, d: int = 64, ffn: int = 96) -> Predictor:
 
 
 def test_layers_are_counted() -> None:
-    assert layer_parameters(tiny_config()) == [LAYER, LAYER]
+    assert layer_parameters(tiny_config()) == (LAYER, LAYER)
     biased = tiny_config("qwen2")
-    assert layer_parameters(biased) == [LAYER + 64 + 2 * 32] * 2
+    assert layer_parameters(biased) == (LAYER + 64 + 2 * 32,) * 2
 
 
 def test_rows_that_are_left_out_are_not_active() -> None:
