@@ -1,0 +1,54 @@
+"""What the screens that lie over the chat have in common: a framed box in the middle."""
+
+from __future__ import annotations
+
+from typing import TypeVar
+
+from textual.app import ComposeResult
+from textual.containers import Vertical
+from textual.content import Content
+from textual.screen import ModalScreen
+
+from stem_local.terminal import printable
+
+T = TypeVar("T")
+
+
+class Dialog(ModalScreen[T]):
+    """A modal screen whose parts are stacked in a box; the border carries its title."""
+
+    DEFAULT_CSS = """
+    Dialog {
+        align: center middle;
+    }
+    Dialog > #box {
+        width: 64;
+        max-width: 95%;
+        height: auto;
+        max-height: 95%;
+        overflow-y: auto;
+        padding: 1 2;
+        border: round $primary;
+        border-title-style: bold;
+        background: $surface;
+        color: $foreground;
+    }
+    """
+
+    def __init__(self, title: str) -> None:
+        super().__init__()
+        self._title = title
+
+    def compose(self) -> ComposeResult:
+        with Vertical(id="box") as box:
+            box.border_title = Content(one_line(self._title))
+            yield from self.parts()
+
+    def parts(self) -> ComposeResult:
+        """The widgets in the box, from the top."""
+        yield from ()
+
+
+def one_line(text: str) -> str:
+    """Text of any origin as a single line, without control characters."""
+    return " ".join(printable(text).split())
