@@ -8,70 +8,22 @@ from __future__ import annotations
 import math
 import secrets
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from .errors import StemError, UsageError
 from .kernels.cpu import sample_args as word
+from .sampling_params import MAX_VOCAB, SamplingParams
 
-MAX_VOCAB = 1 << 22
+__all__ = ["MAX_VOCAB", "Sampler", "SamplingParams", "logprobs"]
+
 _WORD = (1 << 64) - 1
 
 Logits = NDArray[np.float32]
 
 _entries: dict[str, Callable[[int, int], None]] = {}
 """The compiled kernel, kept because linking it takes longer than many tokens."""
-
-
-@dataclass(frozen=True, slots=True)
-class SamplingParams:
-    """How the next token is chosen.
-
-    temperature: 0 always takes the best token; 1 samples the model's own distribution. The default
-        is below the customary 0.8: small models spread their probability wider than large ones.
-    top_k: only so many best tokens; 0 for all.
-    top_p: only the best tokens that together hold this share of the probability; 1 for all.
-    min_p: only tokens at least this share as probable as the best one; 0 for all. It is what
-        keeps a small model's long tail out when it is sure, and lets it choose when it is not.
-    repetition_penalty: divides (multiplies, below zero) the logits of the last `repeat_last`
-        tokens; 1 is off. Off by default: it hurts code, lists and quotations.
-    seed: 0 to 2**64 - 1; the same seed gives the same tokens for the same logits on every machine.
-        None takes a new one each time.
-
-    Raises UsageError for a value out of range.
-    """
-
-    temperature: float = 0.7
-    top_k: int = 40
-    top_p: float = 0.95
-    min_p: float = 0.05
-    repetition_penalty: float = 1.0
-    repeat_last: int = 64
-    seed: int | None = None
-
-    def __post_init__(self) -> None:
-        _check("temperature", self.temperature, 0.0, 100.0)
-        _check("top_k", self.top_k, 0, MAX_VOCAB, whole=True)
-        _check("top_p", self.top_p, 0.0, 1.0, above=True)
-        _check("min_p", self.min_p, 0.0, 1.0)
-        _check("repetition_penalty", self.repetition_penalty, 0.0, 10.0, above=True)
-        _check("repeat_last", self.repeat_last, 0, MAX_VOCAB, whole=True)
-        if self.seed is not None:
-            _check("seed", self.seed, 0, _WORD, whole=True)
-
-
-def _check(
-    name: str, value: Any, low: float, high: float, *, whole: bool = False, above: bool = False
-) -> None:
-    kinds = int if whole else (int, float)
-    fits = isinstance(value, kinds) and not isinstance(value, bool)
-    if not fits or not (low < value if above else low <= value) or not value <= high:
-        kind = "a whole number" if whole else "a number"
-        start = "above" if above else "from"
-        raise UsageError(f"{name} must be {kind} {start} {low} to {high}, not {value!r}.")
 
 
 class Sampler:
