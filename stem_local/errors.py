@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from stem_runtime.errors import StemError, UsageError
+from stem_runtime.errors import Cancelled, StemError, UsageError
 
 __all__ = [
     "AccessError",
     "BusyError",
+    "Cancelled",
     "DiskSpaceError",
     "NotFoundError",
     "NotInstalledError",
@@ -57,3 +58,21 @@ class BusyError(StemError):
     """Another process is installing or using the same model."""
 
     exit_code = 16
+
+
+class HistoryError(StemError):
+    """The saved conversations cannot be read or written."""
+
+    exit_code = 20
+
+
+class DamagedHistoryError(HistoryError):
+    """The file of saved conversations is damaged, or something else altogether."""
+
+    exit_code = 21
+
+
+class NewerHistoryError(HistoryError):
+    """The file of saved conversations was written by a later version of the program."""
+
+    exit_code = 22

