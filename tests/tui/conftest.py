@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable, Iterator, Sequence
-from contextlib import suppress
 from typing import Any, TypeVar
 
 import pytest
@@ -13,6 +12,8 @@ from textual import constants
 from textual.app import App, ComposeResult
 from textual.pilot import Pilot
 from textual.widget import Widget
+
+from stem_tui import themes
 
 THEMES = ("stem-dark", "stem-light")
 
@@ -65,11 +66,8 @@ class Host(App[Any]):
         yield from self.hosted
 
     def on_mount(self) -> None:
-        with suppress(ImportError):
-            from stem_tui import themes
-
-            themes.register(self)
-            self.theme = self._wanted
+        themes.register(self)
+        self.theme = self._wanted
 
 
 def run_app(

@@ -1,0 +1,81 @@
+"""Ask which file a conversation is to be written to or read from, and do it."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from textual.app import App
+
+from stem_local.errors import UsageError
+
+from .confirm import ConfirmScreen
+from .prompt import PromptScreen
+
+if TYPE_CHECKING:
+    from stem_local.history import History
+
+_HINT = "name.md: the open branch, to read. name.json: every branch, to import again."
+
+
+async def export(app: App[Any], history: History, conversation: int, title: str) -> str | None:
+    """Write a conversation where the user wants it, from a worker. Returns a sentence of what was
+    done, `None` where the user left. Raises `StemError` where it cannot be written.
+    """
+    from stem_local.history import exchange
+
+    question = f"Write “{title}” to which file?"
+    name = f"{file_stem(title)}.md"
+    answer = await app.push_screen_wait(
+        PromptScreen(question, name, title="Export", hint=_HINT, done="Export")
+    )
+    if answer is None:
+        return None
+    path = _path(answer)
+    kind = path.suffix.lower()
+    if kind not in (".md", ".json"):
+        raise UsageError(f"{path.name} must end in .md or .json, which say what is written.")
+    replace = await asyncio.to_thread(path.exists)
+    if replace and not await app.push_screen_wait(
+        ConfirmScreen(f"{path} exists. Replace it?", title="Export", yes="Replace", no="Keep")
+    ):
+        return None
+    write = exchange.to_markdown if kind == ".md" else exchange.to_json
+    text = await asyncio.to_thread(write, history, conversation)
+    await asyncio.to_thread(exchange.write_file, path, text, overwrite=replace)
+    return f"Written to {path}."
+
+
+async def import_file(app: App[Any], history: History) -> int | None:
+    """Take in a conversation from a file that the user names, from a worker. Returns its number,
+    `None` where the user left. Raises `StemError` where the file holds none.
+    """
+    from stem_local.history import exchange
+
+    answer = await app.push_screen_wait(
+        PromptScreen(
+            "Import which file?",
+            title="Import",
+            hint="A .json that was exported here, or a list of messages with role and content.",
+            done="Import",
+        )
+    )
+    if answer is None:
+        return None
+    text = await asyncio.to_thread(exchange.read_file, _path(answer))
+    return await asyncio.to_thread(exchange.from_json, history, text)
+
+
+def file_stem(title: str) -> str:
+    """A title as the name of a file that every system takes."""
+    words = re.findall(r"\w+", title.lower())
+    return "-".join(words)[:60].strip("-") or "conversation"
+
+
+def _path(typed: str) -> Path:
+    try:
+        return Path(typed).expanduser().absolute()
+    except RuntimeError as error:
+        raise UsageError(f"{typed}: {error}") from error
