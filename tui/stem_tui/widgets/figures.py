@@ -7,12 +7,11 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from stem_local.units import parameters, rate
-
-__all__ = ["bar", "brief", "parameters", "rate", "strip", "summary"]
+from stem_local.units import parameters as parameters
+from stem_local.units import rate as rate
 
 LEVELS = "▁▂▃▄▅▆▇█"
-SUMMARY_STRIP = 16
+SUMMARY_BLOCKS = 16
 LONGEST = 40
 
 
@@ -68,16 +67,16 @@ def summary(stats: Mapping[str, Any]) -> str:
 
     The mapping may come from an imported file: nothing in it is taken on trust.
     """
-    speed = _number(stats.get("tokens_per_second"))
-    active, total = (_number(stats.get(f"{name}_parameters")) for name in ("active", "total"))
+    speed = number(stats.get("tokens_per_second"))
+    active, total = (number(stats.get(f"{name}_parameters")) for name in ("active", "total"))
     parts = []
     if speed:
         parts.append(rate(speed))
     if active and total:
         share = min(active / total, 1.0)
         parts.append(f"{parameters(active)} of {parameters(total)} active ({share:.0%})")
-    if layers := _numbers(stats.get("layer_active_fraction")):
-        parts.append(strip(layers, SUMMARY_STRIP))
+    if layers := numbers(stats.get("layer_active_fraction")):
+        parts.append(strip(layers, SUMMARY_BLOCKS))
     sparsity = stats.get("sparsity")
     if isinstance(sparsity, str) and sparsity:
         parts.append(one_line(brief(sparsity)))
@@ -89,14 +88,15 @@ def one_line(text: str) -> str:
     return "".join(c for c in " ".join(text.split()) if c.isprintable())
 
 
-def _number(value: object) -> float:
+def number(value: object) -> float:
     """A positive, finite number that is sane to print, 0 for anything else."""
     if isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < 1e15:
         return float(value)
     return 0.0
 
 
-def _numbers(values: object) -> list[float]:
+def numbers(values: object) -> list[float]:
+    """Each of them as `number` takes it, none where they are no list."""
     if not isinstance(values, Iterable) or isinstance(values, str | bytes | Mapping):
         return []
-    return [_number(value) for value in values]
+    return [number(value) for value in values]
