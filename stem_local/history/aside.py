@@ -1,0 +1,42 @@
+"""Moving a damaged history out of the way, so that a new one can begin."""
+
+from __future__ import annotations
+
+import itertools
+import time
+from pathlib import Path
+
+from ..errors import HistoryError
+
+# The log goes first: one that stayed behind would be read into the file that is made next.
+_PARTS = ("-wal", "-shm", "")
+
+
+def set_aside(path: Path) -> Path:
+    """Rename the file of a history, with its logs, after the day and time. Nothing is deleted.
+
+    Returns its new path; History.open finds no file then and makes a new one. Call it with no
+    History of that path open. Raises HistoryError where it cannot be moved.
+    """
+    target = _unused(path)
+    try:
+        for part in _PARTS:
+            old = path.with_name(path.name + part)
+            if part == "" or old.exists():
+                old.rename(target.with_name(target.name + part))
+    except OSError as error:
+        raise HistoryError(
+            f"{path} cannot be moved aside ({error.strerror}): close other windows that have it "
+            "open, or move it yourself."
+        ) from error
+    return target
+
+
+def _unused(path: Path) -> Path:
+    stamp = time.strftime("%Y-%m-%d-%H%M%S")
+    for number in itertools.count(1):
+        again = "" if number == 1 else f"-{number}"
+        target = path.with_name(f"{path.stem}-damaged-{stamp}{again}{path.suffix}")
+        if not any(target.with_name(target.name + part).exists() for part in _PARTS):
+            return target
+    raise AssertionError

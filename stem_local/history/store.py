@@ -1,0 +1,390 @@
+"""The history: every conversation, written as it happens.
+
+A conversation is a tree of messages. Each message remembers which of its children was open last,
+and a conversation which of its first messages; the open branch is what following them gives, and
+every branch that is left stays as it was left.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sqlite3
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+from stem_runtime import paths
+from stem_runtime.errors import StemError, UsageError
+
+from . import rows
+from .aside import set_aside
+from .database import Database
+from .entries import Attachment, Conversation, ConversationInfo, Entry, Hit, Role, State
+from .search import search
+from .writers import Writer
+
+_OPEN_BRANCH = f"""
+    WITH RECURSIVE branch (id) AS (
+        SELECT e.id FROM conversations c
+        JOIN entries e ON e.id = c.open_root AND e.conversation = c.id AND e.parent IS NULL
+        WHERE c.id = ?
+        UNION ALL
+        SELECT e.id FROM branch JOIN entries p ON p.id = branch.id
+        JOIN entries e ON e.id = p.open_child AND e.parent = p.id
+    )
+    SELECT {rows.ENTRY_COLUMNS} FROM branch JOIN entries e ON e.id = branch.id ORDER BY e.id
+"""
+_ALL_BRANCHES = f"SELECT {rows.ENTRY_COLUMNS} FROM entries e WHERE e.conversation = ? ORDER BY e.id"
+_ONE_ENTRY = f"SELECT {rows.ENTRY_COLUMNS} FROM entries e WHERE e.id = ?"
+_PATH_UP = """
+    WITH RECURSIVE path (id, parent, open_child) AS (
+        SELECT id, parent, open_child FROM entries WHERE id = ?
+        UNION ALL
+        SELECT e.id, e.parent, e.open_child FROM path
+        JOIN entries e ON e.id = path.parent AND e.id < path.id
+    )
+    SELECT id, parent, open_child FROM path
+"""
+_INSERT = """
+    INSERT INTO entries (conversation, parent, role, state, created, forgotten, writer, model,
+        stats, content, attachments)
+    VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
+"""
+# A conversation that nothing was said in yet is not worth a line, unless somebody named it.
+_LISTED = "(open_root IS NOT NULL OR title <> '')"
+
+
+class History:
+    """Saved conversations. Threads may share one; processes may each open the same file.
+
+    Every method leaves the file whole or unchanged, and raises HistoryError where it cannot be
+    read or written, DamagedHistoryError where it is damaged.
+    """
+
+    def __init__(self, database: Database) -> None:
+        """Use `open` or `in_memory`."""
+        self._database = database
+        self._writer = Writer(database.path)
+        try:
+            self._stop(self._writer.gone)
+        except BaseException:
+            database.close()
+            raise
+
+    @classmethod
+    def open(cls, path: Path | None = None) -> History:
+        """Open the user's history, or make it. Answers that a kill cut off become stopped ones.
+
+        Raises DamagedHistoryError, NewerHistoryError (nothing was changed in either case), or
+        HistoryError for one that cannot be read or written.
+        """
+        return cls(Database(path or paths.data_dir() / "history.db"))
+
+    @classmethod
+    def in_memory(cls) -> History:
+        """A history of this process alone, which writes nothing anywhere."""
+        return cls(Database(None))
+
+    set_aside = staticmethod(set_aside)
+
+    @property
+    def private(self) -> bool:
+        """Whether it ends with the process."""
+        return self._database.path is None
+
+    def create(self, settings: Mapping[str, Any]) -> int:
+        """Begin a conversation. It is listed once something is said in it."""
+        stored, now = rows.stored_fields(settings, "settings"), time.time()
+        with self._database.write() as connection:
+            return _insert_conversation(connection, now, now, "", stored)
+
+    def get(self, conversation: int) -> Conversation:
+        """A conversation with its open branch. Raises UsageError where there is none."""
+        return self._load(conversation, _OPEN_BRANCH)
+
+    def tree(self, conversation: int) -> Conversation:
+        """A conversation with every message of all its branches, parents before children."""
+        return self._load(conversation, _ALL_BRANCHES)
+
+    def latest(self) -> int | None:
+        """The conversation that was changed last; None where there is none."""
+        found = self.conversations(limit=1)
+        return found[0].id if found else None
+
+    def conversations(self, limit: int = 200, offset: int = 0) -> list[ConversationInfo]:
+        """Conversations, the one changed last first."""
+        query = f"SELECT * FROM conversations WHERE {_LISTED} ORDER BY updated DESC, id DESC"
+        with self._database.read() as connection, self._checked():
+            found = connection.execute(f"{query} LIMIT ? OFFSET ?", (limit, offset)).fetchall()
+            return [rows.info(row) for row in found]
+
+    def search(self, query: str, limit: int = 50) -> list[Hit]:
+        """Messages with all the words of `query`, any text; the last may be a beginning.
+
+        "Words in quotes" are found as they stand. Conversations whose title matches come first,
+        with their first message.
+        """
+        with self._database.read() as connection, self._checked():
+            return search(connection, query, limit)
+
+    def add(
+        self,
+        conversation: int,
+        parent: int | None,
+        role: Role,
+        content: str,
+        *,
+        attachments: Sequence[Attachment] = (),
+        state: State = "whole",
+        model: str | None = None,
+    ) -> Entry:
+        """Save a message under `parent` (None: a first one), the end of the open branch now.
+
+        Raises UsageError where the conversation or the parent is not there.
+        """
+        new = Entry(0, parent, role, content, time.time(), (1, 1), tuple(attachments), state, model)
+        writer = self._writer.begin() if state == "streaming" else None
+        title = rows.title_of(content, attachments) if role == "user" else ""
+        with self._database.write() as connection:
+            _require(connection, conversation)
+            if parent is not None:
+                _require_entry(connection, parent, conversation)
+            made = _insert(connection, conversation, parent, new, writer)
+            _open_path(connection, conversation, made)
+            connection.execute(
+                "UPDATE conversations SET updated = ?, messages = messages + 1, "
+                "title = CASE title WHEN '' THEN ? ELSE title END WHERE id = ?",
+                (new.created, title, conversation),
+            )
+            with self._checked():
+                return rows.entry(connection.execute(_ONE_ENTRY, (made,)).fetchone())
+
+    def update(
+        self,
+        entry: int,
+        *,
+        content: str | None = None,
+        state: State | None = None,
+        stats: Mapping[str, Any] | None = None,
+        forgotten: int | None = None,
+    ) -> None:
+        """Change what is given of a message; cheap enough for several times a second.
+
+        Raises UsageError where the message is gone, with its conversation.
+        """
+        changes: dict[str, object] = {}
+        if content is not None:
+            changes["content"] = rows.stored_text(content)
+        if state is not None:
+            changes["state"] = rows.checked(state, rows.STATES, "state of a message")
+            changes["writer"] = self._writer.begin() if state == "streaming" else None
+        if stats is not None:
+            changes["stats"] = rows.stored_fields(stats, "figures")
+        if forgotten is not None:
+            changes["forgotten"] = forgotten
+        if not changes:
+            return
+        assignments = ", ".join(f"{column} = ?" for column in changes)
+        with self._database.write() as connection:
+            done = connection.execute(
+                f"UPDATE entries SET {assignments} WHERE id = ?", (*changes.values(), entry)
+            )
+            if not done.rowcount:
+                raise UsageError("That message is not in the history; was its chat deleted?")
+            if state is not None:
+                connection.execute(
+                    "UPDATE conversations SET updated = ? "
+                    "WHERE id = (SELECT conversation FROM entries WHERE id = ?)",
+                    (time.time(), entry),
+                )
+
+    def branch(self, conversation: int, step: int, entry: int) -> None:
+        """Open the sibling `step` places after `entry` (before it: negative), as it was left.
+
+        Raises UsageError where there is no such sibling.
+        """
+        with self._database.write() as connection:
+            parent = _require_entry(connection, entry, conversation)["parent"]
+            found = connection.execute(
+                "SELECT id FROM entries WHERE parent IS ? AND conversation = ? ORDER BY id",
+                (parent, conversation),
+            )
+            siblings = [row["id"] for row in found]
+            place = siblings.index(entry) + step
+            if not 0 <= place < len(siblings):
+                there = "further" if step > 0 else "earlier"
+                raise UsageError(f"There is no {there} version of this message.")
+            _open_path(connection, conversation, siblings[place])
+
+    def open_entry(self, entry: int) -> int:
+        """Open the branch that a message is on, one that a search found say.
+
+        Returns its conversation. Raises UsageError where the message is gone.
+        """
+        with self._database.write() as connection:
+            conversation = int(_require_entry(connection, entry)["conversation"])
+            _open_path(connection, conversation, entry)
+            return conversation
+
+    def rename(self, conversation: int, title: str) -> None:
+        """Give a conversation a title. Raises UsageError for one of nothing but blanks."""
+        cleaned = rows.clean_title(title)
+        if not cleaned:
+            raise UsageError("A title needs at least one character that can be seen.")
+        self._change(conversation, "title", cleaned)
+
+    def set_settings(self, conversation: int, settings: Mapping[str, Any]) -> None:
+        """Keep a conversation's settings as they are now."""
+        self._change(conversation, "settings", rows.stored_fields(settings, "settings"))
+
+    def delete(self, conversation: int) -> None:
+        """Delete a conversation, so that nothing of it can be found in the file either."""
+        with self._database.write() as connection:
+            _require(connection, conversation)
+            connection.execute("DELETE FROM conversations WHERE id = ?", (conversation,))
+            # Deleted words stay in the index as crossed out until its parts are merged.
+            connection.execute("INSERT INTO words (words) VALUES ('optimize')")
+        self._database.forget_deleted()
+
+    def insert(self, conversation: Conversation, end: int | None = None) -> int:
+        """Save a whole conversation from elsewhere, all of it or nothing. Returns its id here.
+
+        Its entries are as `tree` gives them, with ids of their own; `end` is the one that the open
+        branch leads to (None: the last). Raises UsageError where they are no tree.
+        """
+        info, settings = conversation.info, rows.stored_fields(conversation.settings, "settings")
+        with self._database.write() as connection:
+            made = _insert_conversation(
+                connection, info.created, info.updated, rows.clean_title(info.title), settings
+            )
+            ids: dict[int, int] = {}
+            for entry in conversation.entries:
+                if entry.id in ids or (entry.parent is not None and entry.parent not in ids):
+                    raise UsageError(f"Message {entry.id} comes twice, or before its parent.")
+                parent = None if entry.parent is None else ids[entry.parent]
+                ids[entry.id] = new = _insert(connection, made, parent, entry, None)
+                _open_child(connection, made, parent, new)
+            if end is not None:
+                _open_path(connection, made, ids[end])
+            connection.execute(
+                "UPDATE conversations SET messages = ? WHERE id = ?", (len(ids), made)
+            )
+            return made
+
+    def close(self) -> None:
+        """Let the file go. An answer that this history was still writing stays as a stopped one."""
+        # What cannot be marked now, on a full disk say, is marked when the file is next opened.
+        with contextlib.suppress(StemError):
+            self._stop(lambda writer: writer is not None and writer == self._writer.name)
+        self._writer.end()
+        self._database.close()
+
+    def _stop(self, meant: Callable[[str | None], bool]) -> None:
+        """Turn the unfinished answers of the writers that are meant into stopped ones."""
+        with self._database.write() as connection:
+            found = connection.execute(
+                "SELECT DISTINCT writer FROM entries WHERE state = 'streaming'"
+            )
+            for writer in [row["writer"] for row in found]:
+                if meant(writer):
+                    connection.execute(
+                        "UPDATE entries SET state = 'stopped', writer = NULL "
+                        "WHERE state = 'streaming' AND writer IS ?",
+                        (writer,),
+                    )
+
+    def _load(self, conversation: int, query: str) -> Conversation:
+        with self._database.read() as connection, self._checked():
+            row = _require(connection, conversation)
+            return rows.conversation(row, connection.execute(query, (conversation,)).fetchall())
+
+    def _change(self, conversation: int, column: str, value: str) -> None:
+        with self._database.write() as connection:
+            _require(connection, conversation)
+            connection.execute(
+                f"UPDATE conversations SET {column} = ? WHERE id = ?", (value, conversation)
+            )
+
+    @contextlib.contextmanager
+    def _checked(self) -> Iterator[None]:
+        """Call what a row cannot hold unless somebody or something damaged it by its name."""
+        try:
+            yield
+        except (KeyError, TypeError, ValueError, RecursionError) as error:
+            raise self._database.damaged(error) from error
+
+
+def _require(connection: sqlite3.Connection, conversation: int) -> sqlite3.Row:
+    row: sqlite3.Row | None = connection.execute(
+        "SELECT * FROM conversations WHERE id = ?", (conversation,)
+    ).fetchone()
+    if row is None:
+        raise UsageError(f"There is no conversation {conversation} in the history.")
+    return row
+
+
+def _require_entry(
+    connection: sqlite3.Connection, entry: int, conversation: int | None = None
+) -> sqlite3.Row:
+    row: sqlite3.Row | None = connection.execute(
+        "SELECT id, parent, conversation FROM entries WHERE id = ?", (entry,)
+    ).fetchone()
+    if row is None or (conversation is not None and row["conversation"] != conversation):
+        where = "the history" if conversation is None else f"conversation {conversation}"
+        raise UsageError(f"There is no message {entry} in {where}.")
+    return row
+
+
+def _insert_conversation(
+    connection: sqlite3.Connection, created: float, updated: float, title: str, settings: str
+) -> int:
+    made = connection.execute(
+        "INSERT INTO conversations (created, updated, title, settings) VALUES (?, ?, ?, ?)",
+        (created, updated, title, settings),
+    )
+    return int(made.lastrowid or 0)
+
+
+def _insert(
+    connection: sqlite3.Connection,
+    conversation: int,
+    parent: int | None,
+    entry: Entry,
+    writer: str | None,
+) -> int:
+    values = (
+        conversation,
+        parent,
+        rows.checked(entry.role, rows.ROLES, "role of a message"),
+        rows.checked(entry.state, rows.STATES, "state of a message"),
+        entry.created,
+        entry.forgotten,
+        writer,
+        entry.model,
+        None if entry.stats is None else rows.stored_fields(entry.stats, "figures"),
+        rows.stored_text(entry.content),
+        rows.stored_attachments(entry.attachments),
+    )
+    return int(connection.execute(_INSERT, values).lastrowid or 0)
+
+
+def _open_path(connection: sqlite3.Connection, conversation: int, leaf: int) -> None:
+    """Open the branch that `leaf` is on, from the first message down to it."""
+    path = connection.execute(_PATH_UP, (leaf,)).fetchall()
+    for child, parent in pairwise(path):
+        if parent["open_child"] != child["id"]:
+            _open_child(connection, conversation, parent["id"], child["id"])
+    _open_child(connection, conversation, None, path[-1]["id"])
+
+
+def _open_child(
+    connection: sqlite3.Connection, conversation: int, parent: int | None, child: int
+) -> None:
+    if parent is None:
+        connection.execute(
+            "UPDATE conversations SET open_root = ? WHERE id = ?", (child, conversation)
+        )
+    else:
+        connection.execute("UPDATE entries SET open_child = ? WHERE id = ?", (child, parent))
