@@ -46,7 +46,7 @@ def test_every_setting_is_described_once() -> None:
     assert values["repetition_penalty"] == "1"
 
 
-@settings(max_examples=60)
+@settings(max_examples=60, deadline=None)
 @given(SETTINGS)
 def test_saved_settings_come_back(chat: ChatSettings) -> None:
     saved = json.loads(json.dumps(chat.to_dict()))
@@ -54,7 +54,7 @@ def test_saved_settings_come_back(chat: ChatSettings) -> None:
     Options.parse(chat.options(), "chat")
 
 
-@settings(max_examples=60)
+@settings(max_examples=60, deadline=None)
 @given(SETTINGS)
 def test_what_is_shown_can_be_typed(chat: ChatSettings) -> None:
     typed = ChatSettings()
@@ -117,7 +117,7 @@ def test_what_cannot_be_is_refused_with_what_can(name: str, text: str, says: str
     assert len(str(refused.value)) < 300
 
 
-@settings(max_examples=60)
+@settings(max_examples=60, deadline=None)
 @given(
     st.dictionaries(
         st.sampled_from([*NAMES, "from_a_newer_version"]),

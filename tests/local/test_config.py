@@ -130,7 +130,7 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
         load_config(file)
 
 
-@settings(max_examples=60)
+@settings(max_examples=60, deadline=None)
 @given(CONFIGS)
 def test_what_is_printed_can_be_saved_as_the_file(config: Config) -> None:
     assert from_toml(tomllib.loads(to_toml(config))) == config
@@ -155,7 +155,7 @@ def test_examples_of_settings_that_are_not_set_are_valid() -> None:
     from_toml(tomllib.loads(f'[keys]\n"composer.send"{keys}\n[chat]\n{seed}'))
 
 
-@settings(max_examples=60)
+@settings(max_examples=60, deadline=None)
 @given(st.text(st.characters(blacklist_categories=["Cs"])))
 def test_any_text_can_be_written(text: str) -> None:
     assert tomllib.loads(f"x = {toml_value(text)}") == {"x": text}
