@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
 import signal
 import sys
 import threading
-import unicodedata
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
@@ -18,6 +18,9 @@ from stem_runtime.errors import StemError
 if TYPE_CHECKING:
     from .chat import Session
     from .completion import Chunk, Completion
+
+# Unicode's category Cc without tab and newline; a pasted megabyte is searched, not walked through
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]+")
 
 HELP = """\
 /help   this text
@@ -81,7 +84,7 @@ def print_json(chunks: Iterable[Chunk]) -> Completion:
 
 def printable(text: str) -> str:
     """Text without the control characters by which a model could take over a terminal."""
-    return "".join(c for c in text if c in "\n\t" or unicodedata.category(c) != "Cc")
+    return _CONTROL.sub("", text)
 
 
 def line_chat(session: Session, stats: bool) -> None:

@@ -20,15 +20,17 @@ if TYPE_CHECKING:
 _HINT = "name.md: the open branch, to read. name.json: every branch, to import again."
 
 
-async def export(app: App[Any], history: History, conversation: int, title: str) -> str | None:
-    """Write a conversation where the user wants it, from a worker. Returns a sentence of what was
-    done, `None` where the user left. Raises `StemError` where it cannot be written.
+async def export(
+    app: App[Any], history: History, conversation: int, title: str, file: str | None = None
+) -> str | None:
+    """Write a conversation to `file`, or where the user wants it, from a worker. Returns a sentence
+    of what was done, `None` where the user left. Raises `StemError` where it cannot be written.
     """
     from stem_local.history import exchange
 
     question = f"Write “{title}” to which file?"
     name = f"{file_stem(title)}.md"
-    answer = await app.push_screen_wait(
+    answer = file or await app.push_screen_wait(
         PromptScreen(question, name, title="Export", hint=_HINT, done="Export")
     )
     if answer is None:
@@ -48,13 +50,13 @@ async def export(app: App[Any], history: History, conversation: int, title: str)
     return f"Written to {path}."
 
 
-async def import_file(app: App[Any], history: History) -> int | None:
-    """Take in a conversation from a file that the user names, from a worker. Returns its number,
-    `None` where the user left. Raises `StemError` where the file holds none.
+async def import_file(app: App[Any], history: History, file: str | None = None) -> int | None:
+    """Take in a conversation from `file`, or one that the user names, from a worker. Returns its
+    number, `None` where the user left. Raises `StemError` where the file holds none.
     """
     from stem_local.history import exchange
 
-    answer = await app.push_screen_wait(
+    answer = file or await app.push_screen_wait(
         PromptScreen(
             "Import which file?",
             title="Import",

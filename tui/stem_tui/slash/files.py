@@ -1,0 +1,44 @@
+"""Commands that read and write files."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from stem_local import units
+
+from . import complete
+from .command import SlashCommand
+
+if TYPE_CHECKING:
+    from ..screens.chat import ChatScreen
+
+
+async def _read(chat: ChatScreen, argument: str) -> None:
+    attachment = await chat.composer.attach(argument)
+    size = units.size(len(attachment.text.encode()))
+    chat.tell(f"{attachment.name} ({size}) goes along with the next message.")
+
+
+async def _export(chat: ChatScreen, argument: str) -> None:
+    from ..screens.conversation_files import export
+    from .conversation import opened
+
+    info = (await opened(chat)).info
+    told = await export(chat.app, chat.history, info.id, info.title, argument or None)
+    if told is not None:
+        chat.tell(told)
+
+
+async def _import(chat: ChatScreen, argument: str) -> None:
+    from ..screens.conversation_files import import_file
+
+    imported = await import_file(chat.app, chat.history, argument or None)
+    if imported is not None:
+        await chat.open_conversation(imported)
+
+
+COMMANDS = (
+    SlashCommand("read", "FILE", "attach a text file", _read, complete.paths, aliases=("attach",)),
+    SlashCommand("export", "[FILE]", "write this chat to .md or .json", _export, complete.paths),
+    SlashCommand("import", "[FILE]", "take in a chat from .json", _import, complete.paths),
+)

@@ -1,0 +1,379 @@
+"""Where messages and slash commands are written."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar, Self, cast
+
+from textual import on
+from textual.actions import SkipAction
+from textual.app import ComposeResult
+from textual.binding import Binding, BindingType
+from textual.containers import Vertical
+from textual.message import Message
+from textual.reactive import reactive
+from textual.widgets import TextArea
+
+from stem_local.errors import StemError, UsageError
+from stem_local.history.entries import Attachment
+from stem_local.terminal import printable
+
+from .. import slash
+from ..attachments import MAX_FILES, pasted, read_text
+from ..slash.command import Suggestion
+from . import multiline
+from .chips import Chips
+from .message_area import MessageArea
+from .recall import Recall
+from .suggestions import Suggestions
+
+if TYPE_CHECKING:
+    from textual.notifications import SeverityLevel
+
+    from ..screens.chat import ChatScreen
+
+
+@dataclass(frozen=True, slots=True)
+class Draft:
+    """What is in a composer."""
+
+    text: str = ""
+    attachments: tuple[Attachment, ...] = ()
+
+
+class Composer(Vertical):
+    """Text, files to go with it, and suggestions for commands.
+
+    `editing` says in words that an earlier message is being changed. While `busy`, messages stay
+    here and only commands are taken. `editor` is the command line of the editor to write in.
+    """
+
+    class Submitted(Message):
+        """A message to send."""
+
+        def __init__(self, text: str, attachments: Sequence[Attachment] = ()) -> None:
+            super().__init__()
+            self.text = text
+            self.attachments = tuple(attachments)
+
+    class Command(Message):
+        """A slash command of the table to run, without its slash."""
+
+        def __init__(self, name: str, argument: str) -> None:
+            super().__init__()
+            self.name = name
+            self.argument = argument
+
+    class Cancelled(Message):
+        """The change of an earlier message was given up."""
+
+    DEFAULT_CSS = """
+    Composer {
+        height: auto;
+    }
+    Composer MessageArea {
+        height: auto;
+        min-height: 3;
+        max-height: 10;
+        padding: 0 1;
+        border: round $border-blurred;
+        border-title-color: $text-accent;
+        border-subtitle-color: $text-muted;
+        background: transparent;
+        &:focus {
+            border: round $border;
+        }
+        & .text-area--cursor-line {
+            background: transparent;
+        }
+    }
+    """
+
+    BINDINGS: ClassVar[list[BindingType]] = [
+        # before the text area, which would take Enter for a new line
+        Binding("enter", "send", "Send", priority=True, id="composer.send"),
+        Binding(
+            "ctrl+j,shift+enter,alt+enter",
+            "newline",
+            "New line",
+            priority=True,
+            id="composer.newline",
+        ),
+        Binding("tab", "complete", "Complete", show=False, id="composer.complete"),
+        Binding("escape", "leave", "Close the list, stop editing", show=False, id="composer.leave"),
+        Binding("up", "previous", "Up, or the message sent before", show=False, id="composer.up"),
+        Binding("down", "next", "Down, or the message sent after", show=False, id="composer.down"),
+        Binding(
+            "backspace",
+            "delete_left",
+            "Delete to the left; at the start, take the last file off",
+            show=False,
+            id="composer.delete_left",
+        ),
+        Binding("ctrl+o", "edit_outside", "Write in your editor", show=False, id="composer.editor"),
+    ]
+
+    editing: reactive[bool] = reactive(False)
+    busy: reactive[bool] = reactive(False)
+
+    def __init__(self, *, editor: str | None = None, id: str | None = None) -> None:  # noqa: A002
+        super().__init__(id=id)
+        self.editor = editor
+        self.area = MessageArea(
+            placeholder="Write a message, or / for commands", highlight_cursor_line=False
+        )
+        self._chips = Chips()
+        self._suggestions = Suggestions()
+        self._attachments: list[Attachment] = []
+        self._pastes = 0
+        self._recall = Recall()
+        self._draft = Draft()
+        self._dismissed = False
+
+    def compose(self) -> ComposeResult:
+        yield self._suggestions
+        yield self._chips
+        yield self.area
+
+    # What the screen does with it.
+
+    @property
+    def text(self) -> str:
+        return self.area.text
+
+    @property
+    def attachments(self) -> tuple[Attachment, ...]:
+        return tuple(self._attachments)
+
+    def focus(self, scroll_visible: bool = True) -> Self:
+        self.area.focus(scroll_visible)
+        return self
+
+    def load(
+        self, text: str, attachments: Sequence[Attachment] = (), *, editing: bool = False
+    ) -> None:
+        """Put this into the composer. What was typed comes back when an edit ends."""
+        if editing and not self.editing:
+            self._draft = Draft(self.text, self.attachments)
+        self.editing = editing
+        self._put(Draft(printable(text), tuple(attachments)))
+
+    def remember(self, sent: Sequence[str]) -> None:
+        """Let the arrow keys go back through these, oldest first, instead of what was sent."""
+        self._recall.load(sent)
+
+    async def attach(self, path: str | Path) -> Attachment:
+        """Add a text file. Raises UsageError for one that cannot go with a message."""
+        attachment = await asyncio.to_thread(read_text, path)
+        self._add_file(attachment)
+        return attachment
+
+    # Keys.
+
+    def action_send(self) -> None:
+        chosen = self._suggestions.chosen
+        if chosen is not None and self._accept(chosen):
+            return
+        text = self.text
+        if multiline.is_open(text):
+            self.area.insert("\n")
+        elif (command := slash.parse(text)) is not None:
+            self._send_command(*command)
+        else:
+            self._send_message(slash.literal(multiline.content(text)))
+
+    def action_newline(self) -> None:
+        start, end = self.area.selection
+        self.area.replace("\n", start, end)
+
+    def action_complete(self) -> None:
+        if not self._suggestions.open:
+            raise SkipAction
+        if self._suggestions.chosen is None:
+            self._suggestions.move(1)
+        elif chosen := self._suggestions.chosen:
+            self._insert(chosen)
+
+    def action_leave(self) -> None:
+        if self._suggestions.open:
+            self._close_suggestions()
+        elif self.editing:
+            self._end_editing()
+            self.post_message(self.Cancelled())
+        else:
+            raise SkipAction
+
+    def action_previous(self) -> None:
+        if self._suggestions.open:
+            self._suggestions.move(-1)
+        elif not (self.area.on_first_row and self._go_back(-1)):
+            self.area.action_cursor_up()
+
+    def action_next(self) -> None:
+        if self._suggestions.open:
+            self._suggestions.move(1)
+        elif not (self.area.on_last_row and self._go_back(1)):
+            self.area.action_cursor_down()
+
+    def action_delete_left(self) -> None:
+        at_start = self.area.selection.is_empty and self.area.cursor_at_start_of_text
+        if at_start and self._attachments:
+            self._take_off(len(self._attachments) - 1)
+        else:
+            self.area.action_delete_left()
+
+    def action_edit_outside(self) -> None:
+        # not awaited here: the app's own messages wait for its key bindings
+        self.run_worker(self._edit_outside(), group="editor", exclusive=True)
+
+    # What is typed.
+
+    @on(TextArea.Changed)
+    def _changed(self, event: TextArea.Changed) -> None:
+        event.stop()
+        text = self.text
+        self._label()
+        if not text.startswith("/"):
+            self._dismissed = False
+        if self._dismissed or not self.area.cursor_at_end_of_text:
+            self._suggestions.hide()
+        else:
+            self._suggest(text)
+
+    def _suggest(self, text: str) -> None:
+        names = slash.names(text)
+        if names or slash.awaited(text) is None:
+            self._suggestions.show(names, mark_first=True)
+            return
+        self.run_worker(self._suggest_arguments(text), group="suggest", exclusive=True)
+
+    async def _suggest_arguments(self, text: str) -> None:
+        items = await asyncio.to_thread(slash.arguments, cast("ChatScreen", self.screen), text)
+        if self.text == text and not self._dismissed:
+            # what is typed may be meant as it stands, so Enter takes one only after choosing it
+            self._suggestions.show(items, mark_first=False)
+
+    @on(Suggestions.Picked)
+    def _picked(self, event: Suggestions.Picked) -> None:
+        event.stop()
+        self._insert(event.suggestion)
+        self.focus()
+
+    def _accept(self, chosen: Suggestion) -> bool:
+        """Put a suggestion in; False where the line is then ready to be sent."""
+        if chosen.whole:
+            self.area.put(slash.completed(self.text, chosen))
+            return False
+        return self._insert(chosen)
+
+    def _insert(self, chosen: Suggestion) -> bool:
+        """Let a suggestion replace what it completes; False where that is there already."""
+        before = self.text
+        after = slash.completed(before, chosen)
+        self.area.put(after)
+        if chosen.whole and not after.endswith(" "):
+            self._close_suggestions()
+        return after != before
+
+    def _close_suggestions(self) -> None:
+        self._dismissed = True
+        self._suggestions.hide()
+
+    def _go_back(self, step: int) -> bool:
+        text = self._recall.step(step, self.text)
+        if text is None:
+            return False
+        self.area.put(text)
+        self._close_suggestions()
+        return True
+
+    def watch_editing(self) -> None:
+        self._label()
+
+    def _label(self) -> None:
+        editing = "editing an earlier message: sending makes a branch, Escape leaves it"
+        self.area.border_title = editing if self.editing else ""
+        block = f"{multiline.QUOTES} Enter makes a new line, {multiline.QUOTES} at the end sends"
+        self.area.border_subtitle = block if multiline.is_open(self.text) else ""
+
+    # What is sent.
+
+    def _send_command(self, name: str, argument: str) -> None:
+        command = slash.find(name)
+        if command is None:
+            self._tell(slash.unknown(name), "warning")
+        elif command.needs_argument and not argument:
+            self._tell(f"{command.usage}: {command.help}", "warning")
+        else:
+            self._recall.add(self.text)
+            self._put(Draft("", self.attachments))
+            self.post_message(self.Command(command.name, argument))
+
+    def _send_message(self, text: str) -> None:
+        text = text.strip("\n").rstrip()
+        if self.busy:
+            self._tell("An answer is under way: stop it with Escape, or wait.", "warning")
+        elif text:
+            self._recall.add(self.text)
+            files = self.attachments
+            self._end_editing()
+            self.post_message(self.Submitted(text, files))
+        elif self._attachments:
+            self._tell("Write what to do with the attached text first.", "warning")
+
+    def _end_editing(self) -> None:
+        """Empty the composer, or give back what an edit had pushed aside."""
+        self._put(self._draft)
+        self._draft = Draft()
+        self.editing = False
+
+    def _put(self, draft: Draft) -> None:
+        self._attachments = list(draft.attachments)
+        self._chips.show(self._attachments)
+        self.area.put(draft.text)
+
+    # Files, pastes, the editor.
+
+    @on(MessageArea.LongPaste)
+    def _long_paste(self, event: MessageArea.LongPaste) -> None:
+        event.stop()
+        try:
+            attachment = pasted(event.text, self._pastes + 1)
+            self._add_file(attachment)
+        except UsageError as error:
+            self._tell(str(error), "error")
+            return
+        self._pastes += 1
+        self._tell(f"The paste is long, so it goes along as the file {attachment.name}.")
+
+    @on(Chips.Removed)
+    def _chip_removed(self, event: Chips.Removed) -> None:
+        event.stop()
+        self._take_off(event.index)
+
+    def _add_file(self, attachment: Attachment) -> None:
+        if len(self._attachments) >= MAX_FILES:
+            raise UsageError(f"A message takes {MAX_FILES} files; take one off first.")
+        self._attachments.append(attachment)
+        self._chips.show(self._attachments)
+
+    def _take_off(self, index: int) -> None:
+        del self._attachments[index]
+        self._chips.show(self._attachments)
+
+    async def _edit_outside(self) -> None:
+        from .. import editor
+
+        try:
+            text = await editor.edit(self.app, self.text, self.editor)
+        except StemError as error:
+            self._tell(str(error), "error")
+            return
+        self.area.put(printable(text))
+        self.focus()
+
+    def _tell(self, text: str, severity: SeverityLevel = "information") -> None:
+        self.app.notify(text, severity=severity, markup=False)

@@ -1,0 +1,111 @@
+"""What could be typed next, in a list over whatever is above it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from textual import events
+from textual.content import Content
+from textual.message import Message
+from textual.widget import Widget
+
+from stem_local.terminal import printable
+
+from ..slash.command import Suggestion
+
+ROWS = 8
+"""Suggestions in view at once; the list scrolls to the chosen one."""
+
+
+class Suggestions(Widget):
+    """A list that is steered from outside: what is typed keeps the focus."""
+
+    class Picked(Message):
+        """A suggestion was clicked."""
+
+        def __init__(self, suggestion: Suggestion) -> None:
+            super().__init__()
+            self.suggestion = suggestion
+
+    DEFAULT_CSS = """
+    Suggestions {
+        overlay: screen;
+        constrain: inside inside;
+        display: none;
+        width: 100%;
+        padding: 0 1;
+        border: round $border;
+        background: $surface;
+        color: $foreground;
+        text-wrap: nowrap;
+        text-overflow: ellipsis;
+    }
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._items: Sequence[Suggestion] = ()
+        self._chosen: int | None = None
+        self._top = 0
+
+    @property
+    def open(self) -> bool:
+        return bool(self._items)
+
+    @property
+    def chosen(self) -> Suggestion | None:
+        """The one under the mark; None where none is marked yet."""
+        return None if self._chosen is None else self._items[self._chosen]
+
+    def show(self, items: Sequence[Suggestion], *, mark_first: bool) -> None:
+        """Show these instead; nothing at all where there are none."""
+        self._items = items
+        self._chosen = 0 if items and mark_first else None
+        self._top = 0
+        rows = min(len(items), ROWS) + 2
+        self.styles.height = rows
+        self.styles.offset = (0, -rows)
+        self.display = self.open
+        self._update()
+
+    def hide(self) -> None:
+        self.show((), mark_first=False)
+
+    def move(self, step: int) -> None:
+        """Mark the next suggestion, or the one before; around at the ends."""
+        if self._chosen is None:
+            self._chosen = 0 if step > 0 else len(self._items) - 1
+        else:
+            self._chosen = (self._chosen + step) % len(self._items)
+        self._top = max(min(self._top, self._chosen), self._chosen - ROWS + 1)
+        self._update()
+
+    def render(self) -> Content:
+        names = [_one_line(item.label or item.value) for item in self._items]
+        width = min(max(map(len, names), default=0), self.size.width // 2)
+        lines = []
+        for row in range(self._top, min(self._top + ROWS, len(names))):
+            mark = "▸" if row == self._chosen else " "
+            lines.append(
+                Content.assemble(
+                    (f"{mark} {names[row]:{width}}", "bold" if row == self._chosen else ""),
+                    (f"  {_one_line(self._items[row].help)}", "$text-muted"),
+                )
+            )
+        return Content("\n").join(lines)
+
+    def on_click(self, event: events.Click) -> None:
+        event.stop()
+        row = self._top + event.y - self.gutter.top
+        if event.y >= self.gutter.top and row < min(self._top + ROWS, len(self._items)):
+            self.post_message(self.Picked(self._items[row]))
+
+    def _update(self) -> None:
+        hidden = len(self._items) - ROWS
+        place = "" if self._chosen is None else f"{self._chosen + 1} of "
+        self.border_subtitle = f"{place}{len(self._items)}" if hidden > 0 else ""
+        self.refresh()
+
+
+def _one_line(text: str) -> str:
+    return " ".join(printable(text).split())
