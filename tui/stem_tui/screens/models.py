@@ -1,0 +1,331 @@
+"""All models: chosen, downloaded, calibrated and removed; also what is seen on a first run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import ClassVar
+
+from textual import on, work
+from textual.app import ComposeResult
+from textual.binding import Binding, BindingType
+from textual.content import Content
+from textual.widgets import DataTable, Footer, Input, Static
+
+from stem_local import library, machine, spec, store
+from stem_local.catalog import DEFAULT_MODEL
+from stem_local.errors import StemError
+from stem_local.library import Choosable
+from stem_local.units import size
+
+from .confirm import ConfirmScreen
+from .dialog import Dialog, one_line
+from .model_jobs import Job, Kind, ModelJobs, sentence
+from .model_table import ModelTable, details
+
+_TOLD_EVERY = 0.1
+"""Seconds between two drawings of the progress."""
+
+
+def _nothing_answers() -> bool:
+    return False
+
+
+class ModelsScreen(Dialog[str | None]):
+    """The models on this machine and those that can be had; `in_use` is the chat's own.
+
+    Returns the name or folder of the model to use, None to go on as before. The name can be that
+    of the model in use: it was calibrated meanwhile and is to be loaded anew. On a `first_run` the
+    model that was downloaded is the one to use. `answering` says whether the engine is at work,
+    which would spoil the speeds that a calibration measures.
+    """
+
+    DEFAULT_CSS = """
+    ModelsScreen > #box {
+        width: 100;
+        max-width: 100%;
+        height: 100%;
+        max-height: 40;
+        padding: 0;
+    }
+    ModelsScreen #details {
+        height: auto;
+        min-height: 4;
+        padding: 0 1;
+        border-top: solid $primary;
+    }
+    ModelsScreen #said, ModelsScreen #job {
+        height: auto;
+        max-height: 4;
+        padding: 0 1;
+    }
+    ModelsScreen #said {
+        text-style: bold;
+    }
+    ModelsScreen #said.failed {
+        color: $text-error;
+    }
+    """
+
+    AUTO_FOCUS = "ModelTable"
+
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("c", "calibrate", "Calibrate", id="models.calibrate"),
+        Binding("d,delete", "remove", "Remove", id="models.remove"),
+        Binding("x", "cancel", "Cancel work", id="models.cancel"),
+        Binding("i,slash", "source", "Other source", id="models.source"),
+        Binding("escape", "leave", "Back", id="models.leave"),
+    ]
+
+    def __init__(
+        self,
+        in_use: str | None = None,
+        *,
+        first_run: bool = False,
+        answering: Callable[[], bool] = _nothing_answers,
+    ) -> None:
+        super().__init__("Choose a model to begin with" if first_run else "Models")
+        self._in_use = in_use
+        self._first_run = first_run
+        self._answering = answering
+        self._memory: int | None = None
+        self._in_use_changed = False
+
+    def parts(self) -> ComposeResult:
+        yield ModelTable(self._in_use)
+        yield Static(id="details", markup=False)
+        yield Input(
+            placeholder="i: hf:owner/repo[:file.gguf], a .gguf file or a folder [as NAME]",
+            id="source",
+            compact=True,
+        )
+        yield Static(id="job", markup=False)
+        yield Static(id="said", markup=False)
+        yield Footer(show_command_palette=False)
+
+    def on_mount(self) -> None:
+        self._jobs = ModelJobs.of(self.app)
+        self._jobs.ended = self._ended
+        self.set_interval(_TOLD_EVERY, self._draw_job)
+        self._draw_job()
+        self._reload(self._in_use or (DEFAULT_MODEL if self._first_run else None))
+        if self._first_run:
+            self._say("Models run on this machine, and none is installed yet.")
+
+    def on_unmount(self) -> None:
+        self._jobs.ended = None
+
+    def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
+        if action == "cancel":
+            return self._jobs.current is not None
+        return super().check_action(action, parameters)
+
+    # ------------------------------------------------------------------ what is shown
+
+    @work(thread=True, exclusive=True, group="list")
+    def _reload(self, select: str | None = None) -> None:
+        """List the models anew; what is on disk may have changed without us."""
+        try:
+            models, memory = library.choosable(), machine.memory_bytes()
+        except OSError as error:
+            self.app.call_from_thread(self._say, sentence(error), failed=True)
+        else:
+            self.app.call_from_thread(self._fill, models, memory, select)
+
+    def _fill(self, models: list[Choosable], memory: int | None, select: str | None) -> None:
+        self._memory = memory
+        self._table.fill(models, memory, select)
+
+    @on(DataTable.RowHighlighted)
+    def _highlighted(self) -> None:
+        model = self._table.model(self._table.highlighted)
+        if model is not None:
+            self._show_details(model, None)
+            if model.calibrated:
+                self._read_profile(model)
+
+    @work(thread=True, exclusive=True, group="details")
+    def _read_profile(self, model: Choosable) -> None:
+        assert model.installed is not None
+        found = library.decoding(model.installed)
+        self.app.call_from_thread(self._show_details, model, found)
+
+    def _show_details(self, model: Choosable, decoding: str | None) -> None:
+        if model.name == self._table.highlighted:
+            text = details(model, self._memory, decoding, self._key("select_cursor"))
+            self.query_one("#details", Static).update(Content(text))
+
+    def _draw_job(self) -> None:
+        job, place = self._jobs.current, self.query_one("#job", Static)
+        place.display = job is not None
+        if job is not None:
+            lines = job.lines(max(place.size.width - 2, 20))
+            place.update(Content("\n".join(line for line in lines if line)))
+
+    def _say(self, text: str, *, failed: bool = False) -> None:
+        place = self.query_one("#said", Static)
+        place.set_class(failed, "failed")
+        place.update(Content(f"! {one_line(text)}" if failed else one_line(text)))
+
+    @property
+    def _table(self) -> ModelTable:
+        return self.query_one(ModelTable)
+
+    # ------------------------------------------------------------------ getting and using
+
+    @on(DataTable.RowSelected)
+    def _chosen(self) -> None:
+        model = self._table.model(self._table.highlighted)
+        if model is None:
+            return
+        if model.usable:
+            self._use(model.name)
+        elif model.entry is None:
+            self._say(f"{model.name} is damaged: remove it and get it again from its source.")
+        elif not self._is_busy():
+            self._ask_and_get(model)
+
+    @work(exclusive=True, group="ask")
+    async def _ask_and_get(self, model: Choosable) -> None:
+        """Get a model; where it is too large for this machine only when that is confirmed."""
+        too_big = self._memory and machine.fit(model.needed, self._memory) == "too big"
+        if too_big and not await self.app.push_screen_wait(
+            ConfirmScreen(
+                f"{model.name} needs more memory than there is here, so it will be very slow if "
+                f"it runs at all. Download {size(model.size)} nevertheless?",
+                title="Too big",
+                yes="Download",
+                no="Leave it",
+            )
+        ):
+            return
+        self._begin("get", model.name, model.name)
+
+    @on(Input.Submitted)
+    def _source_given(self, event: Input.Submitted) -> None:
+        text, _, rename = event.value.strip().partition(" as ")
+        text = text.strip()
+        if not text or self._is_busy():
+            return
+        folder = Path(text).expanduser()
+        if (folder / "stem.json").is_file():
+            self._leave_with(str(folder))
+            return
+        try:
+            wanted = spec.parse(text)
+            name = store.check_name(rename.strip() or wanted.name)
+        except StemError as error:
+            self._say(str(error), failed=True)
+            return
+        event.input.clear()
+        self._table.focus()
+        self._begin("get", text, name, rename=name)
+
+    @work(thread=True, exclusive=True, group="use")
+    def _use(self, name: str) -> None:
+        model = store.find(name)
+        there = model is not None and model.damage is None
+        self.app.call_from_thread(self._leave_with if there else self._missing, name)
+
+    def _missing(self, name: str) -> None:
+        self._say(f"{name} is no longer there: another program removed it.", failed=True)
+        self._reload()
+
+    # ------------------------------------------------------------------ calibrating, removing
+
+    def action_calibrate(self) -> None:
+        model = self._table.model(self._table.highlighted)
+        if model is None or self._is_busy():
+            return
+        if not model.usable:
+            self._say(f"{model.name} must be installed before it can be calibrated.")
+        elif self._answering():
+            self._say("Calibrating measures speeds: stop the answer, or wait for its end, first.")
+        else:
+            self._begin("calibrate", model.name, model.name)
+
+    @work(exclusive=True, group="ask")
+    async def action_remove(self) -> None:
+        model = self._table.model(self._table.highlighted)
+        if model is None:
+            return
+        if model.installed is None:
+            self._say(f"{model.name} is not installed.")
+        elif model.name == self._in_use:
+            self._say(f"{model.name} is in use: use another model before you remove it.")
+        elif await self.app.push_screen_wait(
+            ConfirmScreen(
+                f"Delete {model.name} ({size(model.installed.size)}) from this machine?",
+                title="Remove a model",
+                yes="Delete",
+                no="Keep",
+            )
+        ):
+            self._remove(model.name)
+
+    @work(thread=True, group="remove")
+    def _remove(self, name: str) -> None:
+        try:
+            said, failed = f"{name} was deleted: {size(store.remove(name).size)} are free.", False
+        except (StemError, OSError) as error:
+            said, failed = sentence(error), True
+        self.app.call_from_thread(self._say, said, failed=failed)
+        self.app.call_from_thread(self._reload)
+
+    # ------------------------------------------------------------------ work in the background
+
+    def _begin(self, kind: Kind, target: str, name: str, rename: str | None = None) -> None:
+        self._say("")
+        self._jobs.start(kind, target, name, rename)
+        self._draw_job()
+        self.refresh_bindings()
+
+    def _is_busy(self) -> bool:
+        """Whether something is being done already, which is told then."""
+        job = self._jobs.current
+        if job is not None:
+            self._say(
+                f"One thing at a time: {job.name} comes first ({self._key('cancel')} cancels)."
+            )
+        return job is not None
+
+    def action_cancel(self) -> None:
+        self._jobs.cancel()
+        self._draw_job()
+
+    def _ended(self, job: Job) -> None:
+        self._draw_job()
+        self.refresh_bindings()
+        if job.kind == "calibrate" and job.installed == self._in_use:
+            self._in_use_changed = True
+        if self._first_run and job.installed and self.is_current:
+            self.dismiss(job.installed)
+            return
+        self._say(job.said, failed=job.failed)
+        self._reload(job.installed)
+
+    # ------------------------------------------------------------------ leaving
+
+    def action_source(self) -> None:
+        self.query_one(Input).focus()
+
+    def action_leave(self) -> None:
+        if isinstance(self.focused, Input):
+            self._table.focus()
+        else:
+            self._leave_with(self._in_use if self._in_use_changed else None)
+
+    def _leave_with(self, name: str | None) -> None:
+        job = self._jobs.current
+        if job is not None and job.kind == "calibrate":
+            self._say(
+                "Calibrating measures speeds, so nothing else can be done meanwhile: wait for it, "
+                f"or cancel it ({self._key('cancel')})."
+            )
+        else:
+            self.dismiss(name)
+
+    def _key(self, action: str) -> str:
+        """The key that an action has now, which people can change."""
+        found = [b for b in self.active_bindings.values() if b.binding.action == action]
+        return self.app.get_key_display(found[0].binding) if found else action
