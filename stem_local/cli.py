@@ -9,13 +9,16 @@ import sys
 import traceback
 from collections.abc import Iterator
 from importlib import import_module
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
 
 import click
 
 from stem_runtime.errors import StemError
 
 from ._version import __version__
+
+if TYPE_CHECKING:
+    from click.shell_completion import CompletionItem
 
 VERBS = {
     "pull": "Get a model and install it.",
@@ -28,6 +31,7 @@ VERBS = {
     "bench": "Measure a model's speed on this machine.",
     "eval": "Measure a model's quality beside its cost.",
     "doctor": "Tell what this machine offers and what is set up.",
+    "completion": "Print what makes a shell complete commands.",
 }
 """Every verb and its line in the group's help, which is shown without importing the verb."""
 
@@ -46,7 +50,25 @@ class Failure(click.ClickException):
         click.echo(f"error: {self.message}", file=file, err=True)
 
 
-class LazyGroup(click.Group):
+class Told(click.Command):
+    """A command that tells whatever ends it in one line."""
+
+    def make_context(
+        self,
+        info_name: str | None,
+        args: list[str],
+        parent: click.Context | None = None,
+        **extra: Any,
+    ) -> click.Context:
+        with _told_in_one_line():
+            return super().make_context(info_name, args, parent, **extra)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        with _told_in_one_line():
+            return super().invoke(ctx)
+
+
+class LazyGroup(Told, click.Group):
     """Verbs live in `commands/<verb>.py`, each with a `command`."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
@@ -64,23 +86,19 @@ class LazyGroup(click.Group):
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
-        if args and not args[0].startswith("-") and args[0] not in VERBS:
+        unknown = args and not args[0].startswith("-") and args[0] not in VERBS
+        if unknown and not ctx.resilient_parsing:
             raise click.UsageError(f"there is no verb {args[0]!r}; see stem-local --help", ctx)
         return super().resolve_command(ctx, args)
 
-    def make_context(
-        self,
-        info_name: str | None,
-        args: list[str],
-        parent: click.Context | None = None,
-        **extra: Any,
-    ) -> click.Context:
-        with _told_in_one_line():
-            return super().make_context(info_name, args, parent, **extra)
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem[str]]:
+        from click.shell_completion import CompletionItem
 
-    def invoke(self, ctx: click.Context) -> Any:
-        with _told_in_one_line():
-            return super().invoke(ctx)
+        verbs = [verb for verb in VERBS if verb.startswith(incomplete)]
+        return [
+            *(CompletionItem(verb, help=VERBS[verb]) for verb in verbs),
+            *click.Command.shell_complete(self, ctx, incomplete),
+        ]
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         del ctx
@@ -136,5 +154,5 @@ def _failure(error: Exception) -> Failure:
     if isinstance(error, OSError):
         where = f" ({error.filename})" if error.filename else ""
         return Failure(f"{error.strerror or error}{where}", 1)
-    about = f"{type(error).__name__}: {error} (a fault of stem-local; --debug shows where)"
+    about = f"{type(error).__name__}: {error} (a fault of STEM Local; STEM_DEBUG=1 shows where)"
     return Failure(about, _INTERNAL_ERROR)

@@ -61,12 +61,17 @@ def check_name(name: str) -> str:
 
 def installed() -> list[InstalledModel]:
     """Every installed model, by name; damaged ones too."""
+    found = (find(name) for name in names())
+    return [model for model in found if model is not None]
+
+
+def names() -> list[str]:
+    """The names of installed models, without a look into them."""
     try:
-        names = sorted(entry.name for entry in os.scandir(models_dir()) if entry.is_dir())
+        found = sorted(entry.name for entry in os.scandir(models_dir()) if entry.is_dir())
     except FileNotFoundError:
         return []
-    found = (find(name) for name in names if not name.startswith("."))
-    return [model for model in found if model is not None]
+    return [name for name in found if not name.startswith(".") and _versions(models_dir() / name)]
 
 
 def find(name: str) -> InstalledModel | None:

@@ -9,6 +9,7 @@ import click
 
 from stem_runtime.errors import UsageError
 
+from ..cli_types import installed
 from ..units import parameters, size
 from ._options import ALL, quality_option, sparsities
 from ._output import as_json as print_json
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.argument("model", required=False)
+@click.argument("model", required=False, shell_complete=installed)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 @click.option("--contexts", default="128", metavar="N,N", help="Contexts to decode at (128).")
 @click.option("--tokens", default=64, type=click.IntRange(1), help="Tokens per decode run (64).")

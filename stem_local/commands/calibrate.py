@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from ..cli_types import installed
 from ..units import size
 from ._output import as_json, cancellable, facts, table
 
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.argument("model", required=False)
+@click.argument("model", required=False, shell_complete=installed)
 @click.option(
     "--text",
     multiple=True,

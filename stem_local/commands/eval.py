@@ -10,6 +10,7 @@ import click
 
 from stem_runtime.errors import UsageError
 
+from ..cli_types import installed
 from ..units import parameters, size
 from ._options import quality_option, sparsities
 from ._output import as_json, cancellable, facts, table
@@ -22,7 +23,7 @@ _FILE = click.Path(path_type=Path)
 
 
 @click.command()
-@click.argument("model", required=False)
+@click.argument("model", required=False, shell_complete=installed)
 @click.option(
     "--text",
     "texts",

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import click
 
+from ..cli_types import known
 from ._output import Bar
 
 
 @click.command()
-@click.argument("model", required=False)
+@click.argument("model", required=False, shell_complete=known)
 @click.option("--quant", type=click.Choice(["int4", "int8"]), help="Format for float weights.")
 @click.option("--name", help="Install under this name.")
 @click.option("--force", is_flag=True, help="Get and install it anew, replacing what is there.")

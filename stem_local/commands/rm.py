@@ -6,11 +6,12 @@ import sys
 
 import click
 
+from ..cli_types import installed
 from ..units import size
 
 
 @click.command()
-@click.argument("models", metavar="NAME...", nargs=-1, required=True)
+@click.argument("models", metavar="NAME...", nargs=-1, required=True, shell_complete=installed)
 @click.option("--yes", "-y", is_flag=True, help="Do not ask.")
 def command(models: tuple[str, ...], yes: bool) -> None:
     """Delete installed models from the disk, after asking.

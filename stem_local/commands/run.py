@@ -2,28 +2,25 @@
 
 from __future__ import annotations
 
-import sys
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from stem_runtime.errors import UsageError
 
-from .. import catalog
-from ..errors import NotInstalledError
+from ..cli_types import installed
+from ..oneshot import full_prompt, open_model, piped_input
 from ..terminal import interruptible, line_chat, print_answer, print_json, tell
 from ._options import quality_option, sparsity_option
 
 if TYPE_CHECKING:
-    from ..model import Model
     from ..sparsity import Sparsity
 
-MAX_INPUT = 16 << 20
 INTERRUPTED = 130
 
 
 @click.command()
-@click.argument("model", required=False)
+@click.argument("model", required=False, shell_complete=installed)
 @click.argument("prompt", required=False)
 @click.option("--system", metavar="TEXT", help="System message to begin with.")
 @click.option("--max-tokens", type=int, metavar="N", help="Most tokens to answer with (512).")
@@ -100,69 +97,3 @@ def command(
         tell(str(last.stats))
     if last.finish_reason == "cancelled":
         raise click.exceptions.Exit(INTERRUPTED)
-
-
-def piped_input() -> str | None:
-    """All of standard input, None when it is a terminal or closed."""
-    if sys.stdin is None or sys.stdin.closed or sys.stdin.isatty():
-        return None
-    data = sys.stdin.buffer.read(MAX_INPUT + 1)
-    if len(data) > MAX_INPUT:
-        raise UsageError(f"Standard input is over {MAX_INPUT >> 20} MB; no context holds that.")
-    return data.decode("utf-8", errors="replace")
-
-
-def full_prompt(prompt: str | None, piped: str | None) -> str | None:
-    """The prompt and what was piped in as one text; None means to chat."""
-    if piped is None and prompt is None:
-        return None
-    parts = [part for part in (prompt, (piped or "").rstrip("\r\n")) if part and part.strip()]
-    if not parts:
-        raise UsageError("The prompt is empty.")
-    return "\n\n".join(parts)
-
-
-def open_model(
-    name: str | None,
-    *,
-    threads: int | None,
-    context: int | None,
-    kernels: str | None,
-    sparsity: Sparsity,
-    quality: float,
-) -> Model:
-    """Load a model; the default one is fetched first if it is missing and someone is watching."""
-    from ..api import load
-
-    def opened() -> Model:
-        return load(
-            name,
-            threads=threads,
-            context=context,
-            kernels=kernels,
-            sparsity=sparsity,
-            quality=quality,
-        )
-
-    try:
-        return opened()
-    except NotInstalledError:
-        entry = catalog.find(name or catalog.DEFAULT_MODEL)
-        if entry is None or entry.name != catalog.DEFAULT_MODEL or not watched():
-            raise
-    tell(f"The default model {entry.name} is not on this machine yet; getting it, once.")
-    fetch(entry.name)
-    return opened()
-
-
-def watched() -> bool:
-    """Whether a person reads what is told on standard error."""
-    return sys.stderr.isatty()
-
-
-def fetch(name: str) -> None:
-    from ..hub import pull
-    from ._output import Bar
-
-    with Bar() as bar:
-        pull(name, progress=bar)

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from ..cli_types import installed
 from ..units import parameters, size
 from ._output import as_json, facts
 
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.argument("model")
+@click.argument("model", shell_complete=installed)
 @click.option("--json", "json_", is_flag=True, help="Print JSON.")
 def command(model: str, json_: bool) -> None:
     """Show an installed model: shape, format, size, source, licence, activation and sparsity.

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 
-from stem_local import api, cli, hub, terminal
+from stem_local import api, cli, hub, oneshot, terminal
 from stem_local.commands import run
 from stem_local.errors import NotInstalledError
 from stem_local.model import Model
@@ -76,10 +76,10 @@ def test_stats_go_to_standard_error(invoke: Invoke) -> None:
 
 
 def test_piped_text_is_the_prompt_or_follows_it() -> None:
-    assert run.full_prompt(None, "piped\n") == "piped"
-    assert run.full_prompt("Sum up:", "piped\r\n") == "Sum up:\n\npiped"
-    assert run.full_prompt("Sum up:", "") == run.full_prompt("Sum up:", None) == "Sum up:"
-    assert run.full_prompt(None, None) is None
+    assert oneshot.full_prompt(None, "piped\n") == "piped"
+    assert oneshot.full_prompt("Sum up:", "piped\r\n") == "Sum up:\n\npiped"
+    assert oneshot.full_prompt("Sum up:", "") == oneshot.full_prompt("Sum up:", None) == "Sum up:"
+    assert oneshot.full_prompt(None, None) is None
 
 
 def test_pipes_reach_the_model(invoke: Invoke) -> None:
@@ -96,7 +96,7 @@ def test_an_empty_prompt_is_refused(invoke: Invoke, args: tuple[str, ...]) -> No
 
 
 def test_input_without_end_is_refused(invoke: Invoke, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(run, "MAX_INPUT", 10)
+    monkeypatch.setattr(oneshot, "MAX_INPUT", 10)
     assert "Standard input is over" in str(invoke("tiny", piped="x" * 11).exception)
 
 
@@ -206,7 +206,7 @@ def test_the_default_model_is_fetched_when_someone_watches(
     monkeypatch.setattr(hub, "pull", lambda name, **_: pulled.append(name))
     assert isinstance(invoke(piped="Hi").exception, NotInstalledError)
     assert pulled == []
-    monkeypatch.setattr(run, "watched", lambda: True)
+    monkeypatch.setattr(oneshot, "watched", lambda: True)
     assert isinstance(invoke("qwen3-0.6b", "Hi").exception, NotInstalledError)
     result = invoke(piped="Hi")
     assert pulled == ["smollm2-135m"]

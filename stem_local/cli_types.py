@@ -1,0 +1,60 @@
+"""Values that are typed on a command line: how they are read, and how a shell completes them."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import click
+from click.shell_completion import CompletionItem
+
+from stem_runtime.errors import UsageError
+
+from .chat_settings import read_quality, read_sparsity
+
+if TYPE_CHECKING:
+    from .sparsity import Sparsity
+
+
+def sparsity(value: str) -> Sparsity:
+    """auto, off, or a share of the neurons. Raises UsageError."""
+    try:
+        return read_sparsity(value)
+    except UsageError as error:
+        raise UsageError(f"{error} What is no option comes before --sparsity.") from None
+
+
+def quality(value: str) -> float:
+    """A rise of perplexity, as a share or in percent. Raises UsageError."""
+    return read_quality(value)
+
+
+def installed(
+    context: click.Context, parameter: click.Parameter, typed: str
+) -> list[CompletionItem[str]]:
+    """Names of installed models, or folders where a path is being typed."""
+    del context, parameter
+    if _is_path(typed):
+        return [CompletionItem(typed, type="dir")]
+    from .store import names
+
+    return [CompletionItem(name) for name in names() if name.startswith(typed.lower())]
+
+
+def known(
+    context: click.Context, parameter: click.Parameter, typed: str
+) -> list[CompletionItem[str]]:
+    """Names in the catalogue, or files where a path is being typed."""
+    del context, parameter
+    if _is_path(typed):
+        return [CompletionItem(typed, type="file")]
+    from .catalog import entries
+
+    return [
+        CompletionItem(name, help=f"{entry.download / 1e6:.0f} MB, {entry.license}")
+        for name, entry in entries().items()
+        if name.startswith(typed.lower())
+    ]
+
+
+def _is_path(typed: str) -> bool:
+    return typed.startswith((".", "~")) or "/" in typed or "\\" in typed

@@ -1,0 +1,167 @@
+"""The `stem-chat` command: a chat on a terminal, one answer where there is none."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, TextIO
+
+import click
+
+from stem_local import __version__
+from stem_local.cli import INTERRUPTED, Told
+from stem_local.cli_types import installed, sparsity
+from stem_local.config import Config, load_config
+from stem_local.errors import UsageError
+
+if TYPE_CHECKING:
+    from stem_local.sparsity import Sparsity
+
+Resume = int | Literal["latest"]
+
+_CUT_OFF = {
+    "length": "(cut off: max_tokens is reached)",
+    "context": "(cut off: the context is full; --context makes it larger)",
+}
+
+
+def _resume(value: str) -> Resume:
+    if value == "latest":
+        return "latest"
+    if value.isdecimal() and len(value) < 19:
+        return int(value)
+    raise UsageError(
+        f"--resume takes the number of a conversation, or nothing for the latest, not {value!r:.40}"
+        "; a question comes before it."
+    )
+
+
+@click.command("stem-chat", cls=Told, context_settings={"help_option_names": ["-h", "--help"]})
+@click.argument("question", required=False)
+@click.option("--model", metavar="M", shell_complete=installed, help="Model to chat with.")
+@click.option("--system", metavar="TEXT", help="System prompt.")
+@click.option(
+    "--resume",
+    is_flag=False,
+    flag_value="latest",
+    type=_resume,
+    metavar="[ID]",
+    help="Go on with a saved conversation, the latest one unless its number is given.",
+)
+@click.option(
+    "--private/--no-private", default=None, help="Write no conversation to disk, or do after all."
+)
+@click.option(
+    "--sparsity",
+    type=sparsity,
+    metavar="S",
+    help="What to leave out: auto, off, or a share of the neurons up to 0.95.",
+)
+@click.option("--context", type=int, metavar="N", help="Tokens of prompt and answers.")
+@click.option("--threads", type=int, metavar="N", help="Threads to compute with.")
+@click.option(
+    "--config",
+    "file",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Read the settings from here instead.",
+)
+@click.option("--print-config", is_flag=True, help="Print the settings in force, as a file.")
+@click.version_option(__version__, prog_name="stem-chat")
+def main(
+    question: str | None,
+    model: str | None,
+    system: str | None,
+    resume: Resume | None,
+    private: bool | None,
+    sparsity: Sparsity | None,
+    context: int | None,
+    threads: int | None,
+    file: Path | None,
+    print_config: bool,
+) -> None:
+    """Chat with a language model on your own machine.
+
+    QUESTION is the first message. Where input or output is no terminal it is answered there, piped
+    input following it, and nothing is saved.
+
+    \b
+    Examples:
+      stem-chat
+      stem-chat --model qwen3-0.6b --system "Answer in one sentence."
+      stem-chat --resume
+      stem-chat "Summarise this:" < notes.txt
+      stem-chat "Name three rivers." > rivers.txt
+      stem-chat --print-config
+    """
+    config = load_config(file)
+    chat = replace(config.chat, **_given(system=system, sparsity=sparsity))
+    settings = _given(model=model, private=private, context=context, threads=threads)
+    config = replace(config, chat=chat, **settings)
+    if print_config:
+        from stem_local.config_text import to_toml
+
+        click.echo(to_toml(config), nl=False)
+    elif _is_terminal(sys.stdin) and _is_terminal(sys.stdout):
+        if config.private and resume is not None:
+            raise UsageError(
+                "--resume opens a saved conversation, and a private chat has none; "
+                "leave it out, or add --no-private."
+            )
+        _open(config, question, model, system, resume)
+    elif resume is not None:
+        raise UsageError("--resume needs a terminal for both input and output.")
+    else:
+        _answer(config, question)
+
+
+def _given(**options: Any) -> dict[str, Any]:
+    """The options that the command line has."""
+    return {name: value for name, value in options.items() if value is not None}
+
+
+def _is_terminal(stream: TextIO | None) -> bool:
+    return stream is not None and not stream.closed and stream.isatty()
+
+
+def _open(
+    config: Config, first: str | None, model: str | None, system: str | None, resume: Resume | None
+) -> None:
+    from .app import ChatApp
+    from .binding_table import check_config
+
+    check_config(config)
+    app = ChatApp(
+        config, model=model, system=system, resume=resume, private=config.private, first=first
+    )
+    app.run(mouse=config.mouse)
+    if app.return_code:
+        raise click.exceptions.Exit(app.return_code)
+
+
+def _answer(config: Config, question: str | None) -> None:
+    """Answer on standard output, as it comes."""
+    from stem_local.oneshot import full_prompt, open_model, piped_input
+    from stem_local.terminal import interruptible, print_answer, tell
+
+    prompt = full_prompt(question, piped_input())
+    if prompt is None:
+        raise UsageError("There is no terminal to chat on; give a question, or pipe one in.")
+    chat = config.chat
+    model = open_model(
+        config.model,
+        threads=config.threads,
+        context=config.context,
+        kernels=None,
+        sparsity=chat.sparsity,
+        quality=chat.quality,
+    )
+    with model, interruptible() as cancel:
+        options = chat.options()
+        chunks = model.stream(prompt, system=chat.system or None, cancel=cancel, **options)
+        reason = print_answer(chunks).finish_reason
+    if reason in _CUT_OFF:
+        tell(_CUT_OFF[reason])
+    if reason == "cancelled":
+        raise click.exceptions.Exit(INTERRUPTED)
