@@ -23,7 +23,8 @@ _TERM = re.compile(r'"([^"]*)"|(\S+)')
 # Chinese, Japanese, Thai, Lao, Khmer and Burmese write no spaces, so that the index takes whole
 # sentences of theirs for one word.
 _UNSPACED = re.compile(
-    "[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff\U00020000-\U0003ffff]"
+    r"[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff]"
+    r"|[\U00020000-\U0003ffff]"
 )
 
 _BY_WORDS = """

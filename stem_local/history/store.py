@@ -193,7 +193,7 @@ class History:
             )
             if not done.rowcount:
                 raise UsageError("That message is not in the history; was its chat deleted?")
-            if state is not None:
+            if state is not None and state != "streaming":
                 connection.execute(
                     "UPDATE conversations SET updated = ? "
                     "WHERE id = (SELECT conversation FROM entries WHERE id = ?)",
@@ -362,7 +362,7 @@ def _insert(
         entry.created,
         entry.forgotten,
         writer,
-        entry.model,
+        None if entry.model is None else rows.stored_text(entry.model, "model's name"),
         None if entry.stats is None else rows.stored_fields(entry.stats, "figures"),
         rows.stored_text(entry.content),
         rows.stored_attachments(entry.attachments),
