@@ -15,9 +15,6 @@ MAX_FILE = 1_000_000
 MAX_PASTE = 4_000_000
 """Characters of a paste that becomes an attachment."""
 
-MAX_FILES = 20
-"""Files of one message."""
-
 
 def read_text(path: str | Path) -> Attachment:
     """A text file as an attachment. Blocks; UsageError for what is no readable UTF-8 text."""

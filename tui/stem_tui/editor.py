@@ -22,21 +22,26 @@ async def edit(app: App[Any], text: str, command: str | None = None) -> str:
     """
     import click
 
-    def run() -> str | None:
-        return click.edit(text, editor=command, extension=".md")
+    def run() -> str | Exception:
+        try:
+            edited = click.edit(text, editor=command, extension=".md")
+        except (click.ClickException, ValueError, OSError) as error:
+            return error
+        return text if edited is None else edited.removesuffix("\n")
 
     try:
-        # an answer under way must not be drawn into the editor
+        # An answer under way must not be drawn into the editor. Nothing may be raised in here:
+        # the terminal would not be taken back.
         with app.suspend(), app.batch_update():
             edited = await asyncio.to_thread(run)
     except SuspendNotSupported:
         raise EditorError(
             "This terminal cannot be lent to an editor; write the message here instead."
         ) from None
-    except (click.ClickException, ValueError, OSError) as error:
-        reason = error.message if isinstance(error, click.ClickException) else error
+    if isinstance(edited, Exception):
+        reason = edited.message if isinstance(edited, click.ClickException) else edited
         raise EditorError(
-            f"{reason}; the message is as it was. Name another editor with `editor` in the "
-            "settings file or with $EDITOR."
-        ) from None
-    return text if edited is None else edited.removesuffix("\n")
+            f"{reason}; the message is as it was. Name another editor with `editor` in config.toml "
+            "or with $EDITOR."
+        )
+    return edited

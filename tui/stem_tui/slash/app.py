@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 async def _help(chat: ChatScreen, argument: str) -> None:
     from ..screens.help import HelpScreen
-    from .registry import COMMANDS, find, unknown
+    from .registry import find, unknown
 
     if not argument:
         chat.app.push_screen(HelpScreen(chat))

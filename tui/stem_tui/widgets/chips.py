@@ -2,26 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 
 from textual.content import Content
-from textual.message import Message
 from textual.widget import Widget
 
 from stem_local import units
+from stem_local.errors import UsageError
 from stem_local.history.entries import Attachment
 from stem_local.terminal import printable
 
+MOST = 20
+"""Files of one message."""
+
 
 class Chips(Widget):
-    """A row of names and sizes; a click takes one off."""
-
-    class Removed(Message):
-        """The chip at `index` was clicked."""
-
-        def __init__(self, index: int) -> None:
-            super().__init__()
-            self.index = index
+    """A row of names and sizes; a click takes one off. No row at all where there are none."""
 
     DEFAULT_CSS = """
     Chips {
@@ -37,13 +33,27 @@ class Chips(Widget):
 
     def __init__(self) -> None:
         super().__init__()
-        self._files: Sequence[Attachment] = ()
+        self._files: tuple[Attachment, ...] = ()
 
-    def show(self, files: Sequence[Attachment]) -> None:
-        """Show a chip for each; no row where there are none."""
+    @property
+    def files(self) -> tuple[Attachment, ...]:
+        return self._files
+
+    @files.setter
+    def files(self, files: Iterable[Attachment]) -> None:
         self._files = tuple(files)
-        self.display = bool(files)
+        self.display = bool(self._files)
         self.refresh(layout=True)
+
+    def add(self, file: Attachment) -> None:
+        """Raises UsageError where a message takes no more."""
+        if len(self._files) >= MOST:
+            raise UsageError(f"A message takes {MOST} files; take one off first.")
+        self.files = (*self._files, file)
+
+    def drop_last(self) -> None:
+        """Take the last file off."""
+        self.files = self._files[:-1]
 
     def render(self) -> Content:
         chips = [
@@ -57,4 +67,4 @@ class Chips(Widget):
         return Content("   ").join(chips)
 
     def action_remove(self, index: int) -> None:
-        self.post_message(self.Removed(index))
+        self.files = self._files[:index] + self._files[index + 1 :]

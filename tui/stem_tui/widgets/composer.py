@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar, Self, cast
+from typing import TYPE_CHECKING, ClassVar, Self
 
 from textual import on
 from textual.actions import SkipAction
@@ -22,7 +22,7 @@ from stem_local.history.entries import Attachment
 from stem_local.terminal import printable
 
 from .. import slash
-from ..attachments import MAX_FILES, pasted, read_text
+from ..attachments import pasted, read_text
 from ..slash.command import Suggestion
 from . import multiline
 from .chips import Chips
@@ -32,8 +32,6 @@ from .suggestions import Suggestions
 
 if TYPE_CHECKING:
     from textual.notifications import SeverityLevel
-
-    from ..screens.chat import ChatScreen
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,15 +91,8 @@ class Composer(Vertical):
     """
 
     BINDINGS: ClassVar[list[BindingType]] = [
-        # before the text area, which would take Enter for a new line
-        Binding("enter", "send", "Send", priority=True, id="composer.send"),
-        Binding(
-            "ctrl+j,shift+enter,alt+enter",
-            "newline",
-            "New line",
-            priority=True,
-            id="composer.newline",
-        ),
+        Binding("enter", "send", "Send", id="composer.send"),
+        Binding("ctrl+j,shift+enter,alt+enter", "newline", "New line", id="composer.newline"),
         Binding("tab", "complete", "Complete", show=False, id="composer.complete"),
         Binding("escape", "leave", "Close the list, stop editing", show=False, id="composer.leave"),
         Binding("up", "previous", "Up, or the message sent before", show=False, id="composer.up"),
@@ -113,7 +104,7 @@ class Composer(Vertical):
             show=False,
             id="composer.delete_left",
         ),
-        Binding("ctrl+o", "edit_outside", "Write in your editor", show=False, id="composer.editor"),
+        Binding("ctrl+g", "edit_outside", "Write in your editor", show=False, id="composer.editor"),
     ]
 
     editing: reactive[bool] = reactive(False)
@@ -122,16 +113,12 @@ class Composer(Vertical):
     def __init__(self, *, editor: str | None = None, id: str | None = None) -> None:  # noqa: A002
         super().__init__(id=id)
         self.editor = editor
-        self.area = MessageArea(
-            placeholder="Write a message, or / for commands", highlight_cursor_line=False
-        )
+        self.area = MessageArea(self._long_paste, "Write a message, or / for commands")
         self._chips = Chips()
         self._suggestions = Suggestions()
-        self._attachments: list[Attachment] = []
         self._pastes = 0
         self._recall = Recall()
         self._draft = Draft()
-        self._dismissed = False
 
     def compose(self) -> ComposeResult:
         yield self._suggestions
@@ -146,7 +133,7 @@ class Composer(Vertical):
 
     @property
     def attachments(self) -> tuple[Attachment, ...]:
-        return tuple(self._attachments)
+        return self._chips.files
 
     def focus(self, scroll_visible: bool = True) -> Self:
         self.area.focus(scroll_visible)
@@ -155,9 +142,13 @@ class Composer(Vertical):
     def load(
         self, text: str, attachments: Sequence[Attachment] = (), *, editing: bool = False
     ) -> None:
-        """Put this into the composer. What was typed comes back when an edit ends."""
+        """Put this into the composer. What was typed comes back when an edit ends, and with the
+        arrow keys otherwise.
+        """
         if editing and not self.editing:
             self._draft = Draft(self.text, self.attachments)
+        elif self.text.strip():
+            self._recall.add(self.text)
         self.editing = editing
         self._put(Draft(printable(text), tuple(attachments)))
 
@@ -168,14 +159,16 @@ class Composer(Vertical):
     async def attach(self, path: str | Path) -> Attachment:
         """Add a text file. Raises UsageError for one that cannot go with a message."""
         attachment = await asyncio.to_thread(read_text, path)
-        self._add_file(attachment)
+        self._chips.add(attachment)
         return attachment
 
     # Keys.
 
     def action_send(self) -> None:
+        self._follow()
         chosen = self._suggestions.chosen
-        if chosen is not None and self._accept(chosen):
+        # a suggestion that is whole is sent right away
+        if chosen is not None and self._insert(chosen) and not chosen.whole:
             return
         text = self.text
         if multiline.is_open(text):
@@ -190,6 +183,7 @@ class Composer(Vertical):
         self.area.replace("\n", start, end)
 
     def action_complete(self) -> None:
+        self._follow()
         if not self._suggestions.open:
             raise SkipAction
         if self._suggestions.chosen is None:
@@ -199,7 +193,7 @@ class Composer(Vertical):
 
     def action_leave(self) -> None:
         if self._suggestions.open:
-            self._close_suggestions()
+            self._suggestions.dismiss()
         elif self.editing:
             self._end_editing()
             self.post_message(self.Cancelled())
@@ -220,8 +214,8 @@ class Composer(Vertical):
 
     def action_delete_left(self) -> None:
         at_start = self.area.selection.is_empty and self.area.cursor_at_start_of_text
-        if at_start and self._attachments:
-            self._take_off(len(self._attachments) - 1)
+        if at_start and self.attachments:
+            self._chips.drop_last()
         else:
             self.area.action_delete_left()
 
@@ -234,27 +228,12 @@ class Composer(Vertical):
     @on(TextArea.Changed)
     def _changed(self, event: TextArea.Changed) -> None:
         event.stop()
-        text = self.text
+        self._follow()
+
+    def _follow(self) -> None:
+        """Let labels and suggestions fit the text, which may be newer than the last message."""
         self._label()
-        if not text.startswith("/"):
-            self._dismissed = False
-        if self._dismissed or not self.area.cursor_at_end_of_text:
-            self._suggestions.hide()
-        else:
-            self._suggest(text)
-
-    def _suggest(self, text: str) -> None:
-        names = slash.names(text)
-        if names or slash.awaited(text) is None:
-            self._suggestions.show(names, mark_first=True)
-            return
-        self.run_worker(self._suggest_arguments(text), group="suggest", exclusive=True)
-
-    async def _suggest_arguments(self, text: str) -> None:
-        items = await asyncio.to_thread(slash.arguments, cast("ChatScreen", self.screen), text)
-        if self.text == text and not self._dismissed:
-            # what is typed may be meant as it stands, so Enter takes one only after choosing it
-            self._suggestions.show(items, mark_first=False)
+        self._suggestions.follow(self.text)
 
     @on(Suggestions.Picked)
     def _picked(self, event: Suggestions.Picked) -> None:
@@ -262,32 +241,21 @@ class Composer(Vertical):
         self._insert(event.suggestion)
         self.focus()
 
-    def _accept(self, chosen: Suggestion) -> bool:
-        """Put a suggestion in; False where the line is then ready to be sent."""
-        if chosen.whole:
-            self.area.put(slash.completed(self.text, chosen))
-            return False
-        return self._insert(chosen)
-
     def _insert(self, chosen: Suggestion) -> bool:
         """Let a suggestion replace what it completes; False where that is there already."""
         before = self.text
         after = slash.completed(before, chosen)
         self.area.put(after)
         if chosen.whole and not after.endswith(" "):
-            self._close_suggestions()
+            self._suggestions.dismiss()
         return after != before
-
-    def _close_suggestions(self) -> None:
-        self._dismissed = True
-        self._suggestions.hide()
 
     def _go_back(self, step: int) -> bool:
         text = self._recall.step(step, self.text)
         if text is None:
             return False
         self.area.put(text)
-        self._close_suggestions()
+        self._suggestions.dismiss()
         return True
 
     def watch_editing(self) -> None:
@@ -321,7 +289,7 @@ class Composer(Vertical):
             files = self.attachments
             self._end_editing()
             self.post_message(self.Submitted(text, files))
-        elif self._attachments:
+        elif self.attachments:
             self._tell("Write what to do with the attached text first.", "warning")
 
     def _end_editing(self) -> None:
@@ -331,38 +299,20 @@ class Composer(Vertical):
         self.editing = False
 
     def _put(self, draft: Draft) -> None:
-        self._attachments = list(draft.attachments)
-        self._chips.show(self._attachments)
+        self._chips.files = draft.attachments
         self.area.put(draft.text)
 
     # Files, pastes, the editor.
 
-    @on(MessageArea.LongPaste)
-    def _long_paste(self, event: MessageArea.LongPaste) -> None:
-        event.stop()
+    def _long_paste(self, text: str) -> None:
         try:
-            attachment = pasted(event.text, self._pastes + 1)
-            self._add_file(attachment)
+            attachment = pasted(text, self._pastes + 1)
+            self._chips.add(attachment)
         except UsageError as error:
             self._tell(str(error), "error")
             return
         self._pastes += 1
         self._tell(f"The paste is long, so it goes along as the file {attachment.name}.")
-
-    @on(Chips.Removed)
-    def _chip_removed(self, event: Chips.Removed) -> None:
-        event.stop()
-        self._take_off(event.index)
-
-    def _add_file(self, attachment: Attachment) -> None:
-        if len(self._attachments) >= MAX_FILES:
-            raise UsageError(f"A message takes {MAX_FILES} files; take one off first.")
-        self._attachments.append(attachment)
-        self._chips.show(self._attachments)
-
-    def _take_off(self, index: int) -> None:
-        del self._attachments[index]
-        self._chips.show(self._attachments)
 
     async def _edit_outside(self) -> None:
         from .. import editor

@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import ClassVar
 
 from textual import events
 from textual.actions import SkipAction
 from textual.binding import Binding, BindingType
-from textual.message import Message
 from textual.widgets import TextArea
 
 from stem_local.terminal import printable
 
 MAX_EDITED = 50_000
-"""Characters that a paste may have to be edited in place: wrapping more would delay each key."""
+MAX_LINE = 10_000
+"""Characters that a paste, and a line of it, may have to be edited in place. A line is wrapped and
+drawn anew with each key.
+"""
 
 _COMPOSER_KEYS = {"up", "down", "backspace"}
 
@@ -35,14 +37,12 @@ def _named(bindings: Iterable[BindingType]) -> Iterable[Binding]:
 class MessageArea(TextArea, inherit_bindings=False):
     """A text area whose Enter and arrows its composer decides about."""
 
-    class LongPaste(Message):
-        """A paste that is too long to edit; nothing of it was inserted."""
-
-        def __init__(self, text: str) -> None:
-            super().__init__()
-            self.text = text
-
     BINDINGS: ClassVar[list[BindingType]] = [*_named(TextArea.BINDINGS)]
+
+    def __init__(self, take_long_paste: Callable[[str], None], placeholder: str) -> None:
+        """`take_long_paste` gets what is too long to edit, of which nothing is inserted."""
+        super().__init__(placeholder=placeholder, highlight_cursor_line=False)
+        self._take_long_paste = take_long_paste
 
     @property
     def on_first_row(self) -> bool:
@@ -62,6 +62,22 @@ class MessageArea(TextArea, inherit_bindings=False):
         self.load_text(text)
         self.move_cursor(self.document.end)
 
+    async def _on_key(self, event: events.Key) -> None:
+        """Do what keys of the composer mean right here, in the order in which they are typed.
+
+        Textual looks for bindings only when a key has bubbled up to the app, and for those with
+        priority before the widget has had the keys typed earlier: a message that is typed fast, or
+        by a program, would be sent without its end or with the beginning of the next.
+        """
+        if event.is_printable:
+            return
+        active = self.screen.active_bindings.get(event.key)
+        if active is None or not (active.binding.id or "").startswith("composer."):
+            return
+        if await self.app.run_action(active.binding.action, active.node):
+            event.stop()
+            event.prevent_default()
+
     def action_paste(self) -> None:
         self._paste(self.app.clipboard)
 
@@ -72,8 +88,8 @@ class MessageArea(TextArea, inherit_bindings=False):
 
     def _paste(self, text: str) -> None:
         text = printable(text.replace("\r\n", "\n").replace("\r", "\n"))
-        if len(text) > MAX_EDITED:
-            self.post_message(self.LongPaste(text))
+        if len(text) > MAX_EDITED or max(map(len, text.split("\n"))) > MAX_LINE:
+            self._take_long_paste(text)
         elif result := self._replace_via_keyboard(text, *self.selection):
             self.move_cursor(result.end_location)
             self.focus()

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
+from typing import TYPE_CHECKING, cast
 
 from textual import events
 from textual.content import Content
@@ -11,14 +13,18 @@ from textual.widget import Widget
 
 from stem_local.terminal import printable
 
+from .. import slash
 from ..slash.command import Suggestion
+
+if TYPE_CHECKING:
+    from ..screens.chat import ChatScreen
 
 ROWS = 8
 """Suggestions in view at once; the list scrolls to the chosen one."""
 
 
 class Suggestions(Widget):
-    """A list that is steered from outside: what is typed keeps the focus."""
+    """What a slash command that is being typed could become; the text keeps the focus."""
 
     class Picked(Message):
         """A suggestion was clicked."""
@@ -47,6 +53,8 @@ class Suggestions(Widget):
         self._items: Sequence[Suggestion] = ()
         self._chosen: int | None = None
         self._top = 0
+        self._text = ""
+        self._dismissed = False
 
     @property
     def open(self) -> bool:
@@ -57,8 +65,33 @@ class Suggestions(Widget):
         """The one under the mark; None where none is marked yet."""
         return None if self._chosen is None else self._items[self._chosen]
 
-    def show(self, items: Sequence[Suggestion], *, mark_first: bool) -> None:
-        """Show these instead; nothing at all where there are none."""
+    def follow(self, text: str) -> None:
+        """Offer what `text` could become. Names of commands are there at once, arguments soon."""
+        if text == self._text:
+            return
+        self._text = text
+        if not text.startswith("/"):
+            self._dismissed = False
+        names = () if self._dismissed else slash.names(text)
+        if names or self._dismissed or slash.awaited(text) is None:
+            self._show(names, mark_first=True)
+        else:
+            self.run_worker(self._list_arguments(text), group="arguments", exclusive=True)
+
+    def dismiss(self) -> None:
+        """Close the list until another command is typed."""
+        self._dismissed = True
+        self._show((), mark_first=False)
+
+    async def _list_arguments(self, text: str) -> None:
+        # of the chat below, whatever lies over it by now
+        chat = cast("ChatScreen", self.screen)
+        items = await asyncio.to_thread(slash.arguments, chat, text)
+        if text == self._text and not self._dismissed:
+            # what is typed may be meant as it stands, so Enter takes one only if it was marked
+            self._show(items, mark_first=False)
+
+    def _show(self, items: Sequence[Suggestion], *, mark_first: bool) -> None:
         self._items = items
         self._chosen = 0 if items and mark_first else None
         self._top = 0
@@ -67,9 +100,6 @@ class Suggestions(Widget):
         self.styles.offset = (0, -rows)
         self.display = self.open
         self._update()
-
-    def hide(self) -> None:
-        self.show((), mark_first=False)
 
     def move(self, step: int) -> None:
         """Mark the next suggestion, or the one before; around at the ends."""
