@@ -17,7 +17,7 @@ def drawn(used: int, limit: int, policy: str, width: int = 80) -> tuple[str, boo
     gauge = ContextGauge()
 
     async def session(pilot: Pilot[object]) -> tuple[str, bool]:
-        gauge.policy = policy  # type: ignore[assignment]
+        gauge.policy = policy
         gauge.show(used, limit)
         await pilot.pause()
         return shown(pilot.app).strip(), gauge.has_class("-nearly")

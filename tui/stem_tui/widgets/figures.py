@@ -11,6 +11,10 @@ from stem_local.units import parameters as parameters
 from stem_local.units import rate as rate
 
 LEVELS = "▁▂▃▄▅▆▇█"
+
+FOCUSED = "▸"
+"""Stands before the one of several controls that the keys go to."""
+
 SUMMARY_BLOCKS = 16
 LONGEST = 40
 
