@@ -92,6 +92,16 @@ def shown(app: App[Any]) -> str:
     return "\n".join(row.text.rstrip() for row in rows)
 
 
+async def until(pilot: Pilot[Any], condition: Callable[[], object]) -> None:
+    """Let the app go on until the condition holds: for what a thread or timer brings about."""
+    for _ in range(400):
+        await pilot.pause()
+        if condition():
+            return
+        await asyncio.sleep(0.01)
+    raise AssertionError(f"It never came to that; on the screen was:\n{shown(pilot.app)}")
+
+
 @pytest.fixture(autouse=True)
 def plain_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
     """No animations, and nothing of the terminal that the tests were started from."""

@@ -72,7 +72,7 @@ class Palette(Provider):
 
     def _write(self, name: str) -> None:
         """A command that needs more is begun in the composer, where its argument completes."""
-        self._chat.composer.load(f"/{name} ", ())
+        self._chat.composer.load(f"/{name} ")
         self._chat.composer.focus()
 
     def _keys(self) -> Iterator[Item]:

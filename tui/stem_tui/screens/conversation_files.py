@@ -17,33 +17,40 @@ from .prompt import PromptScreen
 if TYPE_CHECKING:
     from stem_local.history import History
 
-_HINT = "name.md: the open branch, to read. name.json: every branch, to import again."
+_EXPORT = "name.md: the open branch, to read. name.json: every branch, to import again."
+_IMPORT = "A .json that was exported here, or a list of messages with role and content."
 
 
 async def export(
     app: App[Any], history: History, conversation: int, title: str, file: str | None = None
 ) -> str | None:
-    """Write a conversation to `file`, or where the user wants it, from a worker. Returns a sentence
-    of what was done, `None` where the user left. Raises `StemError` where it cannot be written.
+    """Write a conversation to `file`, or where the user wants it; called in a worker.
+
+    Returns a sentence of what was done, `None` where the user left. Raises `StemError` where it
+    cannot be written.
     """
     from stem_local.history import exchange
 
-    question = f"Write “{title}” to which file?"
-    name = f"{file_stem(title)}.md"
-    answer = file or await app.push_screen_wait(
-        PromptScreen(question, name, title="Export", hint=_HINT, done="Export")
-    )
-    if answer is None:
-        return None
-    path = _path(answer)
+    if file is None:
+        question = f"Write “{title}” to which file?"
+        name = f"{file_stem(title)}.md"
+        prompt = PromptScreen(question, name, title="Export", hint=_EXPORT, done="Export")
+        file = await app.push_screen_wait(prompt)
+        if file is None:
+            return None
+    path = _path(file)
     kind = path.suffix.lower()
     if kind not in (".md", ".json"):
-        raise UsageError(f"{path.name} must end in .md or .json, which say what is written.")
-    replace = await asyncio.to_thread(path.exists)
-    if replace and not await app.push_screen_wait(
-        ConfirmScreen(f"{path} exists. Replace it?", title="Export", yes="Replace", no="Keep")
-    ):
-        return None
+        raise UsageError(
+            f"{path.name}: the name must end in .md or .json, which say what is meant."
+        )
+    replace = await asyncio.to_thread(path.is_file)
+    if replace:
+        confirm = ConfirmScreen(
+            f"{path} exists. Replace it?", title="Export", yes="Replace", no="Keep"
+        )
+        if not await app.push_screen_wait(confirm):
+            return None
     write = exchange.to_markdown if kind == ".md" else exchange.to_json
     text = await asyncio.to_thread(write, history, conversation)
     await asyncio.to_thread(exchange.write_file, path, text, overwrite=replace)
@@ -51,22 +58,18 @@ async def export(
 
 
 async def import_file(app: App[Any], history: History, file: str | None = None) -> int | None:
-    """Take in a conversation from `file`, or one that the user names, from a worker. Returns its
-    number, `None` where the user left. Raises `StemError` where the file holds none.
+    """Take in a conversation from `file`, or from one the user names; called in a worker.
+
+    Returns its number, `None` where the user left. Raises `StemError` where there is none in it.
     """
     from stem_local.history import exchange
 
-    answer = file or await app.push_screen_wait(
-        PromptScreen(
-            "Import which file?",
-            title="Import",
-            hint="A .json that was exported here, or a list of messages with role and content.",
-            done="Import",
-        )
-    )
-    if answer is None:
-        return None
-    text = await asyncio.to_thread(exchange.read_file, _path(answer))
+    if file is None:
+        prompt = PromptScreen("Import which file?", title="Import", hint=_IMPORT, done="Import")
+        file = await app.push_screen_wait(prompt)
+        if file is None:
+            return None
+    text = await asyncio.to_thread(exchange.read_file, _path(file))
     return await asyncio.to_thread(exchange.from_json, history, text)
 
 

@@ -22,12 +22,15 @@ _FOUND = re.compile(f"{_OPEN}([^{_OPEN}{_CLOSE}]*){_CLOSE}?")
 
 
 class Row(Option):
-    """A row that knows which conversation it stands for."""
+    """A row that knows which conversation it stands for, and which message of it was found."""
 
-    def __init__(self, prompt: Content, conversation: int, title: str) -> None:
+    def __init__(
+        self, prompt: Content, conversation: int, title: str, entry: int | None = None
+    ) -> None:
         super().__init__(prompt)
         self.conversation = conversation
         self.title = title
+        self.entry = entry
 
 
 def conversation_row(info: ConversationInfo, now: float, current: int | None = None) -> Row:
@@ -44,7 +47,7 @@ def hit_row(hit: Hit, now: float) -> Row:
     who = "you" if hit.role == "user" else "the model"
     columns = f"  {when(hit.created, now):<15}{who:>10}  "
     head = Content.assemble((columns, "$text-muted"), title)
-    return Row(Content("\n").join([head, marked(hit.snippet)]), hit.conversation, title)
+    return Row(Content("\n").join([head, marked(hit.snippet)]), hit.conversation, title, hit.entry)
 
 
 def marked(snippet: str) -> Content:

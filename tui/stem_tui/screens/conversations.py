@@ -188,8 +188,14 @@ class ConversationsScreen(Dialog[int | None]):
     def action_move(self, how: str) -> None:
         getattr(self._list, f"action_{how}")()
 
-    def action_open(self) -> None:
-        if (row := self._row) is not None:
+    @work(exclusive=True, group="action")
+    async def action_open(self) -> None:
+        if (row := self._row) is None:
+            return
+        with self._telling():
+            if row.entry is not None:
+                # The message may be on a branch that is not the open one.
+                await asyncio.to_thread(self._history.open_entry, row.entry)
             self.dismiss(row.conversation)
 
     @on(OptionList.OptionSelected)
@@ -283,10 +289,10 @@ class ConversationsScreen(Dialog[int | None]):
 
 def _found(count: int, words: str) -> str:
     if count == 0:
-        return f"No message has “{words}”."
+        return f"Nothing has “{words}”."
     if count == PAGE:
-        return f"The first {PAGE} messages with “{words}”; more words find fewer."
-    return f"{count} {'message has' if count == 1 else 'messages have'} “{words}”."
+        return f"The first {PAGE} with “{words}”; more words find fewer."
+    return f"{count} found with “{words}”."
 
 
 def _listed(count: int, more: bool) -> str:
