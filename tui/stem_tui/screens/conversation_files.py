@@ -12,6 +12,7 @@ from textual.app import App
 from stem_local.errors import UsageError
 
 from .confirm import ConfirmScreen
+from .dialog import one_line
 from .prompt import PromptScreen
 
 if TYPE_CHECKING:
@@ -81,6 +82,6 @@ def file_stem(title: str) -> str:
 
 def _path(typed: str) -> Path:
     try:
-        return Path(typed).expanduser().absolute()
+        return Path(one_line(typed)).expanduser().absolute()
     except RuntimeError as error:
         raise UsageError(f"{typed}: {error}") from error
