@@ -5,21 +5,21 @@ python docs/generate_cli.py [--check]
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
-from pathlib import Path
 
 import click
+from generate_page import write_or_check
 
 from stem_local.cli import main as stem_local
+from stem_tui.cli import main as stem_chat
 
-PAGE = Path(__file__).with_name("cli.md")
 WIDTH = 80
 HEAD = """# Command line
 
 <!-- Written by docs/generate_cli.py: change the commands, then run `make docs`. -->
 
-What `stem-local --help` and `stem-local VERB --help` print.
+What `stem-chat --help`, `stem-local --help` and `stem-local VERB --help` print. To have the
+shell complete both commands, see [stem-local completion](#stem-local-completion).
 """
 
 
@@ -36,8 +36,9 @@ def helps(command: click.Command, context: click.Context) -> Iterator[tuple[str,
 def page() -> str:
     """The whole page. The same on every machine: the width is fixed and colours are left out."""
     parts = [HEAD]
-    for name, text in helps(stem_local, _context(stem_local, "stem-local")):
-        parts.append(f"## {name}\n\n```text\n{click.unstyle(text).rstrip()}\n```\n")
+    for command, called in ((stem_chat, "stem-chat"), (stem_local, "stem-local")):
+        for name, text in helps(command, _context(command, called)):
+            parts.append(f"## {name}\n\n```text\n{click.unstyle(text).rstrip()}\n```\n")
     return "\n".join(parts)
 
 
@@ -48,16 +49,5 @@ def _context(
     return click.Context(command, info_name=name, parent=parent, **settings)
 
 
-def main() -> None:
-    text = page()
-    if sys.argv[1:] == ["--check"]:
-        if not PAGE.exists() or PAGE.read_text(encoding="utf-8") != text:
-            sys.exit("docs/cli.md is not what the commands say; run `make docs`.")
-    elif not sys.argv[1:]:
-        PAGE.write_text(text, encoding="utf-8")
-    else:
-        sys.exit(__doc__)
-
-
 if __name__ == "__main__":
-    main()
+    write_or_check("cli.md", page())

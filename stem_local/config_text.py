@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import textwrap
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 
 from . import chat_settings, config
 from .chat_settings import About
@@ -19,10 +20,13 @@ to send with Alt+Enter and begin a new line with Enter:
 """
 
 
-def to_toml(settings: Config) -> str:
-    """Every setting with what it is for; those that are not set are commented out."""
+def to_toml(settings: Config, file: Path) -> str:
+    """Every setting with what it is for; those that are not set are commented out.
+
+    `file` is where stem-chat looks for them.
+    """
     lines = [
-        *_comment(f"Settings of stem-chat, read from {config.config_file()}"),
+        f"# Settings of stem-chat. They are read from {toml_value(str(file))}",
         "",
         *_table(settings, config.ABOUT),
         "[keys]",

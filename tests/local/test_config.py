@@ -133,21 +133,21 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
 @settings(max_examples=60, deadline=None)
 @given(CONFIGS)
 def test_what_is_printed_can_be_saved_as_the_file(config: Config) -> None:
-    assert from_toml(tomllib.loads(to_toml(config))) == config
+    assert from_toml(tomllib.loads(to_toml(config, Path("config.toml")))) == config
 
 
 def test_what_is_printed_names_every_setting(home: Path) -> None:
-    text = to_toml(Config())
+    text = to_toml(Config(), config_file())
     assert str(home) in text
     for field in fields(Config):
         spellings = (f"\n{field.name} = ", f"\n# {field.name} = ", f"\n[{field.name}]\n")
         assert any(spelling in text for spelling in spellings)
     assert set(ABOUT) == {field.name for field in fields(Config)} - {"keys", "chat"}
-    assert max(map(len, text.splitlines())) <= 100
+    assert max(map(len, text.splitlines()[1:])) <= 100
 
 
 def test_examples_of_settings_that_are_not_set_are_valid() -> None:
-    text = to_toml(Config())
+    text = to_toml(Config(), config_file())
     examples = "\n".join(line[2:] for line in text.splitlines() if " = " in line and line[0] == "#")
     top, keys = examples.split('"composer.send"')
     from_toml(tomllib.loads(top))

@@ -12,7 +12,7 @@ import click
 from stem_local import __version__
 from stem_local.cli import INTERRUPTED, Told
 from stem_local.cli_types import installed, sparsity
-from stem_local.config import Config, load_config
+from stem_local.config import Config, config_file, load_config
 from stem_local.errors import UsageError
 
 if TYPE_CHECKING:
@@ -102,7 +102,7 @@ def main(
     if print_config:
         from stem_local.config_text import to_toml
 
-        click.echo(to_toml(config), nl=False)
+        click.echo(to_toml(config, file or config_file()), nl=False)
     elif _is_terminal(sys.stdin) and _is_terminal(sys.stdout):
         if config.private and resume is not None:
             raise UsageError(
