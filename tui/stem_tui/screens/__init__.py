@@ -1,0 +1,1 @@
+"""Everything that fills the terminal, or lies over what does."""
