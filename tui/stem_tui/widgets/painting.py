@@ -1,0 +1,51 @@
+"""Lines of text as strips in the styles of a widget."""
+
+from __future__ import annotations
+
+from rich.segment import Segment
+from textual.content import Content
+from textual.strip import Strip
+from textual.style import Style
+from textual.widget import Widget
+
+from .blocks import Line
+
+
+class Painter:
+    """Draws for a widget. The style ".code" is its component class `<prefix>--code`."""
+
+    def __init__(self, widget: Widget, prefix: str) -> None:
+        self._widget = widget
+        self._prefix = prefix
+        self._styles: dict[str, Style] = {}
+
+    def forget(self) -> None:
+        """Look the styles up again: the theme is another one."""
+        self._styles.clear()
+
+    def strip(self, line: Line, width: int) -> Strip:
+        """A line, filled up to the width where it has a style for that."""
+        base = self._widget.visual_style
+        rendered = line.text.render(base, end="", parse_style=self.style)
+        strip = Strip([Segment(text, (base + style).rich_style) for text, style in rendered])
+        if line.fill:
+            return strip.extend_cell_length(width, (base + self.style(line.fill)).rich_style)
+        return strip
+
+    def label(self, text: str, style: str = "") -> Strip:
+        """A word or a mark."""
+        return self.strip(Line(Content.styled(text, style) if style else Content(text)), 0)
+
+    def style(self, name: str | Style) -> Style:
+        """A style by its name."""
+        if isinstance(name, Style):
+            return name
+        style = self._styles.get(name)
+        if style is None:
+            if name.startswith("."):
+                component = f"{self._prefix}--{name[1:]}"
+                style = self._widget.get_visual_style(component, partial=True)
+            else:
+                style = Style.parse(name)
+            self._styles[name] = style
+        return style
