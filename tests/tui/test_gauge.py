@@ -49,6 +49,7 @@ def test_the_share_and_what_happens_are_kept_longest() -> None:
     assert (
         drawn(7000, 8192, DROP, width=50)[0] == "context 85% · ! nearly full: old turns drop next"
     )
+    assert drawn(7000, 8192, DROP, width=40)[0] == "context 85% · ! nearly full"
     assert drawn(7000, 8192, DROP, width=20)[0] == "context 85%"
 
 

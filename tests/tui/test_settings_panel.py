@@ -283,7 +283,7 @@ def test_defaults_bring_back_all_but_the_prompt() -> None:
     defaults = ChatSettings(temperature=0.2)
     start = ChatSettings(system="Stay", temperature=1.0, sparsity="off", top_k=1)
     app = Panelled(start, defaults=defaults)
-    assert told(app, "f4", "f4") == [ChatSettings(system="Stay", temperature=0.2)]
+    assert told(app, "f5", "f5") == [ChatSettings(system="Stay", temperature=0.2)]
 
 
 def test_escape_leaves_the_panel() -> None:

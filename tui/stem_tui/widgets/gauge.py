@@ -75,6 +75,7 @@ class ContextGauge(Widget):
         yield f"context {bar(self.share, BAR)} {numbers} tokens ({share}) · {will}"
         yield f"context {numbers} ({share}) · {will}"
         yield f"context {share} · {will}"
+        yield f"context {share} · {will.partition(': ')[0]}"
         yield f"context {share}"
 
     def _will(self) -> str:

@@ -24,6 +24,10 @@ if TYPE_CHECKING:
 BAR = 8
 GAP = "  "
 Part = tuple[str, str]
+"""A text and its style."""
+
+Ways = tuple[list[Part], ...]
+"""Ways to say the same, the longest first."""
 
 STEPS = {"denser": denser, "cycle": following, "sparser": sparser}
 CLICKS = {how: Style.from_meta({"@click": f"step('{how}')"}) for how in STEPS}
@@ -66,7 +70,7 @@ class StemMeter(Widget):
 
     def __init__(self) -> None:
         super().__init__()
-        self._parts: list[Part] = []
+        self._ways: Ways = ([],)
         self._layers: tuple[float, ...] = ()
         self._about = ""
         self._share = FIRST_SHARE
@@ -79,27 +83,27 @@ class StemMeter(Widget):
             self.waiting(f"Reading the prompt, {read}", live.prompt_done, live.prompt_total)
             return
         speed = live.tokens_per_second
-        parts = _figures("▶", speed, live.active_parameters, live.total_parameters)
-        self._draw(parts, live.layer_active_fraction, live.sparsity)
+        ways = _figures("▶", speed, live.active_parameters, live.total_parameters)
+        self._draw(ways, live.layer_active_fraction, live.sparsity)
 
     def rest(self, stats: Mapping[str, Any] | None) -> None:
         """Draw the figures of a finished answer, of `Stats.to_dict()`; None where there is none."""
         if stats is None:
-            self._draw([("How fast the model answers, and how much of it, is shown here.", "")])
+            self._draw(([("How fast the model answers, and how much of it, is shown here.", "")],))
             return
         active, total = (number(stats.get(f"{part}_parameters")) for part in ("active", "total"))
-        parts = _figures("■", number(stats.get("tokens_per_second")), active, total)
+        ways = _figures("■", number(stats.get("tokens_per_second")), active, total)
         about = stats.get("sparsity")
         layers = tuple(numbers(stats.get("layer_active_fraction")))
-        self._draw(parts, layers, about if isinstance(about, str) else "")
+        self._draw(ways, layers, about if isinstance(about, str) else "")
 
     def waiting(self, text: str, done: int = 0, total: int = 0) -> None:
         """Say what has to be done before the answer, and how much of it is; `total` 0: unknown."""
-        parts = [("… ", ""), (one_line(text), "bold")]
+        parts: list[Part] = [("… ", ""), (one_line(text), "bold")]
         if total > 0:
             parts += [(GAP, ""), (bar(done / total, 2 * BAR), "$text-primary")]
             parts += [(f" {min(done / total, 1):.0%}", "")]
-        self._draw(parts, (), self._about)
+        self._draw((parts,), (), self._about)
 
     def step(self, how: str) -> None:
         """Ask for the next setting: "sparser", "denser" or "cycle"."""
@@ -114,13 +118,13 @@ class StemMeter(Widget):
         if not isinstance(setting, str):
             self._share = setting
 
-    def _draw(self, parts: list[Part], layers: tuple[float, ...] = (), about: str = "") -> None:
-        drawn = parts, layers, about
-        if drawn == (self._parts, self._layers, self._about):
+    def _draw(self, ways: Ways, layers: tuple[float, ...] = (), about: str = "") -> None:
+        drawn = ways, layers, about
+        if drawn == (self._ways, self._layers, self._about):
             return
         if about != self._about:
             self.tooltip = one_line(about) or None
-        self._parts, self._layers, self._about = drawn
+        self._ways, self._layers, self._about = drawn
         self.refresh()
 
     def render(self) -> RenderResult:
@@ -128,8 +132,11 @@ class StemMeter(Widget):
         return Content("\n").join([self._first_row(width), self._second_row(width)])
 
     def _first_row(self, width: int) -> Content:
-        parts = list(self._parts)
-        room = width - sum(len(text) for text, _ in parts) - len(GAP)
+        strip_room = len(GAP) + BAR if self._layers else 0
+        lengths = [sum(len(text) for text, _ in parts) for parts in self._ways]
+        fitting = (i for i, length in enumerate(lengths) if length + strip_room <= width)
+        chosen = next(fitting, len(lengths) - 1)
+        parts, room = list(self._ways[chosen]), width - lengths[chosen] - len(GAP)
         if self._layers and room >= BAR:
             parts += [(GAP, ""), (strip(self._layers, room), "$text-primary")]
         return Content.assemble(*parts).truncate(width, ellipsis=True)
@@ -142,16 +149,17 @@ class StemMeter(Widget):
             (chosen, CLICKS["cycle"]),
             (" ▸", CLICKS["sparser"]),
             GAP,
-            (one_line(self._about), "$text-muted"),
+            (one_line(self._about), "$foreground-muted"),
         )
         return row.truncate(width, ellipsis=True)
 
 
-def _figures(mark: str, speed: float, active: float, total: float) -> list[Part]:
+def _figures(mark: str, speed: float, active: float, total: float) -> Ways:
     """What is the same for an answer under way and a finished one."""
-    parts = [(f"{mark} ", ""), (rate(speed), "bold")]
-    if active and total:
-        share = min(active / total, 1.0)
-        parts += [(f"{GAP}{parameters(active)} of {parameters(total)} active ", "")]
-        parts += [(bar(share, BAR), "$text-primary"), (f" {share:.0%}", "")]
-    return parts
+    fast = [(f"{mark} ", ""), (rate(speed), "bold")]
+    if not (active and total):
+        return (fast,)
+    share = min(active / total, 1.0)
+    counts = [(f"{GAP}{parameters(active)} of {parameters(total)} active ", "")]
+    drawn = [(bar(share, BAR), "$text-primary"), (f" {share:.0%}", "")]
+    return fast + counts + drawn, [*fast, (f"{GAP}{share:.0%} active", "")], fast

@@ -57,8 +57,8 @@ class SettingsPanel(Vertical):
     }
     """
     BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("escape", "close", "Close the settings", id="settings.close"),
-        Binding("f4", "defaults", "Default settings, but the prompt", id="settings.defaults"),
+        Binding("escape", "close", "Close settings", id="settings.close"),
+        Binding("f5", "defaults", "Defaults", id="settings.defaults"),
     ]
 
     class Changed(Message):
@@ -71,15 +71,17 @@ class SettingsPanel(Vertical):
     class Closed(Message):
         """Someone is done with the panel."""
 
-    def __init__(self, settings: ChatSettings, defaults: ChatSettings | None = None) -> None:
-        """`defaults` are those of new chats."""
+    def __init__(
+        self, settings: ChatSettings | None = None, defaults: ChatSettings | None = None
+    ) -> None:
+        """`settings` are shown at first, until `load`; `defaults` are those of new chats."""
         super().__init__()
         self.border_title = "Settings of this chat"
-        self.settings = settings
         self._defaults = defaults or ChatSettings()
+        self.settings = settings or self._defaults
         self._system = TextArea(name="system", placeholder="none")
         self._sparsity = SparsityControl(name="sparsity")
-        self._policy = Choices(POLICIES, settings.context_policy, name="context_policy")
+        self._policy = Choices(POLICIES, self.settings.context_policy, name="context_policy")
         self._fields = {name: Input(compact=True, name=name) for name in TYPED}
         self._names = {name: Label(text) for name, text in NAMES.items()}
         self._help = Static(classes="help", markup=False)
