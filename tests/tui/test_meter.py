@@ -15,6 +15,7 @@ from textual.widgets import Input
 
 from stem_local.live import Live
 from stem_local.sparsity import MOST, Sparsity
+from stem_tui.widgets.gauge import ContextGauge
 from stem_tui.widgets.meter import StemMeter
 from stem_tui.widgets.sparsity_scale import FIRST_SHARE, denser, following, nearest, sparser
 
@@ -259,3 +260,15 @@ def test_an_unchanged_figure_is_not_drawn_again(monkeypatch: pytest.MonkeyPatch)
         assert drawn == []
 
     run_app(Host(meter), session)
+
+
+def test_it_looks_as_it_did(theme: str, snap_compare: Callable[..., bool]) -> None:
+    meter, gauge = StemMeter(), ContextGauge()
+
+    async def act(pilot: Pilot[object]) -> None:
+        meter.setting = 0.4
+        meter.show(LIVE)
+        gauge.show(7000, 8192)
+        await pilot.pause()
+
+    assert snap_compare(Host(meter, gauge, theme=theme), run_before=act)

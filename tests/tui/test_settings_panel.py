@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import fields
 from typing import Any
 
@@ -324,3 +325,14 @@ def test_everything_can_be_reached_with_tab_at_the_smallest_size() -> None:
 
     names = run_app(app, session)
     assert names == ["system", "sparsity", "sparsity", "context_policy", *TYPED, "system"]
+
+
+def test_it_looks_as_it_did(theme: str, snap_compare: Callable[..., bool]) -> None:
+    panel = SettingsPanel(ChatSettings(system="Be brief.", sparsity=0.4))
+
+    async def act(pilot: Pilot[object]) -> None:
+        next(field for field in panel.query(Input) if field.name == "top_k").value = "many"
+        panel.query_one(SparsitySlider).focus()
+        await pilot.pause()
+
+    assert snap_compare(Host(panel, theme=theme), run_before=act)
