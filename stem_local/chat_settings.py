@@ -176,7 +176,8 @@ def check_name(name: str, known: tuple[str, ...], what: str) -> None:
         import difflib
 
         near = difflib.get_close_matches(name.lower(), known, n=1)
-        hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(known)}."
+        more = f" and {len(known) - 30} more" if len(known) > 30 else ""
+        hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(known[:30])}{more}."
         raise UsageError(f"There is no {what} {name!r:.60}; {hint}")
 
 

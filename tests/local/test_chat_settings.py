@@ -12,7 +12,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stem_local.chat_settings import ABOUT, MAX_SYSTEM, NAMES, ChatSettings, read_quality
+from stem_local.chat_settings import (
+    ABOUT,
+    MAX_SYSTEM,
+    NAMES,
+    ChatSettings,
+    check_name,
+    read_quality,
+)
 from stem_local.errors import UsageError
 from stem_local.generation import Options
 from stem_runtime.sampling import SamplingParams
@@ -135,6 +142,11 @@ def test_settings_of_strangers_are_taken_as_far_as_they_can_be(saved: dict[str, 
         value = getattr(taken, name)
         assert value == saved.get(name, value) or value == getattr(mine, name)
     assert replace(taken) == taken
+
+
+def test_few_names_are_listed_and_many_are_counted() -> None:
+    with pytest.raises(UsageError, match=r"there are n0, n1, .*, n29 and 5 more\.$"):
+        check_name("zzz", tuple(f"n{i}" for i in range(35)), "thing")
 
 
 def test_percentages_are_the_numbers_beside_them() -> None:

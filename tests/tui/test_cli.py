@@ -267,7 +267,7 @@ def test_themes_and_bindings_that_there_are_not(
     opened: list[dict[str, Any]], text: str, says: str
 ) -> None:
     configure(text)
-    fails(stem_chat(), 2, says)
+    fails(stem_chat(), 2, says, str(config_file()))
     configure("theme = 'nord'\n[keys]\n'composer.send' = 'ctrl+j'")
     assert stem_chat().exit_code == 0
     assert len(opened) == 1

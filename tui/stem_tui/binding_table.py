@@ -6,6 +6,7 @@ import pkgutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib import import_module
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from textual.binding import Binding
@@ -35,26 +36,35 @@ def remappable() -> dict[str, Remappable]:
     for module in pkgutil.walk_packages(__path__, f"{__package__}."):
         if not module.name.endswith(".__main__"):
             import_module(module.name)
-    found: dict[str, Remappable] = {}
-    for binding in _bindings(DOMNode):
-        if binding.id is None:
-            continue
-        before = found.get(binding.id)
-        keys = dict.fromkeys([*(before.keys.split(",") if before else ()), *binding.key.split(",")])
-        found[binding.id] = Remappable(binding.id, ",".join(keys), binding.description)
-    return dict(sorted(found.items()))
+    return dict(sorted(_loaded().items()))
 
 
-def check_config(config: Config) -> None:
-    """Raises UsageError for a theme or a binding that there is not."""
+def check_config(config: Config, file: Path) -> None:
+    """Raises UsageError for a theme or a binding that there is not; `file` is where they come from.
+
+    Call with the app imported.
+    """
     try:
         check_name(config.theme, (themes.DARK.name, themes.LIGHT.name, *BUILTIN_THEMES), "theme")
-        if config.keys:
+        # most keys that people change are the chat's own, and the rest takes a while to import
+        if config.keys.keys() - _loaded().keys():
             known = tuple(remappable())
             for name in config.keys:
                 check_name(name, known, "binding in [keys]")
     except UsageError as error:
-        raise UsageError(f"In the settings: {error}") from None
+        raise UsageError(f"In the settings {file}: {error}") from None
+
+
+def _loaded() -> dict[str, Remappable]:
+    """The bindings of what has been imported."""
+    found: dict[str, Remappable] = {}
+    for binding in _bindings(DOMNode):
+        if binding.id is not None:
+            before = found.get(binding.id)
+            keys = [*(before.keys.split(",") if before else ()), *binding.key.split(",")]
+            keys = list(dict.fromkeys(keys))
+            found[binding.id] = Remappable(binding.id, ",".join(keys), binding.description)
+    return found
 
 
 def _bindings(node: type[DOMNode]) -> Iterator[Binding]:

@@ -96,20 +96,21 @@ def main(
       stem-chat --print-config
     """
     config = load_config(file)
+    file = file or config_file()
     chat = replace(config.chat, **_given(system=system, sparsity=sparsity))
     settings = _given(model=model, private=private, context=context, threads=threads)
     config = replace(config, chat=chat, **settings)
     if print_config:
         from stem_local.config_text import to_toml
 
-        click.echo(to_toml(config, file or config_file()), nl=False)
+        click.echo(to_toml(config, file), nl=False)
     elif _is_terminal(sys.stdin) and _is_terminal(sys.stdout):
         if config.private and resume is not None:
             raise UsageError(
                 "--resume opens a saved conversation, and a private chat has none; "
                 "leave it out, or add --no-private."
             )
-        _open(config, question, model, system, resume)
+        _open(config, file, first=question, model=model, system=system, resume=resume)
     elif resume is not None:
         raise UsageError("--resume needs a terminal for both input and output.")
     else:
@@ -125,16 +126,12 @@ def _is_terminal(stream: TextIO | None) -> bool:
     return stream is not None and not stream.closed and stream.isatty()
 
 
-def _open(
-    config: Config, first: str | None, model: str | None, system: str | None, resume: Resume | None
-) -> None:
+def _open(config: Config, file: Path, **options: Any) -> None:
     from .app import ChatApp
     from .binding_table import check_config
 
-    check_config(config)
-    app = ChatApp(
-        config, model=model, system=system, resume=resume, private=config.private, first=first
-    )
+    check_config(config, file)
+    app = ChatApp(config, private=config.private, **options)
     app.run(mouse=config.mouse)
     if app.return_code:
         raise click.exceptions.Exit(app.return_code)
