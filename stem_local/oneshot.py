@@ -35,7 +35,12 @@ def full_prompt(prompt: str | None, piped: str | None) -> str | None:
     parts = [part for part in (prompt, (piped or "").rstrip("\r\n")) if part and part.strip()]
     if not parts:
         raise UsageError("The prompt is empty.")
-    return "\n\n".join(parts)
+    return as_text("\n\n".join(parts))
+
+
+def as_text(argument: str) -> str:
+    """An argument with what is not Unicode in it replaced, as it is in piped input."""
+    return argument.encode(errors="surrogatepass").decode(errors="replace")
 
 
 def open_model(

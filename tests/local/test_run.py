@@ -80,6 +80,7 @@ def test_piped_text_is_the_prompt_or_follows_it() -> None:
     assert oneshot.full_prompt("Sum up:", "piped\r\n") == "Sum up:\n\npiped"
     assert oneshot.full_prompt("Sum up:", "") == oneshot.full_prompt("Sum up:", None) == "Sum up:"
     assert oneshot.full_prompt(None, None) is None
+    assert oneshot.full_prompt("caf\udce9 ä", None) == "caf\ufffd\ufffd\ufffd ä"
 
 
 def test_pipes_reach_the_model(invoke: Invoke) -> None:
