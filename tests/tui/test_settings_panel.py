@@ -269,6 +269,30 @@ def test_loading_posts_nothing_and_clears_what_was_wrong() -> None:
     run_app(app, session)
 
 
+def test_being_told_late_what_was_typed_loses_nothing() -> None:
+    app = Panelled()
+
+    async def session(pilot: Pilot[object]) -> None:
+        app.panel.focus()
+        await pilot.press("a", "b")
+        app.field("top_k").value = "many"
+        await pilot.pause()
+        for posted in app.told:
+            app.panel.load(posted)
+        await pilot.press("c")
+        await pilot.pause()
+        assert app.panel.query_one(TextArea).text == "abc"
+        assert app.field("top_k").value == "many"
+        # from elsewhere the same settings count again
+        first = app.told[0]
+        app.panel.load(ChatSettings())
+        app.panel.load(first)
+        await pilot.pause()
+        assert app.panel.query_one(TextArea).text == "a"
+
+    run_app(app, session)
+
+
 def test_it_can_be_loaded_before_it_is_shown() -> None:
     app = Panelled()
     app.panel.load(ChatSettings(top_k=5))

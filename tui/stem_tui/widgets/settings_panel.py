@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from dataclasses import replace
 from typing import ClassVar, Self
 
@@ -28,6 +29,9 @@ NAMES = {name: name for name in ABOUT} | {
     "sparsity": "Sparsity: what is left out",
     "context_policy": "When the context is full",
 }
+
+MOST_WAITING = 100
+"""How many of its own changes the panel recognises when it is told them late."""
 
 
 class SettingsPanel(Vertical):
@@ -86,6 +90,7 @@ class SettingsPanel(Vertical):
         self._names = {name: Label(text) for name, text in NAMES.items()}
         self._help = Static(classes="help", markup=False)
         self._problems: dict[str, str] = {}
+        self._posted: deque[ChatSettings] = deque(maxlen=MOST_WAITING)
 
     def compose(self) -> ComposeResult:
         with VerticalScroll(can_focus=False):
@@ -105,9 +110,14 @@ class SettingsPanel(Vertical):
         self._fill()
 
     def load(self, settings: ChatSettings) -> None:
-        """Show other settings, of another chat or changed elsewhere. Posts nothing."""
-        if settings == self.settings and not self._problems:
+        """Show other settings, of another chat or changed elsewhere. Posts nothing.
+
+        Settings that the panel itself posted may be told it again, and change nothing.
+        """
+        # more may have been typed since: taking up the older text would lose it
+        if settings == self.settings or any(settings is posted for posted in self._posted):
             return
+        self._posted.clear()
         self.settings = settings
         if self.is_mounted:
             self._fill()
@@ -189,6 +199,7 @@ class SettingsPanel(Vertical):
     def _change(self, settings: ChatSettings) -> None:
         if settings != self.settings:
             self.settings = settings
+            self._posted.append(settings)
             self.post_message(self.Changed(settings))
 
     def on_descendant_focus(self) -> None:
@@ -199,8 +210,5 @@ class SettingsPanel(Vertical):
 
     def action_defaults(self) -> None:
         settings = replace(self._defaults, system=self.settings.system)
-        changed = settings != self.settings
-        self.settings = settings
+        self._change(settings)
         self._fill()
-        if changed:
-            self.post_message(self.Changed(settings))
