@@ -20,7 +20,9 @@ async def copy(app: App[Any], text: str, what: str = "the text") -> str:
     The terminal's clipboard is the one beside the user, over ssh too; it takes no long texts and
     never answers. The system's is asked in a thread, since it is a program of its own.
     """
-    fits = len(text.encode(errors="replace")) <= MAX_TERMINAL
+    data = text.encode(errors="replace")
+    text = data.decode()
+    fits = len(data) <= MAX_TERMINAL
     if fits:
         app.copy_to_clipboard(text)
     to_system = await _to_system(text)

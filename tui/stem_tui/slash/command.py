@@ -55,7 +55,7 @@ class SlashCommand:
 
 def parse(text: str) -> tuple[str, str] | None:
     """The lower-case name and the argument of a typed command; None where `text` is a message."""
-    match = _LINE.fullmatch(text.strip())
+    match = _LINE.fullmatch(text.rstrip())
     if match is None:
         return None
     return match[1].lower(), (match[2] or "").strip()
