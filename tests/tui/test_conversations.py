@@ -160,6 +160,21 @@ def test_a_found_message_is_opened_on_its_own_branch(history: History) -> None:
     assert branch == ["What does the fox say?", "Nobody knows say?"]
 
 
+def test_enter_waits_for_what_was_typed_to_be_found(
+    history: History, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(conversations, "PAUSE", 0.1)
+
+    async def test(pilot: Pilot[Any]) -> int | None:
+        opened = Opened(history, pilot)
+        await opened.open(3)
+        for key in (*"blue", "enter"):
+            pilot.app.simulate_key(key)
+        return await opened.returned()
+
+    assert run_app(Host(), test) == 1
+
+
 def test_a_conversation_is_renamed(history: History) -> None:
     async def test(pilot: Pilot[Any]) -> None:
         opened = Opened(history, pilot)

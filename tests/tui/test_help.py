@@ -12,7 +12,7 @@ from textual.widgets import Input
 
 from stem_tui import slash
 from stem_tui.keys import areas
-from stem_tui.screens.help import HelpScreen
+from stem_tui.screens.help import HelpScreen, help_text
 
 from .conftest import Host, run_app, shown
 
@@ -66,23 +66,43 @@ def test_keys_are_those_that_the_user_chose() -> None:
     assert keys(app)["Talker"] == {"talker.say": ["f5"], "talker.shout": ["^y"]}
 
 
-def test_help_shows_keys_ids_and_every_command() -> None:
-    async def test(pilot: Pilot[Any]) -> tuple[str, str, str]:
+def pages(size: tuple[int, int]) -> tuple[str, str]:
+    """Help at its beginning and at its end."""
+
+    async def test(pilot: Pilot[Any]) -> tuple[str, str]:
         await pilot.press("f1")
         await pilot.pause()
         first = shown(pilot.app)
-        text = str(pilot.app.screen.query_one("Static").render())
         await pilot.press("end")
         await pilot.pause()
-        return first, text, shown(pilot.app)
+        return first, shown(pilot.app)
 
-    first, text, last = run_app(TalkerHost(), test)
-    row = next(line for line in first.splitlines() if "Say it" in line)
-    assert row.split()[1:] == ["^y", "y", "Say", "it", "talker.say", "│"]
-    for command in slash.COMMANDS.values():
-        assert command.usage in text
-        assert command.help in text
+    return run_app(TalkerHost(), test, size)
+
+
+def row_of(page: str, text: str) -> list[str]:
+    """The words of the row with a text, without the frame."""
+    row = next(line for line in page.splitlines() if text in line)
+    return row.strip(" │▁▂▃▄▅▆▇█").split()
+
+
+def test_help_shows_keys_and_how_to_change_them() -> None:
+    first, last = pages((80, 24))
+    assert row_of(first, "Say it") == ["^y", "y", "Say", "it"]
     assert "[keys] table" in last
+
+
+def test_help_shows_the_ids_of_keys_where_there_is_room() -> None:
+    first, _ = pages((120, 60))
+    assert row_of(first, "Say it") == ["^y", "y", "Say", "it", "talker.say"]
+
+
+def test_help_shows_every_command_on_lines_that_fit() -> None:
+    *lines, _ = help_text({}, slash.COMMANDS.values(), 72).plain.splitlines()
+    assert max(map(len, lines)) <= 72
+    text = " ".join(" ".join(lines).split())
+    for command in slash.COMMANDS.values():
+        assert f"{command.usage} {command.help}" in text
 
 
 def test_help_is_left_by_key() -> None:

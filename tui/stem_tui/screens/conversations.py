@@ -33,6 +33,15 @@ PAUSE = 0.15
 """Seconds without a key before a search starts."""
 
 
+class SearchBox(Input):
+    """Where words are typed. Its own meaning of two keys gives way to the list's."""
+
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("enter", "screen.open", "Open", id="conversations.open"),
+        Binding("ctrl+d", "screen.delete", "Delete", id="conversations.delete"),
+    ]
+
+
 class ConversationsScreen(Dialog[int | None]):
     """The saved conversations, newest first, or the messages that hold the words typed above them.
 
@@ -69,20 +78,16 @@ class ConversationsScreen(Dialog[int | None]):
     }
     """
 
-    AUTO_FOCUS = "Input"
+    AUTO_FOCUS = "SearchBox"
 
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("down", "move('cursor_down')", "Next", show=False, id="conversations.next"),
         Binding("up", "move('cursor_up')", "Previous", show=False, id="conversations.previous"),
         Binding("pagedown", "move('page_down')", "Page down", show=False, id="conversations.down"),
         Binding("pageup", "move('page_up')", "Page up", show=False, id="conversations.up"),
-        # Before the search box, so that the footer shows it.
-        Binding("enter", "open", "Open", priority=True, id="conversations.open"),
         Binding("ctrl+r", "rename", "Rename", id="conversations.rename"),
         Binding("ctrl+s", "export", "Export", id="conversations.export"),
         Binding("ctrl+o", "import", "Import", id="conversations.import"),
-        # Before the search box, which would delete a character.
-        Binding("ctrl+d", "delete", "Delete", priority=True, id="conversations.delete"),
         Binding("escape", "leave", "Close", id="conversations.close"),
     ]
 
@@ -106,10 +111,12 @@ class ConversationsScreen(Dialog[int | None]):
         self._answering = answering
         self._typing: Timer | None = None
         self._more = False
+        self._listed_for: str | None = None
+        self._open_when_listed = False
         self.deleted: set[int] = set()
 
     def parts(self) -> ComposeResult:
-        yield Input(self._query_at_first, placeholder="Search all messages", id="search")
+        yield SearchBox(self._query_at_first, placeholder="Search all messages", id="search")
         yield Static(id="header")
         yield OptionList(id="list")
         yield Static(id="status")
@@ -140,6 +147,10 @@ class ConversationsScreen(Dialog[int | None]):
                 await self._list_found(words, select)
             else:
                 await self._list_newest(select)
+        self._listed_for = words
+        if self._open_when_listed:
+            self._open_when_listed = False
+            self.action_open()
 
     async def _list_found(self, words: str, select: int | None) -> None:
         hits = await asyncio.to_thread(self._history.search, words, PAGE)
@@ -190,6 +201,10 @@ class ConversationsScreen(Dialog[int | None]):
 
     @work(exclusive=True, group="action")
     async def action_open(self) -> None:
+        if self._listed_for != self._search.value.strip():
+            # Enter was faster than the search: what it means is still to come.
+            self._open_when_listed = True
+            return
         if (row := self._row) is None:
             return
         with self._telling():

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from textwrap import wrap
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from textual.app import ComposeResult
@@ -18,9 +19,12 @@ from .dialog import Dialog
 if TYPE_CHECKING:
     from ..slash.command import SlashCommand
 
-_KEYS = 24
-_TEXT = 30
-"""Widths of the columns, in cells: what is left of 80 holds the longest id."""
+_LEFT = 26
+_RIGHT = 28
+"""Cells for what is pressed or typed, and for the longest id."""
+
+_WIDE = 100
+"""Cells from which there is room for the ids."""
 
 
 class HelpScreen(Dialog[None]):
@@ -28,7 +32,7 @@ class HelpScreen(Dialog[None]):
 
     DEFAULT_CSS = """
     HelpScreen > #box {
-        width: 90;
+        width: 116;
         height: 95%;
         padding: 0 1;
     }
@@ -49,33 +53,51 @@ class HelpScreen(Dialog[None]):
         self._below = below
 
     def parts(self) -> ComposeResult:
+        with VerticalScroll():
+            yield Static()
+        yield Footer(show_command_palette=False)
+
+    def on_mount(self) -> None:
+        self._keys = areas(self.app, self._below)
+
+    def on_resize(self) -> None:
         from ..slash import COMMANDS
 
-        with VerticalScroll():
-            yield Static(help_text(areas(self.app, self._below), COMMANDS.values()))
-        yield Footer(show_command_palette=False)
+        # The scroll bar comes only with the text, and would wrap it anew.
+        width = self.query_one(VerticalScroll).size.width - 2
+        text = help_text(self._keys, COMMANDS.values(), width)
+        self.query_one(Static).update(text)
 
     def action_leave(self) -> None:
         self.dismiss()
 
 
-def help_text(keys: Mapping[str, Sequence[KeyAction]], commands: Iterable[SlashCommand]) -> Content:
-    """Keys, then commands, in columns."""
+def help_text(
+    keys: Mapping[str, Sequence[KeyAction]], commands: Iterable[SlashCommand], width: int
+) -> Content:
+    """Keys by area, then commands, in columns that fit a width."""
     lines: list[Content] = []
     for area, actions in keys.items():
         lines.append(Content.styled(area, "bold underline"))
-        lines.extend(_row(" ".join(a.keys), a.description, a.id) for a in actions)
+        for action in actions:
+            lines.extend(_row(" ".join(action.keys), action.description, action.id, width))
         lines.append(Content(""))
     lines.append(Content.styled("Commands", "bold underline"))
-    lines.extend(_row(command.usage, command.help, "") for command in commands)
+    for command in commands:
+        lines.extend(_row(command.usage, command.help, "", width))
     lines.append(Content(""))
-    lines.append(
-        Content("The names at the right choose other keys, in the [keys] table of config.toml.")
-    )
+    where = "The [keys] table of config.toml chooses other keys"
+    names = "by the names at the right." if width >= _WIDE else "by names that a wider window shows."
+    lines.append(Content(f"{where}, {names}"))
     return Content("\n").join(lines)
 
 
-def _row(left: str, text: str, right: str) -> Content:
-    return Content.assemble(
-        (f"  {left:<{_KEYS}} ", "bold"), f"{text:<{_TEXT}} ", (right, "$text-muted")
-    )
+def _row(left: str, text: str, name: str, width: int) -> Iterator[Content]:
+    """What is pressed, what that does in as many lines as it takes, and the name for the config."""
+    wide = width >= _WIDE
+    room = max(width - _LEFT - 2 - (_RIGHT if wide else 0), 20)
+    for number, part in enumerate(wrap(text, room) or [""]):
+        first = number == 0
+        start = f"  {left if first else '':<{_LEFT}}"
+        end = name if wide and first else ""
+        yield Content.assemble((start, "bold"), f"{part:<{room}} ", (end, "$text-muted"))
