@@ -16,15 +16,15 @@ from stem_local.units import parameters, size
 from .dialog import one_line
 
 _COLUMNS = (
-    ("Model", 21),
-    ("Params", 7),
-    ("Size", 8),
-    ("Licence", 11),
-    ("Activation", 12),
-    ("Memory", 8),
+    ("Model", 20),
+    ("Params", 6),
+    ("Size", 7),
+    ("Licence", 10),
+    ("Activation", 11),
+    ("Memory", 7),
     ("Here", 10),
 )
-"""Headings and widths, which together fit into 80 columns."""
+"""Headings and widths, which together fit into 80 columns with a space between two."""
 
 _ZEROS = ("relu", "fatrelu", "relu2", "drelu")
 
@@ -53,8 +53,9 @@ class ModelTable(DataTable[Text]):
         super().__init__(cursor_type="row", cell_padding=0, zebra_stripes=False)
         self._in_use = in_use
         self._models: dict[str, Choosable] = {}
-        for heading, width in _COLUMNS:
-            self.add_column(heading, width=width)
+        for heading, width in _COLUMNS[:-1]:
+            self.add_column(heading, width=width + 1)
+        self.add_column(_COLUMNS[-1][0], width=_COLUMNS[-1][1])
 
     def fill(self, models: Iterable[Choosable], memory: int | None, select: str | None) -> None:
         """Show these models; the cursor goes to `select`, or stays by the name where it was."""
@@ -87,7 +88,7 @@ class ModelTable(DataTable[Text]):
             state(model, self._in_use),
         )
         cells = zip(texts, _COLUMNS, strict=True)
-        return [Text(_cut(one_line(text), width - 1)) for text, (_, width) in cells]
+        return [Text(_cut(one_line(text), width)) for text, (_, width) in cells]
 
 
 def state(model: Choosable, in_use: str | None) -> str:

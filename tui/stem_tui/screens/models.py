@@ -113,7 +113,11 @@ class ModelsScreen(Dialog[str | None]):
             self._say("Models run on this machine, and none is installed yet.")
 
     def on_unmount(self) -> None:
-        self._jobs.ended = None
+        self._stop_listening()
+
+    def _stop_listening(self) -> None:
+        if self._jobs.ended == self._ended:
+            self._jobs.ended = None
 
     def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
         if action == "cancel":
@@ -159,7 +163,7 @@ class ModelsScreen(Dialog[str | None]):
         job, place = self._jobs.current, self.query_one("#job", Static)
         place.display = job is not None
         if job is not None:
-            lines = job.lines(max(place.size.width - 2, 20))
+            lines = job.lines(max(place.size.width, 20))
             place.update(Content("\n".join(line for line in lines if line)))
 
     def _say(self, text: str, *, failed: bool = False) -> None:
@@ -323,6 +327,8 @@ class ModelsScreen(Dialog[str | None]):
                 f"or cancel it ({self._key('cancel')})."
             )
         else:
+            # what ends from now on is told by the app, not by a screen that is being closed
+            self._stop_listening()
             self.dismiss(name)
 
     def _key(self, action: str) -> str:
