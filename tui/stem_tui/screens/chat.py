@@ -16,12 +16,12 @@ from textual.screen import Screen
 from textual.widgets import Footer
 
 from stem_local.errors import HistoryError, StemError, UsageError
+from stem_local.terminal import printable
 
 from .. import slash
-from ..answering import Answering
 from ..dialogue import Dialogue
-from ..following import failed, follow
 from ..palette import Palette
+from ..replies import Replies
 from ..widgets.composer import Composer
 from ..widgets.gauge import ContextGauge
 from ..widgets.meter import StemMeter
@@ -29,14 +29,12 @@ from ..widgets.title_bar import TitleBar
 from ..widgets.transcript import Transcript
 
 if TYPE_CHECKING:
-    from textual.worker import Worker
-
     from stem_local.chat_settings import ChatSettings
-    from stem_local.generation import Stream
-    from stem_local.history import Attachment, Entry, History
+    from stem_local.history import Attachment, History
     from stem_local.model import Model
 
     from ..app import ChatApp
+    from ..widgets.settings_panel import SettingsPanel
 
 T = TypeVar("T")
 
@@ -52,7 +50,6 @@ class ChatScreen(Screen[None]):
     ChatScreen {
         #talk { width: 1fr; }
         Transcript { height: 1fr; }
-        SettingsPanel { dock: right; width: 44; max-width: 60%; }
     }
     """
     BINDINGS: ClassVar[list[BindingType]] = [
@@ -63,14 +60,16 @@ class ChatScreen(Screen[None]):
         Binding("ctrl+n", "new", "New chat", id="chat.new"),
         Binding("ctrl+r", "regenerate", "Answer again", show=False, id="chat.regenerate"),
         Binding("escape", "escape", "Stop", id="chat.stop"),
+        Binding("pageup", "page(-1)", "Page up", show=False, id="chat.page_up"),
+        Binding("pagedown", "page(1)", "Page down", show=False, id="chat.page_down"),
+        Binding("ctrl+up", "select", "Go to the messages", show=False, id="chat.select"),
         *StemMeter.KEYS,
     ]
 
     def __init__(self, settings: ChatSettings) -> None:
         super().__init__()
         self.dialogue = Dialogue(None, settings)
-        self._answer: Worker[None] | None = None
-        self._answering: Answering | None = None
+        self._replies = Replies(self)
         self._editing: int | None = None
 
     def compose(self) -> ComposeResult:
@@ -101,6 +100,10 @@ class ChatScreen(Screen[None]):
         return self.query_one(StemMeter)
 
     @property
+    def gauge(self) -> ContextGauge:
+        return self.query_one(ContextGauge)
+
+    @property
     def history(self) -> History:
         return self.dialogue.history
 
@@ -119,7 +122,7 @@ class ChatScreen(Screen[None]):
 
     @property
     def answering(self) -> bool:
-        return self._answer is not None and not self._answer.is_finished
+        return self._replies.under_way
 
     def tell(self, text: str, severity: SeverityLevel = "information") -> None:
         """A sentence for the user, which goes away by itself."""
@@ -137,7 +140,8 @@ class ChatScreen(Screen[None]):
         self._require_idle()
         entry = await self.kept(lambda dialogue: dialogue.say(text, attachments))
         await self.transcript.append(entry)
-        await self._begin_answer()
+        self.query_one(TitleBar).title = self.dialogue.title
+        await self._replies.begin()
 
     async def regenerate(self, entry: int | None = None) -> None:
         """Have a message answered again, beside the answer that it had; None: the last one."""
@@ -149,7 +153,7 @@ class ChatScreen(Screen[None]):
         else:
             dialogue.cut_after(old)
         await self.transcript.show(dialogue.entries)
-        await self._begin_answer()
+        await self._replies.begin()
 
     async def edit(self, entry: int | None = None) -> None:
         """Put a message of the user into the composer; sending it makes a branch."""
@@ -162,20 +166,17 @@ class ChatScreen(Screen[None]):
 
     def stop(self) -> None:
         """Stop the answer; what came of it stays."""
-        if self._answering is not None:
-            self._answering.stop()
-        elif self._answer is not None:
-            self._answer.cancel()
+        self._replies.stop()
 
     async def new_chat(self) -> None:
         """Begin another conversation; this one stays as it is."""
-        await self._finish_answer()
+        await self._replies.finish()
         dialogue = Dialogue(self.history, self.settings, self.dialogue.model)
         await self._open(dialogue)
 
     async def open_conversation(self, conversation: int) -> None:
         """Go on with a saved conversation."""
-        await self._finish_answer()
+        await self._replies.finish()
         dialogue = await asyncio.to_thread(
             Dialogue.open, self.history, conversation, self.app.settings
         )
@@ -189,7 +190,7 @@ class ChatScreen(Screen[None]):
 
     async def use_model(self, name: str) -> None:
         """Let another installed model answer from now on."""
-        await self._finish_answer()
+        await self._replies.finish()
         self.app.use_model(name)
 
     async def choose_model(self) -> None:
@@ -226,7 +227,7 @@ class ChatScreen(Screen[None]):
 
     async def leave(self) -> None:
         """End the answer under way and keep it; nothing is asked of the screen afterwards."""
-        await self._finish_answer()
+        await self._replies.finish()
         if self.app.history_opened.is_set():
             await asyncio.to_thread(self.history.close)
 
@@ -238,76 +239,6 @@ class ChatScreen(Screen[None]):
         except HistoryError as error:
             await self.app.go_on_unsaved(error)
         return await asyncio.to_thread(change, self.dialogue)
-
-    # An answer.
-
-    async def _begin_answer(self) -> None:
-        entry = await self.kept(lambda dialogue: dialogue.answer())
-        await self.transcript.append(entry)
-        self.query_one(TitleBar).title = self.dialogue.title
-        self.composer.busy = True
-        self._answer = self.run_worker(self._run_answer(entry), group="answer", name="answer")
-
-    async def _run_answer(self, entry: Entry) -> None:
-        try:
-            model = await self.app.seat.ready()
-            self._answering = Answering(self._starter(model))
-            entry = await follow(
-                self._answering, entry, self.transcript.extend, self._show_live, self._save
-            )
-        except asyncio.CancelledError:
-            entry = replace(entry, state="stopped")
-        except Exception as error:
-            entry = failed(entry, error)
-        finally:
-            self._answering = None
-        await self._end_answer(entry)
-
-    async def _end_answer(self, entry: Entry) -> None:
-        self.dialogue.put(entry)
-        await self.transcript.finish(entry)
-        self.composer.busy = False
-        self.show_figures()
-        if entry.stats and "error" in entry.stats:
-            self.tell(entry.stats["error"], "error")
-        elif entry.state == "context":
-            self.tell("The context is full: the answer ends here. /clear begins anew.", "warning")
-        elif entry.state == "length":
-            self.tell("The answer reached max_tokens; /set max_tokens changes it.", "warning")
-        await self.kept(lambda dialogue: dialogue.save_last())
-
-    def _starter(self, model: Model) -> Callable[[], Stream]:
-        dialogue = self.dialogue
-        *before, question = dialogue.messages()
-        settings, forgotten = dialogue.settings, dialogue.forgotten
-
-        def start() -> Stream:
-            session = model.chat(
-                system=settings.system or None,
-                messages=before,
-                forgotten=forgotten,
-                **settings.options(),
-            )
-            return session.stream(question["content"])
-
-        return start
-
-    def _show_live(self, live: Any) -> None:
-        self.meter.show(live)
-        self.query_one(ContextGauge).show(live.context_used, live.context)
-
-    async def _save(self, entry: Entry) -> None:
-        """Save an answer under way; where that fails, its end is soon enough to say so."""
-        try:
-            await asyncio.to_thread(self.dialogue.save, entry)
-        except StemError:
-            self.log.error("the answer under way could not be saved")
-
-    async def _finish_answer(self) -> None:
-        """Stop the answer, if one is under way, and wait until it is kept."""
-        if self._answer is not None and not self._answer.is_finished:
-            self.stop()
-            await self._answer.wait()
 
     def _require_idle(self) -> None:
         if self.answering:
@@ -321,8 +252,7 @@ class ChatScreen(Screen[None]):
         try:
             if model is not None:
                 await asyncio.to_thread(model.choose, sparsity, quality)
-            if self._answering is not None:
-                self._answering.steer(sparsity, quality)
+            self._replies.steer(sparsity, quality)
         except StemError as error:
             self.tell(str(error), "warning")
             settings = replace(settings, sparsity=self.settings.sparsity)
@@ -335,7 +265,7 @@ class ChatScreen(Screen[None]):
 
     def _show_settings(self) -> None:
         self.meter.setting = self.settings.sparsity
-        self.query_one(ContextGauge).policy = self.settings.context_policy
+        self.gauge.policy = self.settings.context_policy
         for panel in self.query("SettingsPanel"):
             panel.load(self.settings)  # type: ignore[attr-defined]
 
@@ -343,7 +273,7 @@ class ChatScreen(Screen[None]):
         """Draw what the last answer cost, and how full the context is after it."""
         model = self.app.seat.model
         limit = 0 if model is None else model.context
-        self.query_one(ContextGauge).show(self.dialogue.context_used, limit)
+        self.gauge.show(self.dialogue.context_used, limit)
         self.meter.rest(self.dialogue.figures)
 
     async def _open(self, dialogue: Dialogue) -> None:
@@ -403,6 +333,20 @@ class ChatScreen(Screen[None]):
 
         self.tell(await clipboard.copy(self.app, event.text, event.what))
 
+    @on(Transcript.LinkRequested)
+    @work
+    async def _link_requested(self, event: Transcript.LinkRequested) -> None:
+        from .confirm import ConfirmScreen
+
+        question = f"Open {printable(event.target)} in your browser? That uses the network."
+        screen = ConfirmScreen(question, title="Link", yes="Open", no="Leave it")
+        if await self.app.push_screen_wait(screen):
+            self.app.open_url(event.target)
+
+    @on(Transcript.Left)
+    def _messages_left(self) -> None:
+        self.action_escape()
+
     @on(StemMeter.SparsityRequested)
     def _sparsity_requested(self, event: StemMeter.SparsityRequested) -> None:
         self.change(replace(self.settings, sparsity=event.value))
@@ -421,6 +365,14 @@ class ChatScreen(Screen[None]):
             self.stop()
         else:
             self.composer.focus()
+
+    def action_page(self, step: int) -> None:
+        self.transcript.action_page(step)
+
+    def action_select(self) -> None:
+        """Go to the last message; keys there copy, edit, answer anew and change branches."""
+        self.transcript.focus()
+        self.transcript.action_previous()
 
     def action_meter(self, how: str) -> None:
         self.meter.step(how)
@@ -447,17 +399,22 @@ class ChatScreen(Screen[None]):
         self.app.push_screen(HelpScreen(self))
 
     async def action_settings(self) -> None:
-        """Show or hide the side panel."""
-        for panel in self.query("SettingsPanel"):
-            await panel.remove()
-            self.composer.focus()
-            return
-        await self._mount_panel()
-
-    async def _mount_panel(self) -> None:
+        """Show the side panel, or put it away."""
         from ..widgets.settings_panel import SettingsPanel
 
-        panel = SettingsPanel()
-        await self.mount(panel)
-        panel.load(self.settings)
-        panel.focus()
+        if not self.query(SettingsPanel):
+            panel = SettingsPanel(self.settings, self.app.settings)
+            await self.mount(panel)
+            panel.focus()
+        else:
+            await self._close_settings()
+
+    async def on_settings_panel_closed(self) -> None:
+        await self._close_settings()
+
+    def on_settings_panel_changed(self, event: SettingsPanel.Changed) -> None:
+        self.change(event.settings)
+
+    async def _close_settings(self) -> None:
+        await self.query("SettingsPanel").remove()
+        self.composer.focus()
