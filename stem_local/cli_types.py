@@ -20,12 +20,18 @@ def sparsity(value: str) -> Sparsity:
     try:
         return read_sparsity(value)
     except UsageError as error:
-        raise UsageError(f"{error} What is no option comes before --sparsity.") from None
+        about = str(error).rstrip(".")
+        raise UsageError(f"{about}; names and prompts come before --sparsity.") from None
 
 
 def quality(value: str) -> float:
     """A rise of perplexity, as a share or in percent. Raises UsageError."""
     return read_quality(value)
+
+
+def as_text(argument: str) -> str:
+    """An argument with what is not Unicode in it replaced, as it is in piped input."""
+    return argument.encode(errors="surrogatepass").decode(errors="replace")
 
 
 def installed(

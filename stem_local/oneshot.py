@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from stem_runtime.errors import UsageError
 
 from . import catalog
+from .cli_types import as_text
 from .errors import NotInstalledError
 from .terminal import tell
 
@@ -36,11 +37,6 @@ def full_prompt(prompt: str | None, piped: str | None) -> str | None:
     if not parts:
         raise UsageError("The prompt is empty.")
     return as_text("\n\n".join(parts))
-
-
-def as_text(argument: str) -> str:
-    """An argument with what is not Unicode in it replaced, as it is in piped input."""
-    return argument.encode(errors="surrogatepass").decode(errors="replace")
 
 
 def open_model(

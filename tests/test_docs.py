@@ -15,6 +15,7 @@ import pytest
 import stem_local
 from stem_local.cli import main as command
 from stem_runtime.families import FAMILIES
+from stem_tui.cli import main as chat
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted([ROOT / "README.md", ROOT / "CHANGELOG.md", *ROOT.glob("docs/*.md")])
@@ -36,9 +37,11 @@ def test_links_lead_somewhere(page: Path) -> None:
     assert [link for link in local if not (page.parent / link).exists()] == []
 
 
-def test_cli_page_is_current() -> None:
+@pytest.mark.parametrize("page", ["cli", "config"])
+def test_generated_pages_are_current(page: str) -> None:
     # in a process of its own: click keeps what a command was first called with
-    subprocess.run([sys.executable, ROOT / "docs" / "generate_cli.py", "--check"], check=True)
+    command = [sys.executable, ROOT / "docs" / f"generate_{page}.py", "--check"]
+    subprocess.run(command, check=True)
 
 
 def test_changelog_has_this_version() -> None:
@@ -64,6 +67,8 @@ def test_shell_examples_name_what_exists(page: Path) -> None:
             verb = command.get_command(context, words[1])
             assert verb is not None, line
             verb.make_context(words[1], words[2:], parent=context)
+        elif words[:1] == ["stem-chat"]:
+            chat.make_context("stem-chat", words[1:])
 
 
 def test_python_examples_use_what_exists() -> None:

@@ -223,7 +223,7 @@ def test_on_a_terminal_the_app_gets_what_was_asked(opened: list[dict[str, Any]])
     assert stem_chat().exit_code == 0
     assert stem_chat("Hi", "--model=m", "--system=S", "--resume=7", "--context=99").exit_code == 0
     assert stem_chat("--resume", "--sparsity=off").exit_code == 0
-    assert stem_chat("--private").exit_code == 0
+    assert stem_chat("--private", "caf\udce9").exit_code == 0
     plain, full, latest, private = opened
     chat = ChatSettings(temperature=0.5)
     assert plain == {
@@ -238,7 +238,7 @@ def test_on_a_terminal_the_app_gets_what_was_asked(opened: list[dict[str, Any]])
     assert (full["first"], full["model"], full["system"], full["resume"]) == ("Hi", "m", "S", 7)
     assert (full["config"].context, full["config"].chat.system) == (99, "S")
     assert (latest["resume"], latest["config"].chat.sparsity) == ("latest", "off")
-    assert private["private"] is True
+    assert (private["private"], private["first"]) == (True, "caf\ufffd\ufffd\ufffd")
 
 
 def test_private_chats_have_nothing_to_resume(opened: list[dict[str, Any]]) -> None:

@@ -11,7 +11,7 @@ import click
 
 from stem_local import __version__
 from stem_local.cli import INTERRUPTED, Told
-from stem_local.cli_types import installed, sparsity
+from stem_local.cli_types import as_text, installed, sparsity
 from stem_local.config import Config, config_file, load_config
 from stem_local.errors import UsageError
 
@@ -110,7 +110,8 @@ def main(
                 "--resume opens a saved conversation, and a private chat has none; "
                 "leave it out, or add --no-private."
             )
-        _open(config, file, first=question, model=model, system=system, resume=resume)
+        first = None if question is None else as_text(question)
+        _open(config, file, first=first, model=model, system=system, resume=resume)
     elif resume is not None:
         raise UsageError("--resume needs a terminal for both input and output.")
     else:
