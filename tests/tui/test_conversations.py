@@ -276,7 +276,7 @@ def test_a_private_history_says_so_and_an_empty_one_too() -> None:
         await pilot.press("enter", "ctrl+r", "ctrl+d", "ctrl+s", "down")
         return opened.text
 
-    assert "private: not saved" in run_app(Host(), test)
+    assert "(not saved)" in run_app(Host(), test)
 
 
 def test_the_keys_are_all_on_a_small_screen(history: History) -> None:

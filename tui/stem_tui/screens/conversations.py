@@ -103,7 +103,7 @@ class ConversationsScreen(Dialog[int | None]):
         written into it; `query` is searched for from the start.
         """
         super().__init__(
-            "Conversations (private: not saved)" if history.private else "Conversations"
+            "Conversations (not saved)" if history.private else "Conversations"
         )
         self._history = history
         self._current = current

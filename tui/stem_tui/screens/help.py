@@ -87,7 +87,9 @@ def help_text(
         lines.extend(_row(command.usage, command.help, "", width))
     lines.append(Content(""))
     where = "The [keys] table of config.toml chooses other keys"
-    names = "by the names at the right." if width >= _WIDE else "by names that a wider window shows."
+    names = (
+        "by the names at the right." if width >= _WIDE else "by names that a wider window shows."
+    )
     lines.append(Content(f"{where}, {names}"))
     return Content("\n").join(lines)
 
@@ -96,8 +98,11 @@ def _row(left: str, text: str, name: str, width: int) -> Iterator[Content]:
     """What is pressed, what that does in as many lines as it takes, and the name for the config."""
     wide = width >= _WIDE
     room = max(width - _LEFT - 2 - (_RIGHT if wide else 0), 20)
-    for number, part in enumerate(wrap(text, room) or [""]):
-        first = number == 0
-        start = f"  {left if first else '':<{_LEFT}}"
-        end = name if wide and first else ""
-        yield Content.assemble((start, "bold"), f"{part:<{room}} ", (end, "$text-muted"))
+    first, *others = wrap(text, room) or [""]
+    start = (f"  {left:<{_LEFT}}", "bold")
+    if wide:
+        yield Content.assemble(start, f"{first:<{room}} ", (name, "$text-muted"))
+    else:
+        yield Content.assemble(start, first)
+    for other in others:
+        yield Content(f"{'':<{_LEFT + 2}}{other}")
