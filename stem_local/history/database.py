@@ -17,7 +17,14 @@ from . import migrations
 
 _BUSY_SECONDS = 10.0
 
-_DAMAGED = {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_ERROR}
+# The last three are what damaged tables, rows and links look like to correct statements.
+_DAMAGED = {
+    sqlite3.SQLITE_CORRUPT,
+    sqlite3.SQLITE_NOTADB,
+    sqlite3.SQLITE_ERROR,
+    sqlite3.SQLITE_MISMATCH,
+    sqlite3.SQLITE_CONSTRAINT,
+}
 _UNWRITABLE = {
     sqlite3.SQLITE_READONLY,
     sqlite3.SQLITE_CANTOPEN,
@@ -127,6 +134,9 @@ class Database:
             yield
         except sqlite3.Error as error:
             raise self._explain(error) from error
+        except UnicodeDecodeError as error:
+            # Python fails like this where SQLite's own message quotes a damaged name.
+            raise self.damaged(error.reason) from error
         except OverflowError as error:
             raise UsageError("That number is too large to be one in the history.") from error
         except OSError as error:

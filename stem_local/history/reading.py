@@ -70,7 +70,7 @@ def _ours(document: dict[str, Any]) -> tuple[Conversation, int | None]:
 
 def _entry(message: Any, where: str) -> Entry:
     if not isinstance(message, dict):
-        _refuse(f"it is {_kind(message)}, not an object", where)
+        _refuse(f"{where} is {_kind(message)}, not an object")
     # A role or state that does not exist is refused where messages are saved.
     state: Any = _take(message, "state", str, where, default="whole")
     role: Any = _take(message, "role", str, where)
@@ -121,7 +121,7 @@ def _plain(document: dict[str, Any]) -> tuple[Conversation, None]:
 
 def _spoken(message: Any, where: str) -> tuple[Any, str]:
     if not isinstance(message, dict):
-        _refuse(f"it is {_kind(message)}, not an object", where)
+        _refuse(f"{where} is {_kind(message)}, not an object")
     content = message.get("content")
     if isinstance(content, list):
         parts = [part for part in content if isinstance(part, dict) and part.get("type") == "text"]

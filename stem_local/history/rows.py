@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sqlite3
 from collections.abc import Mapping, Sequence
-from typing import Any, get_args
+from typing import Any, cast, get_args
 
 from stem_runtime.errors import UsageError
 
@@ -89,31 +89,29 @@ def clean_title(text: str) -> str:
 
 def entry(row: sqlite3.Row) -> Entry:
     """A row of ENTRY_COLUMNS. Raises ValueError or TypeError where it holds what cannot be."""
-    role: Any = _one_of(row["role"], ROLES)
-    state: Any = _one_of(row["state"], STATES)
     return Entry(
-        id=_int(row["id"]),
-        parent=None if row["parent"] is None else _int(row["parent"]),
-        role=role,
-        content=_str(row["content"]),
-        created=_time(row["created"]),
-        branch=(_int(row["place"]), _int(row["siblings"])),
+        id=number(row["id"]),
+        parent=None if row["parent"] is None else number(row["parent"]),
+        role=role(row["role"]),
+        content=text(row["content"]),
+        created=moment(row["created"]),
+        branch=(number(row["place"]), number(row["siblings"])),
         attachments=_attachments(row["attachments"]),
-        state=state,
-        model=None if row["model"] is None else _str(row["model"]),
+        state=cast("State", _one_of(row["state"], STATES)),
+        model=None if row["model"] is None else text(row["model"]),
         stats=None if row["stats"] is None else fields(row["stats"]),
-        forgotten=_int(row["forgotten"]),
+        forgotten=number(row["forgotten"]),
     )
 
 
 def info(row: sqlite3.Row) -> ConversationInfo:
     """A row of conversations. Raises ValueError or TypeError where it holds what cannot be."""
     return ConversationInfo(
-        id=_int(row["id"]),
-        title=clean_title(_str(row["title"])) or UNTITLED,
-        created=_time(row["created"]),
-        updated=_time(row["updated"]),
-        messages=_int(row["messages"]),
+        id=number(row["id"]),
+        title=clean_title(text(row["title"])) or UNTITLED,
+        created=moment(row["created"]),
+        updated=moment(row["updated"]),
+        messages=number(row["messages"]),
     )
 
 
@@ -124,10 +122,36 @@ def conversation(row: sqlite3.Row, entries: Sequence[sqlite3.Row]) -> Conversati
 
 def fields(stored: object) -> dict[str, Any]:
     """A mapping from JSON. Raises ValueError or TypeError where it is not one."""
-    value = json.loads(_str(stored))
+    value = json.loads(text(stored))
     if not isinstance(value, dict):
         raise TypeError(f"{type(value).__name__} where settings or figures should be")
     return value
+
+
+def number(value: object) -> int:
+    """The value, which must be a whole number. Raises TypeError."""
+    if not isinstance(value, int):
+        raise TypeError(f"{type(value).__name__} where a number should be")
+    return value
+
+
+def text(value: object) -> str:
+    """The value, which must be text. Raises TypeError."""
+    if not isinstance(value, str):
+        raise TypeError(f"{type(value).__name__} where text should be")
+    return value
+
+
+def moment(value: object) -> float:
+    """The value, which must be seconds since the epoch that calendars know. Raises ValueError."""
+    if not isinstance(value, int | float) or not 0 <= value <= MAX_TIME:
+        raise ValueError(f"{value!r:.40} where a time should be")
+    return float(value)
+
+
+def role(value: object) -> Role:
+    """The value, which must be a role. Raises ValueError."""
+    return cast("Role", _one_of(value, ROLES))
 
 
 def _storable(text: str) -> str:
@@ -137,25 +161,7 @@ def _storable(text: str) -> str:
 def _attachments(stored: object) -> tuple[Attachment, ...]:
     if stored == "[]":
         return ()
-    return tuple(Attachment(_str(a["name"]), _str(a["text"])) for a in json.loads(_str(stored)))
-
-
-def _int(value: object) -> int:
-    if not isinstance(value, int):
-        raise TypeError(f"{type(value).__name__} where a number should be")
-    return value
-
-
-def _str(value: object) -> str:
-    if not isinstance(value, str):
-        raise TypeError(f"{type(value).__name__} where text should be")
-    return value
-
-
-def _time(value: object) -> float:
-    if not isinstance(value, int | float) or not 0 <= value <= MAX_TIME:
-        raise ValueError(f"{value!r:.40} where a time should be")
-    return float(value)
+    return tuple(Attachment(text(a["name"]), text(a["text"])) for a in json.loads(text(stored)))
 
 
 def _one_of(value: object, allowed: frozenset[str]) -> str:

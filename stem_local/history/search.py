@@ -36,8 +36,9 @@ _BY_WORDS = """
 _BY_SUBSTRING = """
     SELECT e.id, e.conversation, e.role, e.created, c.title, e.content
     FROM entries e JOIN conversations c ON c.id = e.conversation
-    WHERE e.content LIKE :pattern ESCAPE '\\' ORDER BY e.id DESC LIMIT :limit
+    WHERE {} ORDER BY e.id DESC LIMIT ?
 """
+_CONTAINS = r"e.content LIKE ? ESCAPE '\'"
 _TITLES = """
     SELECT c.id AS conversation, c.title, e.id, e.role, e.created
     FROM conversations c JOIN entries e ON e.id = c.open_root
@@ -56,7 +57,7 @@ def search(connection: sqlite3.Connection, query: str, limit: int) -> list[Hit]:
     if all(_is_word(term) for term in terms):
         messages = _by_words(connection, terms, limit)
     else:
-        messages = _by_substring(connection, " ".join(terms), limit)
+        messages = _by_substring(connection, terms, limit)
     seen = {hit.conversation for hit in messages}
     titles = [hit for hit in _by_title(connection, terms, limit) if hit.conversation not in seen]
     return (titles + messages)[:limit]
@@ -88,17 +89,17 @@ def _by_words(connection: sqlite3.Connection, terms: list[str], limit: int) -> l
         "length": _SNIPPET_WORDS,
     }
     return [
-        _hit(row, _one_line(row["snippet"]).replace(found, FOUND).replace(end, END))
+        _hit(row, _one_line(rows.text(row["snippet"])).replace(found, FOUND).replace(end, END))
         for row in connection.execute(_BY_WORDS, values)
     ]
 
 
-def _by_substring(connection: sqlite3.Connection, text: str, limit: int) -> list[Hit]:
-    escaped = re.sub(r"([\\%_])", r"\\\1", text)
-    values = {"pattern": f"%{escaped}%", "limit": limit}
+def _by_substring(connection: sqlite3.Connection, terms: list[str], limit: int) -> list[Hit]:
+    query = _BY_SUBSTRING.format(" AND ".join([_CONTAINS] * len(terms)))
+    patterns = ("%{}%".format(re.sub(r"([\\%_])", r"\\\1", term)) for term in terms)
     return [
-        _hit(row, _around(row["content"], text))
-        for row in connection.execute(_BY_SUBSTRING, values)
+        _hit(row, _around(rows.text(row["content"]), terms))
+        for row in connection.execute(query, (*patterns, limit))
     ]
 
 
@@ -106,9 +107,9 @@ def _by_title(connection: sqlite3.Connection, terms: list[str], limit: int) -> I
     """Titles that contain every term. There are few of them, and they are short."""
     folded = [term.casefold() for term in terms]
     for row in connection.execute(_TITLES):
-        title = row["title"].casefold()
-        if all(term in title for term in folded):
-            yield _hit(row, _marked(rows.clean_title(row["title"]), terms))
+        title = rows.clean_title(rows.text(row["title"]))
+        if all(term in title.casefold() for term in folded):
+            yield _hit(row, _marked(title, terms))
             limit -= 1
             if not limit:
                 return
@@ -116,21 +117,21 @@ def _by_title(connection: sqlite3.Connection, terms: list[str], limit: int) -> I
 
 def _hit(row: sqlite3.Row, snippet: str) -> Hit:
     return Hit(
-        conversation=row["conversation"],
-        title=rows.clean_title(row["title"]) or rows.UNTITLED,
-        entry=row["id"],
-        role=row["role"],
+        conversation=rows.number(row["conversation"]),
+        title=rows.clean_title(rows.text(row["title"])) or rows.UNTITLED,
+        entry=rows.number(row["id"]),
+        role=rows.role(row["role"]),
         snippet=snippet,
-        created=row["created"],
+        created=rows.moment(row["created"]),
     )
 
 
-def _around(content: str, text: str) -> str:
-    """The first place of a text, with a little of what surrounds it."""
-    at = max(content.lower().find(text.lower()), 0)
-    first, last = max(at - _SNIPPET_CHARACTERS, 0), at + len(text) + _SNIPPET_CHARACTERS
+def _around(content: str, terms: list[str]) -> str:
+    """The first place of the first term, with a little of what surrounds it."""
+    at = max(content.lower().find(terms[0].lower()), 0)
+    first, last = max(at - _SNIPPET_CHARACTERS, 0), at + len(terms[0]) + _SNIPPET_CHARACTERS
     cut = _one_line(content[first:last])
-    return ("…" if first else "") + _marked(cut, [text]) + ("…" if last < len(content) else "")
+    return ("…" if first else "") + _marked(cut, terms) + ("…" if last < len(content) else "")
 
 
 def _marked(text: str, terms: list[str]) -> str:

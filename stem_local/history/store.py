@@ -25,6 +25,7 @@ from .entries import Attachment, Conversation, ConversationInfo, Entry, Hit, Rol
 from .search import search
 from .writers import Writer
 
+_CONVERSATIONS = "SELECT id, title, created, updated, messages, settings FROM conversations"
 _OPEN_BRANCH = f"""
     WITH RECURSIVE branch (id) AS (
         SELECT e.id FROM conversations c
@@ -115,7 +116,7 @@ class History:
 
     def conversations(self, limit: int = 200, offset: int = 0) -> list[ConversationInfo]:
         """Conversations, the one changed last first."""
-        query = f"SELECT * FROM conversations WHERE {_LISTED} ORDER BY updated DESC, id DESC"
+        query = f"{_CONVERSATIONS} WHERE {_LISTED} ORDER BY updated DESC, id DESC"
         with self._database.read() as connection, self._checked():
             found = connection.execute(f"{query} LIMIT ? OFFSET ?", (limit, offset)).fetchall()
             return [rows.info(row) for row in found]
@@ -312,13 +313,13 @@ class History:
         """Call what a row cannot hold unless somebody or something damaged it by its name."""
         try:
             yield
-        except (KeyError, TypeError, ValueError, RecursionError) as error:
+        except (LookupError, TypeError, ValueError, RecursionError) as error:
             raise self._database.damaged(error) from error
 
 
 def _require(connection: sqlite3.Connection, conversation: int) -> sqlite3.Row:
     row: sqlite3.Row | None = connection.execute(
-        "SELECT * FROM conversations WHERE id = ?", (conversation,)
+        f"{_CONVERSATIONS} WHERE id = ?", (conversation,)
     ).fetchone()
     if row is None:
         raise UsageError(f"There is no conversation {conversation} in the history.")

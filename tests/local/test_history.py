@@ -105,7 +105,7 @@ def test_a_long_first_line_makes_a_short_title(history: History) -> None:
     conversation, _ = talk(history, "word " * 100)
     title = history.get(conversation).info.title
     assert len(title) <= TITLE_LENGTH
-    assert title.endswith("word…") or title.endswith("wor…")
+    assert title.endswith(("word…", "wor…"))
 
 
 def test_an_attachment_alone_gives_its_name_as_title(history: History) -> None:
