@@ -180,7 +180,7 @@ def test_an_argument_is_sent_as_it_stands_unless_another_is_marked() -> None:
         assert "▸" not in shown(desk)
         await pilot.press("enter")
         await typed(pilot, "/theme tex")
-        await pilot.press("down", "enter")
+        await pilot.press("tab", "tab", "enter")
         await pilot.pause()
         assert desk.asked == ["/theme tex", "/theme textual-dark"]
 
@@ -193,7 +193,7 @@ def test_a_setting_completes_to_its_name_then_to_its_value() -> None:
         assert isinstance(desk, ChatDesk)
         await typed(pilot, "/set temp")
         assert "  temperature" in shown(desk)
-        await pilot.press("tab", "tab")
+        await pilot.press("tab")
         await typed(pilot, desk.composer.text)
         assert desk.composer.text == "/set temperature "
         assert f"temperature {ChatSettings().describe()[5][1]}" in shown(desk)
@@ -213,7 +213,7 @@ def test_files_complete_folder_by_folder(tmp_path: Path, monkeypatch: pytest.Mon
         await typed(pilot, "/read ")
         assert "docs/" in shown(desk)
         assert ".hidden" not in shown(desk)
-        await pilot.press("tab", "tab")
+        await pilot.press("tab")
         await typed(pilot, desk.composer.text)
         assert desk.composer.text == "/read docs/"
         assert "docs/notes.txt  1 kB" in shown(desk)

@@ -222,10 +222,10 @@ def test_settings_are_changed() -> None:
 
 def test_settings_are_shown() -> None:
     chat = after("/set", "/set top_k", "/sparsity")
-    title, table = chat.page
+    title, page = chat.page
     assert title == "Settings of this chat"
     for name, _, _ in ChatSettings().describe():
-        assert f"| `{name}` |" in table
+        assert f"- **{name}** `" in page
     assert chat.told[0][0].startswith("top_k is ")
     assert chat.told[1][0].startswith("sparsity is auto")
 
@@ -239,11 +239,11 @@ def test_the_system_prompt_is_shown_and_taken_away() -> None:
     assert after("/system").page[1] == "There is none."
 
 
-def test_a_table_of_settings_survives_any_system_prompt() -> None:
+def test_a_page_of_settings_survives_any_system_prompt() -> None:
     def prompt(chat: Chat) -> None:
-        chat.settings = ChatSettings(system="a | b\n| c |")
+        chat.settings = ChatSettings(system="a `b`\n# c")
 
-    assert "| `system` | a \\| b \\| c \\| |" in after("/set", prepare=prompt).page[1]
+    assert "- **system** `a 'b' # c`" in after("/set", prepare=prompt).page[1]
 
 
 def test_help_opens_the_page_of_keys_and_commands() -> None:
@@ -272,11 +272,11 @@ def test_themes_are_changed() -> None:
 
 
 def test_the_last_answer_is_explained() -> None:
-    title, table = after("/stats", talked=True).page
+    title, page = after("/stats", talked=True).page
     assert title == "The last answer"
-    assert "| speed | 254 tok/s |" in table
-    assert "| active | 112M of 135M (83%) a token |" in table
-    assert "60 tokens, 20 of them known already" in table
+    assert "- **speed**: 254 tok/s\n" in page
+    assert "- **active**: 112M of 135M (83%) a token\n" in page
+    assert "60 tokens, 20 of them known already" in page
 
 
 @pytest.mark.parametrize(
@@ -288,9 +288,9 @@ def test_the_last_answer_is_explained() -> None:
     ],
 )
 def test_figures_of_any_origin_are_shown(figures: Mapping[str, Any]) -> None:
-    table = stats.table(figures)
-    assert all(line.count(" | ") >= 1 for line in table.splitlines()[2:])
-    assert "a|b" not in table
+    page = stats.page(figures)
+    assert all(line.startswith("- **") for line in page.splitlines())
+    assert "`" not in page.replace("\\`", "")
 
 
 def test_parts_are_copied(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -54,7 +54,7 @@ def settings(chat: ChatScreen, typed: str) -> list[Suggestion]:
     known = chat.settings.describe()
     if not blank:
         return matching(
-            name, (Suggestion(name, f"{value}  {help_}", False) for name, value, help_ in known)
+            name, (Suggestion(name, f"{value} · {help_}", False) for name, value, help_ in known)
         )
     return [
         Suggestion(f"{name} {value}", ABOUT[name].allowed)

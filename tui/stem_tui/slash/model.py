@@ -33,7 +33,7 @@ async def _system(chat: ChatScreen, argument: str) -> None:
 async def _set(chat: ChatScreen, argument: str) -> None:
     name, _, value = argument.partition(" ")
     if not name:
-        chat.show_text("Settings of this chat", _table(chat))
+        chat.show_text("Settings of this chat", _page(chat))
     elif value.strip():
         _change(chat, name, value.strip())
     else:
@@ -63,11 +63,11 @@ def _described(chat: ChatScreen, wanted: str) -> str:
     raise UsageError(f"There is no setting {wanted!r:.60}.")
 
 
-def _table(chat: ChatScreen) -> str:
-    rows = ["| setting | value | what it does |", "|---|---|---|"]
+def _page(chat: ChatScreen) -> str:
+    rows = []
     for name, value, about in chat.settings.describe():
-        shown = " ".join(value.split()).replace("|", "\\|") or "none"
-        rows.append(f"| `{name}` | {shown[:60]} | {about} |")
+        shown = " ".join(value.replace("`", "'").split())[:60] or "none"
+        rows.append(f"- **{name}** `{shown}`\n\n  {about}")
     return "\n".join([*rows, "", "`/set NAME VALUE` changes one for this chat."])
 
 

@@ -23,21 +23,20 @@ async def last_answer(chat: ChatScreen) -> str:
 
     for entry in reversed((await opened(chat)).entries):
         if entry.stats:
-            return table(entry.stats)
+            return page(entry.stats)
     raise UsageError("There is no answer with figures in this chat yet.")
 
 
-def table(stats: Mapping[str, Any]) -> str:
+def page(stats: Mapping[str, Any]) -> str:
     """`Stats.to_dict()`, which may come from an imported file, as Markdown."""
-    rows = "\n".join(f"| {name} | {value} |" for name, value in _rows(stats))
-    return f"| | |\n|---|---|\n{rows}"
+    return "\n".join(f"- **{name}**: {value}" for name, value in _rows(stats))
 
 
 def _rows(stats: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     figure = {name: number(value) for name, value in stats.items()}.get
     for name in ("model", "kernels", "sparsity"):
         if isinstance(stats.get(name), str):
-            yield name, _cell(stats[name])
+            yield name, _plain(stats[name])
     yield "answer", f"{figure('completion_tokens') or 0:,.0f} tokens"
     if speed := figure("tokens_per_second"):
         yield "speed", units.rate(speed)
@@ -63,6 +62,6 @@ def _rows(stats: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         yield "threads", f"{threads:.0f}"
 
 
-def _cell(text: str) -> str:
-    """Text of unknown origin in a cell of a Markdown table."""
+def _plain(text: str) -> str:
+    """Text of unknown origin as one line of Markdown that shows it as it is."""
     return "".join(f"\\{c}" if c in "\\|`*_[]<>" else c for c in " ".join(text.split()))

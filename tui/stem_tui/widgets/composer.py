@@ -186,9 +186,10 @@ class Composer(Vertical):
         self._follow()
         if not self._suggestions.open:
             raise SkipAction
-        if self._suggestions.chosen is None:
+        chosen = self._suggestions.chosen or self._suggestions.only
+        if chosen is None:
             self._suggestions.move(1)
-        elif chosen := self._suggestions.chosen:
+        else:
             self._insert(chosen)
 
     def action_leave(self) -> None:

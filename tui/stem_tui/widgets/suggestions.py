@@ -65,6 +65,11 @@ class Suggestions(Widget):
         """The one under the mark; None where none is marked yet."""
         return None if self._chosen is None else self._items[self._chosen]
 
+    @property
+    def only(self) -> Suggestion | None:
+        """The one that there is, marked or not, where there is no other."""
+        return self._items[0] if len(self._items) == 1 else None
+
     def follow(self, text: str) -> None:
         """Offer what `text` could become. Names of commands are there at once, arguments soon."""
         if text == self._text:
