@@ -5,6 +5,8 @@ Textual mixes most colours of a theme from these; the tests measure the contrast
 
 from __future__ import annotations
 
+from typing import Any
+
 from textual.app import App
 from textual.theme import Theme
 
@@ -49,7 +51,7 @@ LIGHT = Theme(
 )
 
 
-def register(app: App[object]) -> None:
+def register(app: App[Any]) -> None:
     """Offer both themes in an app, beside Textual's own."""
     for theme in (DARK, LIGHT):
         app.register_theme(theme)

@@ -62,7 +62,7 @@ class SettingsPanel(Vertical):
     """
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("escape", "close", "Close settings", id="settings.close"),
-        Binding("f5", "defaults", "Defaults", id="settings.defaults"),
+        Binding("f5", "defaults", "Back to defaults", id="settings.defaults"),
     ]
 
     class Changed(Message):

@@ -39,10 +39,12 @@ class SparsitySlider(Widget, can_focus=True):
     """
     ALLOW_SELECT = False
     BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("left,down,minus", f"move({-STEP})", "Less", id="settings.less", show=False),
-        Binding("right,up,plus", f"move({STEP})", "More", id="settings.more", show=False),
-        Binding("home", f"move({-MOST})", "Least", id="settings.least", show=False),
-        Binding("end", f"move({MOST})", "Most", id="settings.most", show=False),
+        Binding(
+            "left,down,minus", f"move({-STEP})", "Slider: less", id="settings.less", show=False
+        ),
+        Binding("right,up,plus", f"move({STEP})", "Slider: more", id="settings.more", show=False),
+        Binding("home", f"move({-MOST})", "Slider: least", id="settings.least", show=False),
+        Binding("end", f"move({MOST})", "Slider: most", id="settings.most", show=False),
     ]
 
     value: reactive[float] = reactive(FIRST_SHARE)
