@@ -10,6 +10,7 @@ from click.shell_completion import CompletionItem
 from stem_runtime.errors import UsageError
 
 from .chat_settings import read_quality, read_sparsity
+from .sparsity import MOST
 
 if TYPE_CHECKING:
     from .sparsity import Sparsity
@@ -19,9 +20,11 @@ def sparsity(value: str) -> Sparsity:
     """auto, off, or a share of the neurons. Raises UsageError."""
     try:
         return read_sparsity(value)
-    except UsageError as error:
-        about = str(error).rstrip(".")
-        raise UsageError(f"{about}; names and prompts come before --sparsity.") from None
+    except UsageError:
+        raise UsageError(
+            f"--sparsity takes auto, off or shares of the neurons up to {MOST}, such as 0.3, not "
+            f"{value!r:.40}; the name of a model comes before it, and so does a question."
+        ) from None
 
 
 def quality(value: str) -> float:
