@@ -80,7 +80,10 @@ def find(name: str) -> InstalledModel | None:
     if not versions:
         return None
     folder = versions[-1]
-    size = sum(entry.stat().st_size for entry in os.scandir(folder) if entry.is_file())
+    try:
+        size = sum(entry.stat().st_size for entry in os.scandir(folder) if entry.is_file())
+    except FileNotFoundError:  # removed since by another process
+        return None
     try:
         info = _open(folder)
     except (StemError, OSError) as error:

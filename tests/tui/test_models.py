@@ -168,6 +168,7 @@ def test_a_first_run_downloads_the_default_with_enter(work: Work) -> None:
         )
         await opened.press("enter")
         await opened.said("Downloading smollm2-135m: 42 MB of 100 MB")
+        await opened.said("Getting smollm2-135m from nowhere.")
         await opened.said("─ 42%")
         work.go_on.set()
         assert await opened.returned() == "smollm2-135m"
@@ -575,11 +576,25 @@ def test_the_footer_fits_the_smallest_terminal() -> None:
     check(test)
 
 
+def test_a_tiny_terminal_shows_the_progress_rather_than_the_details(work: Work) -> None:
+    async def test(pilot: Pilot[Any]) -> None:
+        opened = Opened(pilot)
+        await opened.open(first_run=True)
+        await opened.press("enter")
+        await opened.said("Downloading smollm2-135m: 42 MB")
+        await opened.said("42%")
+        assert "parameters" not in opened.text
+        work.go_on.set()
+        assert await opened.returned() == "smollm2-135m"
+
+    run_app(Host(), test, size=(40, 12))
+
+
 def test_progress_in_words() -> None:
     job = Job("get", "a", "a")
     assert job.lines(40) == ("Getting a ...", "")
     job.note("Waiting\nfor\x1b it.")
-    assert job.lines(40) == ("Waiting for it.", "")
+    assert job.noted == "Waiting for it."
     job.update("download", 0, 10_000_000)
     job.since -= 10
     job.update("download", 2_000_000, 10_000_000)
@@ -598,3 +613,20 @@ def test_progress_in_words() -> None:
 def test_a_sentence_of_any_error() -> None:
     assert sentence(OSError("odd")) == "odd; put that right and try again."
     assert sentence(RuntimeError()) == "RuntimeError: (a fault of this program; try again)"
+
+
+def test_it_looks_as_it_did(theme: str, work: Work, snap_compare: Callable[..., bool]) -> None:
+    """A model in use, one that is calibrated, a damaged one, and a download that failed."""
+    work.error = OfflineError("The Hub could not be reached; check the connection and try again.")
+    install("smollm2-135m")
+    add_profile(install("qwen3-0.6b").folder)
+    (install("mine").folder / "stem.json").write_text("{")
+
+    async def act(pilot: Pilot[Any]) -> None:
+        opened = Opened(pilot)
+        await opened.open("smollm2-135m")
+        await opened.on("minicpm-s-1b")
+        await opened.press("enter")
+        await opened.said("! The Hub could")
+
+    assert snap_compare(Host(theme=theme), run_before=act)

@@ -29,8 +29,9 @@ _BYTES = {"download": "Downloading", "pack": "Packing"}
 class Job:
     """Work on one model. Written by the worker's thread, read by the screen.
 
-    `target` is what was asked for, a spec or an installed name, and `name` what to call it. `done`
-    of `total` are those of `step`, which began at `since` with `first`. Once it has ended, `said`
+    `target` is what was asked for, a spec or an installed name, and `name` what to call it. `noted`
+    is the last thing worth telling. `done` of `total` are those of `step`, which began at `since`
+    with `first`. Once it has ended, `said`
     tells how, `failed` is set if that was with an error, and `installed` is the name of a model
     that is there now.
     """
@@ -63,7 +64,7 @@ class Job:
             return f"Cancelling the work on {self.name} ...", ""
         if not self.total:
             doing = "Getting" if self.kind == "get" else "Calibrating"
-            return self.noted or f"{doing} {self.name} ...", ""
+            return f"{doing} {self.name} ...", ""
         share = self.done / self.total
         if self.step in _BYTES:
             amount = f"{_BYTES[self.step]} {self.name}: {size(self.done)} of {size(self.total)}"

@@ -39,9 +39,8 @@ class ModelTable(DataTable[Text]):
     DEFAULT_CSS = """
     ModelTable {
         height: 1fr;
-        min-height: 4;
-        overflow-x: hidden;
-        scrollbar-size-vertical: 1;
+        min-height: 3;
+        scrollbar-size: 1 1;
         background: $surface;
         &:nocolor > .datatable--cursor {
             text-style: reverse;

@@ -27,6 +27,10 @@ _TOLD_EVERY = 0.1
 """Seconds between two drawings of the progress."""
 
 
+_TALL = 18
+"""Rows from which there is room for the details of a model."""
+
+
 def _nothing_answers() -> bool:
     return False
 
@@ -54,10 +58,16 @@ class ModelsScreen(Dialog[str | None]):
         padding: 0 1;
         border-top: solid $primary;
     }
+    ModelsScreen #source {
+        padding: 0 1;
+    }
     ModelsScreen #said, ModelsScreen #job {
         height: auto;
         max-height: 4;
         padding: 0 1;
+    }
+    ModelsScreen.-short #details {
+        display: none;
     }
     ModelsScreen #said {
         text-style: bold;
@@ -90,6 +100,7 @@ class ModelsScreen(Dialog[str | None]):
         self._answering = answering
         self._memory: int | None = None
         self._in_use_changed = False
+        self._noted = ""
 
     def parts(self) -> ComposeResult:
         yield ModelTable(self._in_use)
@@ -111,6 +122,9 @@ class ModelsScreen(Dialog[str | None]):
         self._reload(self._in_use or (DEFAULT_MODEL if self._first_run else None))
         if self._first_run:
             self._say("Models run on this machine, and none is installed yet.")
+
+    def on_resize(self) -> None:
+        self.set_class(self.size.height < _TALL, "-short")
 
     def on_unmount(self) -> None:
         self._stop_listening()
@@ -163,6 +177,9 @@ class ModelsScreen(Dialog[str | None]):
         job, place = self._jobs.current, self.query_one("#job", Static)
         place.display = job is not None
         if job is not None:
+            if job.noted != self._noted:
+                self._noted = job.noted
+                self._say(job.noted)
             lines = job.lines(max(place.size.width, 20))
             place.update(Content("\n".join(line for line in lines if line)))
 
@@ -280,6 +297,7 @@ class ModelsScreen(Dialog[str | None]):
 
     def _begin(self, kind: Kind, target: str, name: str, rename: str | None = None) -> None:
         self._say("")
+        self._noted = ""
         self._jobs.start(kind, target, name, rename)
         self._draw_job()
         self.refresh_bindings()
