@@ -10,7 +10,6 @@ from click.shell_completion import CompletionItem
 from stem_runtime.errors import UsageError
 
 from .chat_settings import read_quality, read_sparsity
-from .sparsity import MOST
 
 if TYPE_CHECKING:
     from .sparsity import Sparsity
@@ -21,9 +20,11 @@ def sparsity(value: str) -> Sparsity:
     try:
         return read_sparsity(value)
     except UsageError:
+        if not value[:1].isalpha():
+            raise
         raise UsageError(
-            f"--sparsity takes auto, off or shares of the neurons up to {MOST}, such as 0.3, not "
-            f"{value!r:.40}; the name of a model comes before it, and so does a question."
+            f"--sparsity takes auto, off or shares of the neurons such as 0.3, not {value!r:.40}; "
+            "the name of a model comes before it, and so does a question."
         ) from None
 
 
