@@ -17,15 +17,16 @@ if TYPE_CHECKING:
 
 def sparsity(value: str) -> Sparsity:
     """auto, off, or a share of the neurons. Raises UsageError."""
+    word = value.strip().lower()
     try:
-        return read_sparsity(value)
-    except UsageError:
-        if not value[:1].isalpha():
-            raise
-        raise UsageError(
-            f"--sparsity takes auto, off or shares of the neurons such as 0.3, not {value!r:.40}; "
-            "the name of a model comes before it, and so does a question."
-        ) from None
+        float(word.removesuffix("%"))
+    except ValueError:
+        if word not in ("auto", "off"):
+            raise UsageError(
+                f"--sparsity takes auto, off or shares of the neurons such as 0.3, not "
+                f"{value!r:.40}; the name of a model comes before it, and so does a question."
+            ) from None
+    return read_sparsity(word)
 
 
 def quality(value: str) -> float:
