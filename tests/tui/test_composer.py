@@ -249,6 +249,32 @@ def test_what_a_load_pushes_aside_comes_back_with_the_arrows() -> None:
     assert run_app(Desk(), test) == "draft"
 
 
+def test_files_stay_where_a_load_brings_none() -> None:
+    async def test(pilot: Pilot[Any]) -> None:
+        composer = pilot.app.query_one(Composer)
+        composer.load("", [NOTES])
+        composer.load("/read ")
+        assert composer.attachments == (NOTES,)
+        composer.load("other", [])
+        assert composer.attachments == ()
+
+    run_app(Desk(), test)
+
+
+def test_a_text_too_long_to_edit_is_never_put_in_place() -> None:
+    async def test(pilot: Pilot[Any]) -> None:
+        composer = pilot.app.query_one(Composer)
+        composer.load("x" * 100_000, [NOTES], editing=True)
+        assert composer.text == ""
+        assert composer.attachments == (NOTES, Attachment("pasted-1.txt", "x" * 100_000))
+        await pilot.press("escape")
+        composer.remember(["short", "x" * 100_000])
+        await pilot.press("up")
+        assert composer.text == "short"
+
+    run_app(Desk(), test)
+
+
 def test_while_an_answer_comes_messages_wait_and_commands_run() -> None:
     async def test(pilot: Pilot[Any]) -> None:
         desk = pilot.app
@@ -303,17 +329,18 @@ def test_page_keys_are_the_screens_until_the_text_overflows() -> None:
     run_app(Below(), test)
 
 
-def test_it_grows_with_the_text_to_eight_rows() -> None:
+@pytest.mark.parametrize(("rows", "most"), [(24, 8), (10, 2), (60, 23)])
+def test_it_grows_with_the_text_to_a_share_of_the_screen(rows: int, most: int) -> None:
     async def test(pilot: Pilot[Any]) -> list[int]:
         composer = pilot.app.query_one(Composer)
         heights = []
-        for lines in (1, 3, 8, 100):
+        for lines in (1, 2, 100):
             composer.load("\n" * (lines - 1))
             await pilot.pause()
             heights.append(composer.area.size.height)
         return heights
 
-    assert run_app(Desk(), test) == [1, 3, 8, 8]
+    assert run_app(Desk(), test, size=(80, rows)) == [1, 2, most]
 
 
 def test_control_characters_are_left_out() -> None:

@@ -17,7 +17,7 @@ from stem_tui.widgets.composer import Composer
 from stem_tui.widgets.suggestions import ROWS, Suggestions
 
 from .conftest import run_app, shown
-from .test_composer import Desk
+from .test_composer import Desk, type_at_once
 
 
 class Chat(Screen[None]):
@@ -150,6 +150,21 @@ def test_escape_closes_the_list_until_another_command_is_typed() -> None:
     run_app(Desk(), test)
 
 
+def test_the_list_goes_with_the_focus() -> None:
+    async def test(pilot: Pilot[Any]) -> None:
+        listed = await typed(pilot, "/s")
+        pilot.app.set_focus(None)
+        await pilot.pause()
+        assert not listed.display
+        pilot.app.query_one(Composer).focus()
+        await pilot.pause()
+        assert listed.display
+        await pilot.press("escape")
+        assert not listed.display
+
+    run_app(Desk(), test)
+
+
 def test_a_click_puts_a_suggestion_in() -> None:
     async def test(pilot: Pilot[Any]) -> str:
         await typed(pilot, "/")
@@ -225,6 +240,20 @@ def test_files_complete_folder_by_folder(tmp_path: Path, monkeypatch: pytest.Mon
     run_app(ChatDesk(), test)
 
 
+def test_tab_waits_for_a_list_that_is_on_its_way() -> None:
+    async def test(pilot: Pilot[Any]) -> None:
+        desk = pilot.app
+        assert isinstance(desk, ChatDesk)
+        await pilot.pause()
+        await type_at_once(pilot, [*"/branch pre", "tab", "enter", *"/theme", "tab", *"tex"])
+        await typed(pilot, desk.composer.text)
+        assert desk.asked == ["/branch previous"]
+        assert desk.composer.text == "/theme tex"
+        assert desk.composer.area.has_focus
+
+    run_app(ChatDesk(), test)
+
+
 def test_saved_chats_complete_by_number_or_title() -> None:
     async def test(pilot: Pilot[Any]) -> None:
         chat = pilot.app.screen
@@ -267,6 +296,9 @@ def test_names_of_files_cannot_paint_over_the_screen() -> None:
 def test_the_list_fits_a_tiny_terminal() -> None:
     async def test(pilot: Pilot[Any]) -> str:
         await typed(pilot, "/")
+        await pilot.press("up", "up")
         return shown(pilot.app)
 
-    assert "▸ /help" in run_app(Desk(), test, size=(30, 8))
+    screen = run_app(Desk(), test, size=(30, 8))
+    assert "▸ /export" in screen
+    assert "│ /  " in screen

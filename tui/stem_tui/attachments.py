@@ -13,7 +13,7 @@ MAX_FILE = 1_000_000
 """Bytes of a file; more than any context holds, so that the model is who refuses first."""
 
 MAX_PASTE = 4_000_000
-"""Characters of a paste that becomes an attachment."""
+"""Characters of a pasted text that becomes an attachment."""
 
 
 def read_text(path: str | Path) -> Attachment:
@@ -42,11 +42,11 @@ def read_text(path: str | Path) -> Attachment:
 
 
 def pasted(text: str, number: int) -> Attachment:
-    """A paste that is too long to edit, as an attachment. UsageError if too long even for that."""
+    """A text that is too long to edit, as an attachment. UsageError if too long even for that."""
     if len(text) > MAX_PASTE:
         raise UsageError(
-            f"The paste has {len(text):,} characters and was left out; {MAX_PASTE:,} are the most "
-            "that a message takes. The clipboard still has it: save it to a file and attach a part."
+            f"The text has {len(text):,} characters and was left out; {MAX_PASTE:,} are the most "
+            "that a message takes. Save it to a file where you copied it, and attach a part."
         )
     return Attachment(f"pasted-{number}.txt", text)
 

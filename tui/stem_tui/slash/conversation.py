@@ -72,6 +72,7 @@ def _copyable(_: ChatScreen, typed: str) -> list[Suggestion]:
 
 
 async def _save(chat: ChatScreen, argument: str) -> None:
+    await chat.app.save_again()
     conversation = await opened(chat)
     if argument:
         await asyncio.to_thread(chat.history.rename, conversation.info.id, argument)

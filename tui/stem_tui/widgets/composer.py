@@ -26,7 +26,7 @@ from ..attachments import pasted, read_text
 from ..slash.command import Suggestion
 from . import multiline
 from .chips import Chips
-from .message_area import MessageArea
+from .message_area import MessageArea, is_long
 from .recall import Recall
 from .suggestions import Suggestions
 
@@ -75,7 +75,7 @@ class Composer(Vertical):
     Composer MessageArea {
         height: auto;
         min-height: 3;
-        max-height: 10;
+        max-height: 42vh;
         padding: 0 1;
         border: round $border-blurred;
         border-title-color: $text-accent;
@@ -113,7 +113,7 @@ class Composer(Vertical):
     def __init__(self, *, editor: str | None = None, id: str | None = None) -> None:  # noqa: A002
         super().__init__(id=id)
         self.editor = editor
-        self.area = MessageArea(self._long_paste, "Write a message, or / for commands")
+        self.area = MessageArea(self._take_long, "Write a message, or / for commands")
         self._chips = Chips()
         self._suggestions = Suggestions()
         self._pastes = 0
@@ -140,21 +140,27 @@ class Composer(Vertical):
         return self
 
     def load(
-        self, text: str, attachments: Sequence[Attachment] = (), *, editing: bool = False
+        self,
+        text: str,
+        attachments: Sequence[Attachment] | None = None,
+        *,
+        editing: bool = False,
     ) -> None:
-        """Put this into the composer. What was typed comes back when an edit ends, and with the
-        arrow keys otherwise.
+        """Put this into the composer; the files that are there stay where none are given.
+
+        What was typed comes back when an edit ends, and with the arrow keys otherwise.
         """
         if editing and not self.editing:
             self._draft = Draft(self.text, self.attachments)
         elif self.text.strip():
             self._recall.add(self.text)
         self.editing = editing
-        self._put(Draft(printable(text), tuple(attachments)))
+        files = self.attachments if attachments is None else tuple(attachments)
+        self._put(Draft(printable(text), files))
 
     def remember(self, sent: Sequence[str]) -> None:
         """Let the arrow keys go back through these, oldest first, instead of what was sent."""
-        self._recall.load(sent)
+        self._recall.load([text for text in sent if not is_long(text)])
 
     async def attach(self, path: str | Path) -> Attachment:
         """Add a text file. Raises UsageError for one that cannot go with a message."""
@@ -182,8 +188,9 @@ class Composer(Vertical):
         start, end = self.area.selection
         self.area.replace("\n", start, end)
 
-    def action_complete(self) -> None:
+    async def action_complete(self) -> None:
         self._follow()
+        await self._suggestions.listed()
         if not self._suggestions.open:
             raise SkipAction
         chosen = self._suggestions.chosen or self._suggestions.only
@@ -259,6 +266,12 @@ class Composer(Vertical):
         self._suggestions.dismiss()
         return True
 
+    def on_descendant_blur(self) -> None:
+        self._suggestions.display = False
+
+    def on_descendant_focus(self) -> None:
+        self._suggestions.display = self._suggestions.open
+
     def watch_editing(self) -> None:
         self._label()
 
@@ -301,11 +314,16 @@ class Composer(Vertical):
 
     def _put(self, draft: Draft) -> None:
         self._chips.files = draft.attachments
-        self.area.put(draft.text)
+        if is_long(draft.text):
+            self.area.put("")
+            self._take_long(draft.text)
+        else:
+            self.area.put(draft.text)
+        self._follow()
 
     # Files, pastes, the editor.
 
-    def _long_paste(self, text: str) -> None:
+    def _take_long(self, text: str) -> None:
         try:
             attachment = pasted(text, self._pastes + 1)
             self._chips.add(attachment)
@@ -313,7 +331,7 @@ class Composer(Vertical):
             self._tell(str(error), "error")
             return
         self._pastes += 1
-        self._tell(f"The paste is long, so it goes along as the file {attachment.name}.")
+        self._tell(f"The text is long, so it goes along as the file {attachment.name}.")
 
     async def _edit_outside(self) -> None:
         from .. import editor
@@ -323,7 +341,7 @@ class Composer(Vertical):
         except StemError as error:
             self._tell(str(error), "error")
             return
-        self.area.put(printable(text))
+        self._put(Draft(printable(text), self.attachments))
         self.focus()
 
     def _tell(self, text: str, severity: SeverityLevel = "information") -> None:

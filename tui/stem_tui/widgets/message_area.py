@@ -16,9 +16,15 @@ from stem_local.terminal import printable
 
 MAX_EDITED = 50_000
 MAX_LINE = 10_000
-"""Characters that a paste, and a line of it, may have to be edited in place. A line is wrapped and
+"""Characters that a text, and a line of it, may have to be edited in place: a line is wrapped and
 drawn anew with each key.
 """
+
+
+def is_long(text: str) -> bool:
+    """Whether a text is too long to be edited here."""
+    return len(text) > MAX_EDITED or max(map(len, text.split("\n"))) > MAX_LINE
+
 
 _COMPOSER_KEYS = {"up", "down", "backspace"}
 
@@ -88,7 +94,7 @@ class MessageArea(TextArea, inherit_bindings=False):
 
     def _paste(self, text: str) -> None:
         text = printable(text.replace("\r\n", "\n").replace("\r", "\n"))
-        if len(text) > MAX_EDITED or max(map(len, text.split("\n"))) > MAX_LINE:
+        if is_long(text):
             self._take_long_paste(text)
         elif result := self._replace_via_keyboard(text, *self.selection):
             self.move_cursor(result.end_location)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING, cast
 
 from textual import events
@@ -21,6 +22,9 @@ if TYPE_CHECKING:
 
 ROWS = 8
 """Suggestions in view at once; the list scrolls to the chosen one."""
+
+PATIENCE = 1.0
+"""Seconds that Tab waits for a list; folders can be far away."""
 
 
 class Suggestions(Widget):
@@ -53,8 +57,11 @@ class Suggestions(Widget):
         self._items: Sequence[Suggestion] = ()
         self._chosen: int | None = None
         self._top = 0
+        self._rows = ROWS
         self._text = ""
         self._dismissed = False
+        self._listed = asyncio.Event()
+        self._listed.set()
 
     @property
     def open(self) -> bool:
@@ -81,6 +88,7 @@ class Suggestions(Widget):
         if names or self._dismissed or slash.awaited(text) is None:
             self._show(names, mark_first=True)
         else:
+            self._listed.clear()
             self.run_worker(self._list_arguments(text), group="arguments", exclusive=True)
 
     def dismiss(self) -> None:
@@ -88,8 +96,13 @@ class Suggestions(Widget):
         self._dismissed = True
         self._show((), mark_first=False)
 
+    async def listed(self) -> None:
+        """Wait until what follows the text is listed, if that takes no longer than people do."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(PATIENCE):
+                await self._listed.wait()
+
     async def _list_arguments(self, text: str) -> None:
-        # of the chat below, whatever lies over it by now
         chat = cast("ChatScreen", self.screen)
         items = await asyncio.to_thread(slash.arguments, chat, text)
         if text == self._text and not self._dismissed:
@@ -97,12 +110,15 @@ class Suggestions(Widget):
             self._show(items, mark_first=False)
 
     def _show(self, items: Sequence[Suggestion], *, mark_first: bool) -> None:
+        self._listed.set()
         self._items = items
         self._chosen = 0 if items and mark_first else None
         self._top = 0
-        rows = min(len(items), ROWS) + 2
-        self.styles.height = rows
-        self.styles.offset = (0, -rows)
+        # what is typed stays in view below the list and its frame
+        above = self.parent.region.y if isinstance(self.parent, Widget) else 0
+        self._rows = max(1, min(len(items), ROWS, above - 2))
+        self.styles.height = self._rows + 2
+        self.styles.offset = (0, -self._rows - 2)
         self.display = self.open
         self._update()
 
@@ -112,14 +128,14 @@ class Suggestions(Widget):
             self._chosen = 0 if step > 0 else len(self._items) - 1
         else:
             self._chosen = (self._chosen + step) % len(self._items)
-        self._top = max(min(self._top, self._chosen), self._chosen - ROWS + 1)
+        self._top = max(min(self._top, self._chosen), self._chosen - self._rows + 1)
         self._update()
 
     def render(self) -> Content:
         names = [_one_line(item.label or item.value) for item in self._items]
         width = min(max(map(len, names), default=0), self.size.width // 2)
         lines = []
-        for row in range(self._top, min(self._top + ROWS, len(names))):
+        for row in range(self._top, min(self._top + self._rows, len(names))):
             mark = "▸" if row == self._chosen else " "
             lines.append(
                 Content.assemble(
@@ -132,11 +148,11 @@ class Suggestions(Widget):
     def on_click(self, event: events.Click) -> None:
         event.stop()
         row = self._top + event.y - self.gutter.top
-        if event.y >= self.gutter.top and row < min(self._top + ROWS, len(self._items)):
+        if event.y >= self.gutter.top and row < min(self._top + self._rows, len(self._items)):
             self.post_message(self.Picked(self._items[row]))
 
     def _update(self) -> None:
-        hidden = len(self._items) - ROWS
+        hidden = len(self._items) - self._rows
         place = "" if self._chosen is None else f"{self._chosen + 1} of "
         self.border_subtitle = f"{place}{len(self._items)}" if hidden > 0 else ""
         self.refresh()
