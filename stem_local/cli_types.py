@@ -59,9 +59,11 @@ def known(
     if _is_path(typed):
         return [CompletionItem(typed, type="file")]
     from .catalog import entries
+    from .units import size
 
     return [
-        CompletionItem(name, help=f"{entry.download / 1e6:.0f} MB, {entry.license}")
+        # fish takes what follows a comma for something else
+        CompletionItem(name, help=f"{size(entry.download)} · {entry.license}")
         for name, entry in entries().items()
         if name.startswith(typed.lower())
     ]

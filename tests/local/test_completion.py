@@ -81,7 +81,7 @@ def test_known_models_with_their_size_and_licence(
     monkeypatch.setenv("COMP_WORDS", "stem-local pull smollm2-13")
     monkeypatch.setenv("COMP_CWORD", "2")
     _, name, about = ZshComplete(main, {}, "stem-local", "X").complete().splitlines()
-    assert (name, about.endswith(" MB, apache-2.0")) == ("smollm2-135m", True)
+    assert (name, about.endswith(" MB · apache-2.0")) == ("smollm2-135m", True)
 
 
 def test_names_are_listed_before_anything_is_installed() -> None:
