@@ -12,6 +12,7 @@ from textual import constants
 from textual.app import App, ComposeResult
 from textual.pilot import Pilot
 from textual.widget import Widget
+from textual.widgets import Input, TextArea
 
 from stem_tui import themes
 
@@ -104,8 +105,10 @@ async def until(pilot: Pilot[Any], condition: Callable[[], object]) -> None:
 
 @pytest.fixture(autouse=True)
 def plain_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No animations, and nothing of the terminal that the tests were started from."""
+    """Nothing moves by itself, and nothing comes from the terminal that started the tests."""
     monkeypatch.setattr(constants, "TEXTUAL_ANIMATIONS", "none")
+    for widget in (Input, TextArea):
+        monkeypatch.setattr(widget, "cursor_blink", False)
     for name in ("NO_COLOR", "TEXTUAL", "COLORTERM", "SSH_CONNECTION", "EDITOR", "VISUAL"):
         monkeypatch.delenv(name, raising=False)
 

@@ -160,6 +160,19 @@ def test_a_found_message_is_opened_on_its_own_branch(history: History) -> None:
     assert branch == ["What does the fox say?", "Nobody knows say?"]
 
 
+def test_the_found_message_that_is_highlighted_stays_so(history: History) -> None:
+    async def test(pilot: Pilot[Any]) -> int | None:
+        opened = Opened(history, pilot, query="fox")
+        await opened.open(1)
+        history.add(2, None, "user", "Another fox")
+        history.add(2, None, "user", "A third fox")
+        opened.screen.query_one(Input).value = "fox "
+        await opened.rows(3)
+        return opened.screen.query_one(OptionList).highlighted
+
+    assert run_app(Host(), test) == 2
+
+
 def test_enter_waits_for_what_was_typed_to_be_found(
     history: History, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -21,6 +21,10 @@ _OPEN, _CLOSE = "\x02", "\x03"
 _FOUND = re.compile(f"{_OPEN}([^{_OPEN}{_CLOSE}]*){_CLOSE}?")
 
 
+Key = tuple[int, int | None]
+"""A conversation, and the message of it that was found, if any."""
+
+
 class Row(Option):
     """A row that knows which conversation it stands for, and which message of it was found."""
 
@@ -32,13 +36,18 @@ class Row(Option):
         self.title = title
         self.entry = entry
 
+    @property
+    def key(self) -> Key:
+        """What tells it from other rows when they are listed anew."""
+        return self.conversation, self.entry
+
 
 def conversation_row(info: ConversationInfo, now: float, current: int | None = None) -> Row:
     """One line: a mark if it is the one that is open, when it was last used, its size and title."""
     title = one_line(info.title) or "(untitled)"
     mark = "▸ " if info.id == current else "  "
     columns = f"{mark}{when(info.updated, now):<15}{info.messages:>10}  "
-    return Row(Content.assemble((columns, "$text-muted"), title), info.id, title)
+    return Row(Content(columns + title), info.id, title)
 
 
 def hit_row(hit: Hit, now: float) -> Row:
@@ -46,8 +55,8 @@ def hit_row(hit: Hit, now: float) -> Row:
     title = one_line(hit.title) or "(untitled)"
     who = "you" if hit.role == "user" else "the model"
     columns = f"  {when(hit.created, now):<15}{who:>10}  "
-    head = Content.assemble((columns, "$text-muted"), title)
-    return Row(Content("\n").join([head, marked(hit.snippet)]), hit.conversation, title, hit.entry)
+    lines = Content(columns + title), marked(hit.snippet)
+    return Row(Content("\n").join(lines), hit.conversation, title, hit.entry)
 
 
 def marked(snippet: str) -> Content:

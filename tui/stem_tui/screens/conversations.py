@@ -19,7 +19,7 @@ from stem_local.errors import StemError
 
 from .confirm import ConfirmScreen
 from .conversation_files import export, import_file
-from .conversation_rows import FOUND, NEWEST, Row, conversation_row, hit_row
+from .conversation_rows import FOUND, NEWEST, Key, Row, conversation_row, hit_row
 from .dialog import Dialog, one_line
 from .prompt import PromptScreen
 
@@ -102,9 +102,7 @@ class ConversationsScreen(Dialog[int | None]):
         """`current` is the conversation that is open, `answering` whether an answer is being
         written into it; `query` is searched for from the start.
         """
-        super().__init__(
-            "Conversations (not saved)" if history.private else "Conversations"
-        )
+        super().__init__("Conversations (not saved)" if history.private else "Conversations")
         self._history = history
         self._current = current
         self._query_at_first = query
@@ -137,10 +135,10 @@ class ConversationsScreen(Dialog[int | None]):
         self._typing = self.set_timer(PAUSE, self._reload)
 
     @work(exclusive=True, group="list")
-    async def _reload(self, select: int | None = None) -> None:
+    async def _reload(self, select: Key | None = None) -> None:
         """List anew what the search box asks for; `select`, or what was highlighted, stays so."""
         if select is None and self._row is not None:
-            select = self._row.conversation
+            select = self._row.key
         words = self._search.value.strip()
         with self._telling():
             if words:
@@ -152,13 +150,13 @@ class ConversationsScreen(Dialog[int | None]):
             self._open_when_listed = False
             self.action_open()
 
-    async def _list_found(self, words: str, select: int | None) -> None:
+    async def _list_found(self, words: str, select: Key | None) -> None:
         hits = await asyncio.to_thread(self._history.search, words, PAGE)
         now = time.time()
         self._fill(FOUND, [hit_row(hit, now) for hit in hits], select)
         self._say(_found(len(hits), words))
 
-    async def _list_newest(self, select: int | None) -> None:
+    async def _list_newest(self, select: Key | None) -> None:
         count = max(PAGE, len(self._rows))
         infos = await asyncio.to_thread(self._history.conversations, count)
         now = time.time()
@@ -167,11 +165,11 @@ class ConversationsScreen(Dialog[int | None]):
         self._more = len(infos) == count
         self._say(_listed(len(infos), self._more))
 
-    def _fill(self, header: str, rows: list[Row], select: int | None) -> None:
+    def _fill(self, header: str, rows: list[Row], select: Key | None) -> None:
         self._more = False
         self.query_one("#header", Static).update(header)
         self._list.set_options(rows)
-        places = (index for index, row in enumerate(rows) if row.conversation == select)
+        places = (index for index, row in enumerate(rows) if row.key == select)
         self._list.highlighted = next(places, 0) if rows else None
 
     def _scrolled(self) -> None:
@@ -263,7 +261,7 @@ class ConversationsScreen(Dialog[int | None]):
             imported = await import_file(self.app, self._history)
             if imported is not None:
                 self._search.value = ""
-                self._reload(imported)
+                self._reload((imported, None))
 
     # ------------------------------------------------------------------ small things
 
@@ -295,11 +293,11 @@ class ConversationsScreen(Dialog[int | None]):
         row = self._list.highlighted_option
         return row if isinstance(row, Row) else None
 
-    def _neighbour(self, gone: Row) -> int | None:
-        """The conversation below one that goes, or above where it was the last."""
+    def _neighbour(self, gone: Row) -> Key | None:
+        """The row below those of a conversation that goes, or above where they were the last."""
         others = [row for row in self._rows if row.conversation != gone.conversation]
         place = self._list.highlighted or 0
-        return others[min(place, len(others) - 1)].conversation if others else None
+        return others[min(place, len(others) - 1)].key if others else None
 
 
 def _found(count: int, words: str) -> str:
