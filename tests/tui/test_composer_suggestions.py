@@ -17,7 +17,7 @@ from stem_tui.widgets.composer import Composer
 from stem_tui.widgets.suggestions import ROWS, Suggestions
 
 from .conftest import run_app, shown
-from .test_composer import Desk, type_at_once
+from .test_composer import NOTES, Desk, type_at_once
 
 
 class Chat(Screen[None]):
@@ -302,3 +302,16 @@ def test_the_list_fits_a_tiny_terminal() -> None:
     screen = run_app(Desk(), test, size=(30, 8))
     assert "▸ /export" in screen
     assert "│ /  " in screen
+
+
+def test_how_it_looks(snap_compare: Any, theme: str) -> None:
+    async def before(pilot: Pilot[Any]) -> None:
+        composer = pilot.app.query_one(Composer)
+        composer.area.cursor_blink = False
+        composer.load("/s", [NOTES], editing=True)
+        await pilot.press("down")
+        await pilot.pause()
+
+    desk = Desk(theme)
+    desk.title = "stem-chat"
+    assert snap_compare(desk, run_before=before)
