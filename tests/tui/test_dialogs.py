@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import pytest
@@ -16,27 +18,35 @@ from stem_tui.screens.dialog import one_line
 from stem_tui.screens.page import PageScreen
 from stem_tui.screens.prompt import MAX_LENGTH, PromptScreen
 
-from .conftest import Host, run_app, shown
+from .conftest import SIZE, Host, run_app, shown
 
 NOTHING_YET = object()
 
 
-def answer(screen: Screen[Any], *keys: str, click: str | None = None, size=(80, 24)) -> Any:
-    """What a screen returns after these keys, or after a click."""
+def answers(
+    screen: Callable[[], Screen[Any]], *ways: Sequence[str], size: tuple[int, int] = SIZE
+) -> list[Any]:
+    """What a screen returns for each way to answer it: keys, or a selector to click on."""
     results: list[Any] = []
 
     async def test(pilot: Pilot[Any]) -> None:
-        await pilot.app.push_screen(screen, results.append)
-        await pilot.press(*keys)
-        if click is not None:
-            await pilot.click(click)
-        await pilot.pause()
+        for way in ways:
+            answered: list[Any] = []
+            await pilot.app.push_screen(screen(), answered.append)
+            if isinstance(way, str):
+                await pilot.click(way)
+            else:
+                await pilot.press(*way)
+            await pilot.pause()
+            if not answered:
+                pilot.app.pop_screen()
+            results.append(answered[0] if answered else NOTHING_YET)
 
     run_app(Host(), test, size)
-    return results[0] if results else NOTHING_YET
+    return results
 
 
-def text_of(screen: Screen[Any], *keys: str, size=(80, 24)) -> str:
+def text_of(screen: Screen[Any], *keys: str) -> str:
     """What is on the terminal after these keys."""
 
     async def test(pilot: Pilot[Any]) -> str:
@@ -45,31 +55,16 @@ def text_of(screen: Screen[Any], *keys: str, size=(80, 24)) -> str:
         await pilot.pause()
         return shown(pilot.app)
 
-    return run_app(Host(), test, size)
+    return run_app(Host(), test)
 
 
-@pytest.mark.parametrize(
-    ("keys", "expected"),
-    [
-        (["y"], True),
-        (["n"], False),
-        (["escape"], False),
-        (["enter"], False),
-        (["left", "enter"], True),
-        (["up", "enter"], True),
-        (["right", "enter"], True),
-        (["left", "down", "enter"], False),
-        (["shift+tab", "enter"], True),
-        (["x"], NOTHING_YET),
-    ],
-)
-def test_a_question_is_answered_by_keys(keys: list[str], expected: object) -> None:
-    assert answer(ConfirmScreen("Delete it?"), *keys) is expected
-
-
-@pytest.mark.parametrize(("button", "expected"), [("#yes", True), ("#no", False)])
-def test_a_question_is_answered_by_mouse(button: str, expected: bool) -> None:
-    assert answer(ConfirmScreen("Delete it?"), click=button) is expected
+def test_a_question_is_answered_by_keys_and_clicks() -> None:
+    yes = [["y"], ["left", "enter"], ["up", "enter"], ["right", "enter"], ["shift+tab", "enter"]]
+    no = [["n"], ["escape"], ["enter"], ["left", "down", "enter"]]
+    ask = partial(ConfirmScreen, "Delete it?")
+    assert answers(ask, *yes, "#yes") == [True] * 6
+    assert answers(ask, *no, "#no") == [False] * 5
+    assert answers(ask, ["x"]) == [NOTHING_YET]
 
 
 def test_a_question_shows_what_will_happen_and_nothing_but_text() -> None:
@@ -81,28 +76,17 @@ def test_a_question_shows_what_will_happen_and_nothing_but_text() -> None:
 
 
 def test_a_question_can_be_answered_on_a_tiny_terminal() -> None:
-    assert answer(ConfirmScreen("word " * 200), "y", size=(20, 6)) is True
+    ask = partial(ConfirmScreen, "word " * 200)
+    assert answers(ask, ["y"], ["left", "enter"], size=(20, 6)) == [True, True]
 
 
-@pytest.mark.parametrize(
-    ("keys", "expected"),
-    [
-        (["enter"], "old"),
-        (["n", "e", "w", "enter"], "new"),
-        (["end", "e", "r", "enter"], "older"),
-        (["space", "x", "space", "enter"], "x"),
-        (["escape"], None),
-        (["delete", "enter"], NOTHING_YET),
-        (["space", "enter"], NOTHING_YET),
-    ],
-)
-def test_a_line_of_text_is_typed(keys: list[str], expected: object) -> None:
-    assert answer(PromptScreen("New title", "old"), *keys) == expected
-
-
-@pytest.mark.parametrize(("button", "expected"), [("#done", "old"), ("#cancel", None)])
-def test_a_line_of_text_is_taken_by_mouse(button: str, expected: str | None) -> None:
-    assert answer(PromptScreen("New title", "old"), click=button) == expected
+def test_a_line_of_text_is_typed() -> None:
+    ask = partial(PromptScreen, "New title", "old")
+    assert answers(ask, ["enter"], "#done", ["n", "e", "w", "enter"]) == ["old", "old", "new"]
+    assert answers(ask, ["end", "e", "r", "enter"]) == ["older"]
+    assert answers(ask, ["space", "x", "space", "enter"]) == ["x"]
+    assert answers(ask, ["escape"], "#cancel") == [None, None]
+    assert answers(ask, ["delete", "enter"], ["space", "enter"]) == [NOTHING_YET, NOTHING_YET]
 
 
 def test_an_empty_line_is_told_of() -> None:
@@ -119,16 +103,18 @@ def test_a_prompt_holds_a_value_of_any_length_and_no_more_than_a_line() -> None:
     assert len(value) == MAX_LENGTH
 
 
-@pytest.mark.parametrize("key", ["escape", "q", "enter"])
-def test_a_page_is_left_by_key(key: str) -> None:
-    assert answer(PageScreen("Figures", "text"), key) is None
+def test_a_page_is_left_by_key() -> None:
+    assert (
+        answers(partial(PageScreen, "Figures", "text"), ["escape"], ["q"], ["enter"]) == [None] * 3
+    )
 
 
 def test_a_page_shows_markdown_and_scrolls() -> None:
-    page = "# Speed\n\n" + "\n\n".join(f"line {n}" for n in range(60))
-    assert "Speed" in text_of(PageScreen("Figures", page))
-    assert "line 59" not in text_of(PageScreen("Figures", page))
-    assert "line 59" in text_of(PageScreen("Figures", page), "end")
+    page = "# Speed\n\n" + "\n\n".join(f"line {n}" for n in range(30))
+    first = text_of(PageScreen("Figures", page))
+    assert "Speed" in first
+    assert "line 29" not in first
+    assert "line 29" in text_of(PageScreen("Figures", page), "end")
 
 
 @pytest.mark.parametrize(("key", "opened"), [("y", ["https://example.org/"]), ("n", [])])
