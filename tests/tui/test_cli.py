@@ -79,7 +79,7 @@ def opened(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
             apps[-1]["mouse"] = mouse
 
     monkeypatch.setattr(app, "ChatApp", App)
-    monkeypatch.setattr(cli, "_is_terminal", lambda _: True)
+    monkeypatch.setattr(cli, "_has_screen", lambda: True)
     return apps
 
 
@@ -193,7 +193,6 @@ def test_wrong_settings_are_told_before_anything_is_loaded(asked: list[dict[str,
 
 
 def test_without_any_terminal_or_question(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cli, "_is_terminal", lambda stream: stream is sys.stdin)
     monkeypatch.setattr("stem_local.oneshot.piped_input", lambda: None)
     fails(stem_chat(), 2, "no terminal to chat on")
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TextIO
+from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
@@ -104,7 +105,7 @@ def main(
         from stem_local.config_text import to_toml
 
         click.echo(to_toml(config, file), nl=False)
-    elif _is_terminal(sys.stdin) and _is_terminal(sys.stdout):
+    elif _has_screen():
         if config.private and resume is not None:
             raise UsageError(
                 "--resume opens a saved conversation, and a private chat has none; "
@@ -113,7 +114,7 @@ def main(
         first = None if question is None else as_text(question)
         _open(config, file, first=first, model=model, system=system, resume=resume)
     elif resume is not None:
-        raise UsageError("--resume needs a terminal for both input and output.")
+        raise UsageError("--resume needs a terminal for input and output.")
     else:
         _answer(config, question)
 
@@ -123,11 +124,16 @@ def _given(**options: Any) -> dict[str, Any]:
     return {name: value for name, value in options.items() if value is not None}
 
 
-def _is_terminal(stream: TextIO | None) -> bool:
-    return stream is not None and not stream.closed and stream.isatty()
+def _has_screen() -> bool:
+    """Whether there is a terminal to draw on and to type into."""
+    streams = (sys.stdin, sys.stdout)
+    terminal = all(s is not None and not s.closed and s.isatty() for s in streams)
+    return terminal and os.environ.get("TERM") != "dumb"
 
 
 def _open(config: Config, file: Path, **options: Any) -> None:
+    # how long Textual waits, as it is imported, for more to follow an Escape: its 100 ms are felt
+    os.environ.setdefault("ESCDELAY", "25")
     from .app import ChatApp
     from .binding_table import check_config
 
