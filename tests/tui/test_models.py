@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from textual.pilot import Pilot
 from textual.widgets import Footer, Input
 
@@ -21,6 +23,7 @@ from stem_local.errors import (
 )
 from stem_local.progress import Reporter
 from stem_local.units import size
+from stem_tui.screens.dialog import one_line
 from stem_tui.screens.model_jobs import Job, ModelJobs, sentence
 from stem_tui.screens.model_table import ModelTable
 from stem_tui.screens.models import ModelsScreen
@@ -177,6 +180,20 @@ def test_a_first_run_downloads_the_default_with_enter(work: Work) -> None:
     check(test)
 
 
+def test_a_first_run_begins_with_what_is_there() -> None:
+    install("zebra")
+
+    async def test(opened: Opened) -> None:
+        await opened.open(first_run=True)
+        assert opened.table.highlighted == "zebra"
+        await opened.said("⏎ chats with zebra")
+        assert "none is installed" not in opened.text
+        await opened.press("enter")
+        assert await opened.returned() == "zebra"
+
+    check(test)
+
+
 def test_the_table_says_what_there_is_to_know_of_each_model() -> None:
     add_profile(install("zebra").folder)
     install("cat")
@@ -191,7 +208,7 @@ def test_the_table_says_what_there_is_to_know_of_each_model() -> None:
         about = ["prosparse-llama-2-7b", "6.74B", "13.5 GB", "llama2", "fatrelu 89%", "tight", "-"]
         assert opened.row("prosparse-llama-2-7b") == about
         assert opened.row("qwen3-0.6b")[3:6] == ["apache-2.0", "silu", "fits"]
-        await opened.said("Not calibrated yet")
+        await opened.said("Not calibrated: a few minutes would show")
         await opened.on("zebra")
         await opened.said("Calibrated. Automatic: dense: calibrated with the portable kernels")
         await opened.on("llama-3.2-1b")
@@ -606,8 +623,35 @@ def test_progress_in_words() -> None:
     assert job.lines(40)[0].endswith("2 kB/s, 67 min left")
     job.update("pack", 10_000_000, 10_000_000)
     assert job.lines(40)[0] == "Packing a: 10 MB of 10 MB"
+    other = Job("calibrate", "a", "a")
+    other.begun -= 200
+    other.update("Weighing", 1, 3)
+    assert other.lines(40)[0] == "Calibrating a: weighing, 3 min so far"
     job.cancelled.set()
     assert job.lines(40) == ("Cancelling the work on a ...", "")
+
+
+@settings(max_examples=60)
+@given(st.text(), st.text(), st.integers(0), st.integers(1), st.integers(10, 200), st.booleans())
+def test_progress_is_two_plain_lines_whatever_is_told(
+    step: str, note: str, done: int, total: int, width: int, late: bool
+) -> None:
+    job = Job("get", "a", "a")
+    job.note(note)
+    job.update("download", 0, 5)
+    job.since -= 30 * late
+    for told in (step, "download"):
+        job.update(told, min(done, total), total)
+        text, bar = job.lines(width)
+        assert len(bar) == width
+        assert text.startswith(("Calibrating a: ", "Downloading a: "))
+    assert one_line(job.noted) == job.noted
+
+
+@given(st.text())
+def test_sentences_are_one_plain_line(text: str) -> None:
+    for error in (OfflineError(text), OSError(text), ValueError(text)):
+        assert one_line(sentence(error)) == sentence(error)
 
 
 def test_a_sentence_of_any_error() -> None:

@@ -48,6 +48,7 @@ class Job:
     said: str = ""
     failed: bool = False
     installed: str | None = None
+    begun: float = field(default_factory=time.monotonic)
     cancelled: threading.Event = field(default_factory=threading.Event)
 
     def note(self, text: str) -> None:
@@ -70,7 +71,8 @@ class Job:
             amount = f"{_BYTES[self.step]} {self.name}: {size(self.done)} of {size(self.total)}"
             text = f"{amount}{self._pace()}"
         else:
-            text = f"Calibrating {self.name}: {self.step.lower()}"
+            spent = _time(time.monotonic() - self.begun)
+            text = f"Calibrating {self.name}: {self.step.lower()}, {spent} so far"
         return text, f"{bar(share, width - 5)} {share:4.0%}"
 
     def _pace(self) -> str:
@@ -78,8 +80,11 @@ class Job:
         if passed < 1 or not come or self.done >= self.total:
             return ""
         left = (self.total - self.done) * passed / come
-        minutes = f"{left / 60:.0f} min" if left >= 90 else f"{left:.0f} s"
-        return f", {size(come / passed)}/s, {minutes} left"
+        return f", {size(come / passed)}/s, {_time(left)} left"
+
+
+def _time(seconds: float) -> str:
+    return f"{seconds / 60:.0f} min" if seconds >= 90 else f"{seconds:.0f} s"
 
 
 class ModelJobs:

@@ -49,7 +49,7 @@ class ModelTable(DataTable[Text]):
     """
 
     def __init__(self, in_use: str | None) -> None:
-        super().__init__(cursor_type="row", cell_padding=0, zebra_stripes=False)
+        super().__init__(cursor_type="row", cell_padding=0)
         self._in_use = in_use
         self._models: dict[str, Choosable] = {}
         for heading, width in _COLUMNS[:-1]:
@@ -109,7 +109,9 @@ def details(model: Choosable, memory: int | None, decoding: str | None, enter: s
     if model.installed is not None and model.installed.damage is not None:
         lines = [lines[0], f"Damaged: {model.installed.damage}"]
     elif model.installed is not None and not model.calibrated:
-        lines.append("Not calibrated yet: that finds out what can be left out when it answers.")
+        lines.append(
+            "Not calibrated: a few minutes would show what can be left out when it answers."
+        )
     elif decoding:
         lines.append(f"Calibrated. Automatic: {decoding}")
     elif model.entry and model.entry.gated:

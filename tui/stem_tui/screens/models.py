@@ -119,9 +119,7 @@ class ModelsScreen(Dialog[str | None]):
         self._jobs.ended = self._ended
         self.set_interval(_TOLD_EVERY, self._draw_job)
         self._draw_job()
-        self._reload(self._in_use or (DEFAULT_MODEL if self._first_run else None))
-        if self._first_run:
-            self._say("Models run on this machine, and none is installed yet.")
+        self._reload(self._in_use or DEFAULT_MODEL)
 
     def on_resize(self) -> None:
         self.set_class(self.size.height < _TALL, "-short")
@@ -152,6 +150,12 @@ class ModelsScreen(Dialog[str | None]):
 
     def _fill(self, models: list[Choosable], memory: int | None, select: str | None) -> None:
         self._memory = memory
+        if self._first_run and not self._table.row_count:
+            here = [model.name for model in models if model.usable]
+            if not here:
+                self._say("Models run on this machine, and none is installed yet.")
+            elif select not in here:
+                select = here[0]
         self._table.fill(models, memory, select)
 
     @on(DataTable.RowHighlighted)
