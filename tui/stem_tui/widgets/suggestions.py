@@ -114,9 +114,7 @@ class Suggestions(Widget):
         self._items = items
         self._chosen = 0 if items and mark_first else None
         self._top = 0
-        # what is typed stays in view below the list and its frame
-        above = self.parent.region.y if isinstance(self.parent, Widget) else 0
-        self._rows = max(1, min(len(items), ROWS, above - 2))
+        self._rows = max(1, min(len(items), ROWS, self._room))
         self.styles.height = self._rows + 2
         self.styles.offset = (0, -self._rows - 2)
         self.display = self.open
@@ -150,6 +148,12 @@ class Suggestions(Widget):
         row = self._top + event.y - self.gutter.top
         if event.y >= self.gutter.top and row < min(self._top + self._rows, len(self._items)):
             self.post_message(self.Picked(self._items[row]))
+
+    @property
+    def _room(self) -> int:
+        """Rows above what is typed, which stays in view, less the frame of the list."""
+        composer = cast("Widget", self.parent).region
+        return composer.y - 2 if composer else ROWS
 
     def _update(self) -> None:
         hidden = len(self._items) - self._rows
