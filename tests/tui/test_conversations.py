@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import pytest
@@ -149,13 +150,17 @@ def test_words_are_searched_as_they_are_typed(history: History) -> None:
 def test_a_found_message_is_opened_on_its_own_branch(history: History) -> None:
     assert [entry.content for entry in history.get(2).entries] == ["What does the hen say?"]
 
-    async def test(pilot: Pilot[Any]) -> int | None:
-        opened = Opened(history, pilot, query="knows say")
+    async def test(pilot: Pilot[Any], answering: bool) -> int | None:
+        opened = Opened(history, pilot, query="knows say", current=2, answering=answering)
         await opened.open(1)
         await pilot.press("enter")
-        return await opened.returned()
+        assert await opened.returned() == 2
+        return opened.screen.found
 
-    assert run_app(Host(), test) == 2
+    # It would take the branch away from under an answer that is being written.
+    assert run_app(Host(), partial(test, answering=True)) is None
+    assert len(history.get(2).entries) == 1
+    assert run_app(Host(), partial(test, answering=False)) == 4
     branch = [entry.content for entry in history.get(2).entries]
     assert branch == ["What does the fox say?", "Nobody knows say?"]
 
@@ -202,6 +207,7 @@ def test_a_conversation_is_renamed(history: History) -> None:
         await opened.said("3  Foxes")
         await pilot.press("enter")
         assert await opened.returned() == 2
+        assert opened.screen.renamed == {2: "Foxes"}
 
     run_app(Host(), test)
     assert history.get(2).info.title == "Foxes"

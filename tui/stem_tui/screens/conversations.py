@@ -45,8 +45,8 @@ class SearchBox(Input):
 class ConversationsScreen(Dialog[int | None]):
     """The saved conversations, newest first, or the messages that hold the words typed above them.
 
-    Returns the conversation to open, or `None`. What was removed meanwhile is in `deleted`: the
-    conversation that was open may be among it.
+    Returns the conversation to open, or `None`. `deleted` and `renamed` tell what became of others
+    meanwhile, the one that was open maybe; `found` is the message whose branch was opened.
     """
 
     DEFAULT_CSS = """
@@ -112,6 +112,8 @@ class ConversationsScreen(Dialog[int | None]):
         self._listed_for: str | None = None
         self._open_when_listed = False
         self.deleted: set[int] = set()
+        self.renamed: dict[int, str] = {}
+        self.found: int | None = None
 
     def parts(self) -> ComposeResult:
         yield SearchBox(self._query_at_first, placeholder="Search all messages", id="search")
@@ -206,9 +208,11 @@ class ConversationsScreen(Dialog[int | None]):
         if (row := self._row) is None:
             return
         with self._telling():
-            if row.entry is not None:
-                # The message may be on a branch that is not the open one.
+            # The message may be on a branch that is not the open one, which an answer under way
+            # is being written to.
+            if row.entry is not None and not self._being_answered(row):
                 await asyncio.to_thread(self._history.open_entry, row.entry)
+                self.found = row.entry
             self.dismiss(row.conversation)
 
     @on(OptionList.OptionSelected)
@@ -228,13 +232,14 @@ class ConversationsScreen(Dialog[int | None]):
             return
         with self._telling():
             await asyncio.to_thread(self._history.rename, row.conversation, title)
+            self.renamed[row.conversation] = title
             self._reload()
 
     @work(exclusive=True, group="action")
     async def action_delete(self) -> None:
         if (row := self._row) is None:
             return
-        if self._answering and row.conversation == self._current:
+        if self._being_answered(row):
             self._say("An answer is being written into this conversation: stop it first.")
             return
         question = f"Delete “{row.title}” with all its messages? This cannot be undone."
@@ -292,6 +297,9 @@ class ConversationsScreen(Dialog[int | None]):
     def _row(self) -> Row | None:
         row = self._list.highlighted_option
         return row if isinstance(row, Row) else None
+
+    def _being_answered(self, row: Row) -> bool:
+        return self._answering and row.conversation == self._current
 
     def _neighbour(self, gone: Row) -> Key | None:
         """The row below those of a conversation that goes, or above where they were the last."""
