@@ -6,7 +6,7 @@ import json
 import subprocess
 import sys
 from dataclasses import fields, replace
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 from hypothesis import given, settings
@@ -16,12 +16,13 @@ from stem_local.chat_settings import (
     ABOUT,
     MAX_SYSTEM,
     NAMES,
+    POLICIES,
     ChatSettings,
     check_name,
     read_quality,
 )
 from stem_local.errors import UsageError
-from stem_local.generation import Options
+from stem_local.generation import ContextPolicy, Options
 from stem_runtime.sampling import SamplingParams
 
 SETTINGS = st.builds(
@@ -42,6 +43,7 @@ SETTINGS = st.builds(
 
 def test_the_defaults_are_the_runtimes_own() -> None:
     assert Options.parse(ChatSettings().options(), "chat").sampling == SamplingParams()
+    assert get_args(ContextPolicy) == POLICIES
 
 
 def test_every_setting_is_described_once() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -98,7 +99,7 @@ def test_completing_a_verb_loads_no_verb() -> None:
     asked = {"COMP_WORDS": "stem-local sh", "COMP_CWORD": "1"}
     done = subprocess.run(
         [sys.executable, "-c", code],
-        env={**asked, "_STEM_LOCAL_COMPLETE": "bash_complete"},
+        env={**os.environ, **asked, "_STEM_LOCAL_COMPLETE": "bash_complete"},
         capture_output=True,
         text=True,
     )
