@@ -117,7 +117,8 @@ def load_config(path: Path | None = None) -> Config:
     if len(data) > MAX_BYTES:
         raise UsageError(f"The settings {file} are over {MAX_BYTES >> 20} MB; that is no config.")
     try:
-        return from_toml(tomllib.loads(data.decode()))
+        # editors on Windows begin a file with a mark that is no TOML
+        return from_toml(tomllib.loads(data.decode("utf-8-sig")))
     except UnicodeDecodeError as error:
         raise UsageError(
             f"The settings {file} are not UTF-8 text, at byte {error.start}."

@@ -82,6 +82,11 @@ def test_the_file_is_read_from_where_it_lives_or_is_named(tmp_path: Path, home: 
     assert load_config(other) == Config(theme="gruvbox")
 
 
+def test_a_file_from_windows_is_read() -> None:
+    written("\ufefftheme = 'nord'\r\n[chat]\r\nsystem = 'Grüße'\r\n")
+    assert load_config() == Config(theme="nord", chat=ChatSettings(system="Grüße"))
+
+
 @pytest.mark.parametrize(
     ("text", "says"),
     [
