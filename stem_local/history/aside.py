@@ -6,18 +6,27 @@ import itertools
 import time
 from pathlib import Path
 
+from stem_runtime import paths
+
 from ..errors import HistoryError
 
 # The log goes first: one that stayed behind would be read into the file that is made next.
 _PARTS = ("-wal", "-shm", "")
 
 
-def set_aside(path: Path) -> Path:
-    """Rename the file of a history, with its logs, after the day and time. Nothing is deleted.
+def default_path() -> Path:
+    """The user's history."""
+    return paths.data_dir() / "history.db"
 
+
+def set_aside(path: Path | None = None) -> Path:
+    """Rename a history's file, the user's own, with its logs, after the day and time.
+
+    Nothing is deleted.
     Returns its new path; History.open finds no file then and makes a new one. Call it with no
     History of that path open. Raises HistoryError where it cannot be moved.
     """
+    path = path or default_path()
     target = _unused(path)
     try:
         for part in _PARTS:

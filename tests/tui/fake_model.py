@@ -15,7 +15,8 @@ from tests.runtime.tiny import random_packed, tiny_config
 class Scripted:
     """Opens models that answer every prompt with `reply`, and remembers what was opened.
 
-    `hold` makes each step of the engine wait until `release`; `started` is set once one waits.
+    `hold` makes each step of the engine wait until `release`, `hold_after` all but so many of them;
+    `started` is set once one waits. `hold_opening` does so with opening a model.
     """
 
     def __init__(self, folder: Path, reply: str = "Hello there.", context: int = 400) -> None:
@@ -25,8 +26,11 @@ class Scripted:
         self.models: list[Model] = []
         self.fails: Callable[[str | None], Exception | None] = lambda _: None
         self.started = threading.Event()
+        self._free_steps = -1
         self._open = threading.Event()
         self._open.set()
+        self._opening = threading.Event()
+        self._opening.set()
         self._folder = folder / "model"
         random_packed(self._folder, tiny_config())
 
@@ -40,6 +44,7 @@ class Scripted:
     def load(self, name: str | None, **options: Any) -> Model:
         """Stands in for `stem_local.load`."""
         self.opened.append({"name": name, **options})
+        assert self._opening.wait(60), "a test did not let the model open"
         if (error := self.fails(name)) is not None:
             raise error
         model, engine = open_fake(self._folder, self.reply, self.context)
@@ -50,16 +55,31 @@ class Scripted:
 
     def hold(self) -> None:
         """Let the engine's next step wait."""
+        self.hold_after(0)
+
+    def hold_after(self, steps: int) -> None:
+        """Let the engine wait after so many more steps."""
         self.started.clear()
+        self._free_steps = steps
         self._open.clear()
 
     def release(self) -> None:
         """Let the engine go on."""
         self._open.set()
 
+    def hold_opening(self) -> None:
+        """Let models wait to be opened."""
+        self._opening.clear()
+
+    def release_opening(self) -> None:
+        """Let models be opened."""
+        self._opening.set()
+
     def step(self, _: FakeCache) -> None:
         """What every step of the engine goes through."""
-        if not self._open.is_set():
+        if self._open.is_set():
+            return
+        self._free_steps -= 1
+        if self._free_steps < 0:
             self.started.set()
-            if not self._open.wait(60):
-                raise TimeoutError("a test did not let the engine go on")
+            assert self._open.wait(60), "a test did not let the engine go on"

@@ -32,6 +32,8 @@ SWITCH_SECONDS = 0.0005
 """How long a thread may keep the interpreter's lock from another that waits for it. Python's own
 5 ms are two tokens of a small model each time something is drawn."""
 
+NOT_SAVED = "not saved"
+
 
 class ChatApp(App[None]):
     """A chat with models on this machine.
@@ -155,7 +157,7 @@ class ChatApp(App[None]):
         """What cannot be saved any more goes on in memory, and the user is told."""
         from stem_local.history import History
 
-        self.unsaved = "not saved"
+        self.unsaved = NOT_SAVED
         self.chat.tell(
             f"{error} From here on nothing is saved: /export writes this chat to a file, /save "
             "tries again.",
@@ -164,7 +166,9 @@ class ChatApp(App[None]):
         await self.chat.history_changed(History.in_memory())
 
     async def save_again(self) -> None:
-        """Go back to the saved chats, with the open one. Raises HistoryError."""
+        """Go back to the saved chats with the open one, if it is not among them. HistoryError."""
+        if self.unsaved != NOT_SAVED:
+            return
         from stem_local.history import History
 
         history = await asyncio.to_thread(History.open)
@@ -183,7 +187,7 @@ class ChatApp(App[None]):
                 return await self._open_history()
         except HistoryError as error:
             self.chat.tell(f"{error} Nothing is saved meanwhile.", "error")
-        self.unsaved = "not saved"
+        self.unsaved = NOT_SAVED
         return History.in_memory()
 
     async def _set_aside(self, error: DamagedHistoryError) -> bool:

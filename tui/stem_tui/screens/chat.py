@@ -48,10 +48,14 @@ class ChatScreen(Screen[None]):
     COMMANDS: ClassVar[set[Any]] = {Palette}
     DEFAULT_CSS = """
     ChatScreen {
-        #talk { width: 1fr; }
+        #body { layers: talk over; }
+        #talk { width: 1fr; layer: talk; }
         Transcript { height: 1fr; }
+        /* a narrow window has no room beside the settings, so they lie over the chat */
+        &.-narrow SettingsPanel { layer: over; }
     }
     """
+    HORIZONTAL_BREAKPOINTS: ClassVar[list[tuple[int, str]] | None] = [(0, "-narrow"), (72, "-wide")]
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("f1", "help", "Help", id="chat.help"),
         Binding("f2", "models", "Models", id="chat.models"),
@@ -74,7 +78,7 @@ class ChatScreen(Screen[None]):
 
     def compose(self) -> ComposeResult:
         yield TitleBar()
-        with Horizontal(), Vertical(id="talk"):
+        with Horizontal(id="body"), Vertical(id="talk"):
             yield Transcript()
             yield StemMeter()
             yield ContextGauge()
@@ -404,7 +408,7 @@ class ChatScreen(Screen[None]):
 
         if not self.query(SettingsPanel):
             panel = SettingsPanel(self.settings, self.app.settings)
-            await self.mount(panel)
+            await self.query_one("#body").mount(panel)
             panel.focus()
         else:
             await self._close_settings()

@@ -75,6 +75,7 @@ class Composer(Vertical):
     Composer MessageArea {
         height: auto;
         min-height: 3;
+        min-width: 8;
         max-height: 42vh;
         padding: 0 1;
         border: round $border-blurred;
@@ -192,6 +193,9 @@ class Composer(Vertical):
         self._follow()
         await self._suggestions.listed()
         if not self._suggestions.open:
+            if self.text:
+                # typing on must not end up as keys of whatever comes next
+                return
             raise SkipAction
         chosen = self._suggestions.chosen or self._suggestions.only
         if chosen is None:
