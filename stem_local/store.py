@@ -50,13 +50,17 @@ def models_dir() -> Path:
 def check_name(name: str) -> str:
     """The name in its stored form. Raises UsageError for one no file system should see."""
     lowered = name.lower()
-    plain = _NAME.fullmatch(lowered) and not lowered.endswith(".")
-    if not plain or lowered.split(".")[0] in _RESERVED:
+    if not _plain(lowered):
         raise UsageError(
             f"{name!r:.100} cannot name a model: use up to 80 letters, digits, '.', '-' and '_', "
             "beginning with a letter or digit."
         )
     return lowered
+
+
+def _plain(name: str) -> bool:
+    whole = _NAME.fullmatch(name) is not None and not name.endswith(".")
+    return whole and name.split(".")[0] not in _RESERVED
 
 
 def installed() -> list[InstalledModel]:
@@ -71,7 +75,8 @@ def names() -> list[str]:
         found = sorted(entry.name for entry in os.scandir(models_dir()) if entry.is_dir())
     except FileNotFoundError:
         return []
-    return [name for name in found if not name.startswith(".") and _versions(models_dir() / name)]
+    # whatever else somebody keeps there is no model
+    return [name for name in found if _plain(name) and _versions(models_dir() / name)]
 
 
 def find(name: str) -> InstalledModel | None:

@@ -175,6 +175,14 @@ def test_leftovers_of_a_killed_process_are_swept_but_not_those_of_a_running_one(
     assert store.find("a") == model
 
 
+def test_other_things_in_the_folder_are_no_models() -> None:
+    model = install("tiny")
+    for name in ("My notes", "Tiny", ".git", "con"):
+        (store.models_dir() / name / "1").mkdir(parents=True)
+    (store.models_dir() / "file").touch()
+    assert store.installed() == [model]
+
+
 def test_removal_refuses_while_a_pull_runs() -> None:
     install("tiny")
     with store.locked("tiny"), pytest.raises(BusyError):

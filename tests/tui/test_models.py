@@ -309,6 +309,8 @@ def test_sources_that_cannot_be_are_refused_and_left_to_correct(work: Work) -> N
             ("./none.gguf", "does not exist"),
             ("hf:owner", "is not hf:owner/repo"),
             ("hf:owner/repo as ../x", "cannot name a model"),
+            ("~nobody-of-that-name/x.gguf", "neither a path nor a name"),
+            ("x" * 5000, "neither a path nor a name"),
         ):
             source.value = text
             await opened.press("enter")
@@ -462,6 +464,23 @@ def test_a_model_that_another_program_installs_or_removed() -> None:
         await opened.press("d", "y")
         await opened.said("! No model called 'two' is installed")
         assert not opened.results
+
+    check(test)
+
+
+def test_leaving_at_once_is_no_trouble() -> None:
+    add_profile(install("mine").folder)
+
+    async def test(opened: Opened) -> None:
+        for _ in range(3):
+            screen = ModelsScreen()
+            opened.pilot.app.push_screen(screen, opened.results.append)
+            await opened.press("escape")
+        await opened.open()
+        await opened.on("mine")
+        await opened.press("enter", "enter", "escape")
+        await until(opened.pilot, lambda: len(opened.results) == 4)
+        assert opened.results[:3] == [None] * 3
 
     check(test)
 

@@ -144,9 +144,9 @@ class ModelsScreen(Dialog[str | None]):
         try:
             models, memory = library.choosable(), machine.memory_bytes()
         except OSError as error:
-            self.app.call_from_thread(self._say, sentence(error), failed=True)
+            self._then(self._say, sentence(error), failed=True)
         else:
-            self.app.call_from_thread(self._fill, models, memory, select)
+            self._then(self._fill, models, memory, select)
 
     def _fill(self, models: list[Choosable], memory: int | None, select: str | None) -> None:
         self._memory = memory
@@ -169,8 +169,16 @@ class ModelsScreen(Dialog[str | None]):
     @work(thread=True, exclusive=True, group="details")
     def _read_profile(self, model: Choosable) -> None:
         assert model.installed is not None
-        found = library.decoding(model.installed)
-        self.app.call_from_thread(self._show_details, model, found)
+        self._then(self._show_details, model, library.decoding(model.installed))
+
+    def _then(self, call: Callable[..., object], *args: object, **options: object) -> None:
+        """From a thread: go on with this in the app's own, unless the screen was left meanwhile."""
+
+        def go_on() -> None:
+            if self.is_attached:
+                call(*args, **options)
+
+        self.app.call_from_thread(go_on)
 
     def _show_details(self, model: Choosable, decoding: str | None) -> None:
         if model.name == self._table.highlighted:
@@ -232,15 +240,17 @@ class ModelsScreen(Dialog[str | None]):
         text = text.strip()
         if not text or self._is_busy():
             return
-        folder = Path(text).expanduser()
-        if (folder / "stem.json").is_file():
-            self._leave_with(str(folder))
-            return
         try:
-            wanted = spec.parse(text)
-            name = store.check_name(rename.strip() or wanted.name)
+            folder = Path(text).expanduser()
+            if (folder / "stem.json").is_file():
+                self._leave_with(str(folder))
+                return
+            name = store.check_name(rename.strip() or spec.parse(text).name)
         except StemError as error:
             self._say(str(error), failed=True)
+            return
+        except (OSError, ValueError, RuntimeError):  # a path that no file system could have
+            self._say("That is neither a path nor a name that a model can have.", failed=True)
             return
         event.input.clear()
         self._table.focus()
@@ -248,9 +258,13 @@ class ModelsScreen(Dialog[str | None]):
 
     @work(thread=True, exclusive=True, group="use")
     def _use(self, name: str) -> None:
-        model = store.find(name)
-        there = model is not None and model.damage is None
-        self.app.call_from_thread(self._leave_with if there else self._missing, name)
+        try:
+            model = store.find(name)
+        except OSError as error:
+            self._then(self._say, sentence(error), failed=True)
+        else:
+            there = model is not None and model.damage is None
+            self._then(self._leave_with if there else self._missing, name)
 
     def _missing(self, name: str) -> None:
         self._say(f"{name} is no longer there: another program removed it.", failed=True)
@@ -294,8 +308,8 @@ class ModelsScreen(Dialog[str | None]):
             said, failed = f"{name} was deleted: {size(store.remove(name).size)} are free.", False
         except (StemError, OSError) as error:
             said, failed = sentence(error), True
-        self.app.call_from_thread(self._say, said, failed=failed)
-        self.app.call_from_thread(self._reload)
+        self._then(self._say, said, failed=failed)
+        self._then(self._reload)
 
     # ------------------------------------------------------------------ work in the background
 
@@ -348,7 +362,7 @@ class ModelsScreen(Dialog[str | None]):
                 "Calibrating measures speeds, so nothing else can be done meanwhile: wait for it, "
                 f"or cancel it ({self._key('cancel')})."
             )
-        else:
+        elif self.is_current:
             # what ends from now on is told by the app, not by a screen that is being closed
             self._stop_listening()
             self.dismiss(name)
