@@ -15,10 +15,11 @@ from .message import Message
 class Backlog:
     """Colours code and parses long answers, one after the other, those that came last first.
 
-    `done` is called with a message after each; True where its lines have to be counted again.
+    `done` is called with a message after each, and with the lines of it whose colours are new; None
+    where all of its blocks are.
     """
 
-    def __init__(self, widget: Widget, done: Callable[[Message, bool], None]) -> None:
+    def __init__(self, widget: Widget, done: Callable[[Message, range | None], None]) -> None:
         self._widget = widget
         self._done = done
         self._code: dict[Code, Message] = {}
@@ -54,18 +55,17 @@ class Backlog:
 
     async def _colour(self, code: Code, message: Message) -> None:
         text = code.text
-        code.paint(await asyncio.to_thread(_spans, text, code.language), len(text))
-        message.strips.clear()
-        self._done(message, False)
+        spans = await asyncio.to_thread(_spans, text, code.language)
+        self._done(message, message.forget(code, code.paint(spans, len(text))))
 
     async def _parse(self, message: Message) -> None:
         entry = message.entry
         if entry is None:
             return
-        body = await asyncio.to_thread(read_answer, entry.content)
+        body = await asyncio.to_thread(read_answer, entry.content, message.laid_out)
         if message.entry is entry:
             message.put(entry, body)
-            self._done(message, True)
+            self._done(message, None)
 
 
 def _spans(code: str, language: str) -> list[Span]:
@@ -74,8 +74,8 @@ def _spans(code: str, language: str) -> list[Span]:
     return spans(code, language)
 
 
-def read_answer(content: str) -> list[Block]:
-    """The blocks of an answer with their code coloured. For threads: it takes its time."""
+def read_answer(content: str, width: int) -> list[Block]:
+    """The blocks of an answer, coloured and wrapped. For threads: it takes its time."""
     from stem_local.terminal import printable
 
     from .code_highlight import spans
@@ -83,6 +83,7 @@ def read_answer(content: str) -> list[Block]:
 
     body = parse_answer(printable(content))
     for block in body:
+        block.lay_out(width)
         if isinstance(block, Code):
             block.paint(spans(block.text, block.language), len(block.text))
     return body

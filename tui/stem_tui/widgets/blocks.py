@@ -7,7 +7,7 @@ Styles are names: ".code" is a component class of the widget that draws, anythin
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 from itertools import islice
 from typing import NamedTuple
@@ -75,6 +75,7 @@ class Paragraph(Block):
         self._carry = Line(Content())
         self._wrapped = 0
         self._width = 0
+        self._laid_out: Content | None = None
 
     def settle(self, text: Content) -> None:
         """Nothing before the end of `text`, which is the next part, will change any more."""
@@ -85,6 +86,9 @@ class Paragraph(Block):
         room = self._room(width)
         if room != self._width:
             self._width, self._whole, self._wrapped, self._carry = room, 0, 0, EMPTY
+        elif self._laid_out is self.text and self._wrapped == len(self._settled):
+            return len(self._lines)
+        self._laid_out = self.text
         del self._lines[self._whole :]
         for part in self._settled[self._wrapped :]:
             self._lines += self._wrap(part)
@@ -172,17 +176,27 @@ class Code(Verbatim):
         """The code as it was when this was made, its tabs included."""
         self.language = language
         self.label = language or "code" if label is None else label
-        self._painted = -1
+        self.growing = False
+        self._painted = 0
 
     @property
     def is_plain(self) -> bool:
-        """Whether there are lines that `paint` has not seen yet."""
-        return self._painted < 0 or "\n" in self.text[self._painted :]
+        """Whether it is worth a `paint`: of all that is new, or of two lines while it grows."""
+        if self.growing:
+            return self.text.count("\n", self._painted) > 1
+        return self._painted < len(self.text)
 
-    def paint(self, spans: Sequence[Span], length: int) -> None:
-        """Colour the first `length` characters; spans are in order and do not overlap."""
+    def paint(self, spans: Sequence[Span], length: int) -> range:
+        """Colour the first `length` characters; spans are in order and do not overlap.
+
+        Returns the lines of the layout whose colours are new.
+        """
+        start = self.text.rfind("\n", 0, self._painted) + 1
         self.spans = spans
         self._painted = length
+        label = bool(self.label)
+        first = bisect_left(self._rows, start, key=lambda row: row[0])
+        return range(first + label, len(self._rows) + label)
 
     def continued(self) -> Code:
         """An empty block that goes on where this one ends."""
@@ -227,9 +241,13 @@ class Table(Block):
     def __init__(self, rows: Sequence[Sequence[Content]]) -> None:
         self.rows = rows
         self._lines: list[Line] = []
+        self._width = 0
 
     def lay_out(self, width: int) -> int:
         room = self._room(width)
+        if room == self._width:
+            return len(self._lines)
+        self._width = room
         columns = max(len(row) for row in self.rows)
         if columns * (NARROWEST_COLUMN + len(DIVIDER)) > room:
             self._lines = _without_columns(self.rows, room)

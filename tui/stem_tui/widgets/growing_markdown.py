@@ -17,7 +17,7 @@ from textual.content import Content
 from .blocks import Block, Code, Paragraph
 from .markdown_blocks import Builder, inline, language_of, parser
 
-LONG_PARAGRAPH = 1500
+LONG_PARAGRAPH = 1000
 """Characters of a paragraph, or of a fence, from which on it goes on in a new piece."""
 
 LONG_REST = 4000
@@ -46,10 +46,11 @@ class GrowingMarkdown:
         changed = self._settled
         self._rest += text
         self._unread += len(text)
-        if len(self._rest) <= LONG_REST or self._unread * 32 >= len(self._rest):
-            self._unread = 0
-            while self._rest and self._read():
-                pass
+        if len(self._rest) > LONG_REST and self._unread * 32 < len(self._rest):
+            return len(self.blocks)
+        self._unread = 0
+        while self._rest and self._read():
+            pass
         return changed
 
     def _read(self) -> bool:
@@ -104,6 +105,7 @@ class GrowingMarkdown:
                 return False
             self._rest = after
             if newline and fence.is_end(line):
+                fence.code.growing = False
                 self._fence = None
                 self._settle(1)
                 return True
@@ -146,6 +148,7 @@ class _OpenFence:
     """A fence whose end has not come yet."""
 
     def __init__(self, code: Code, markup: str, indent: int) -> None:
+        code.growing = True
         self.code = code
         self.begins_line = True
         self._newline_due = False
@@ -164,7 +167,9 @@ class _OpenFence:
 
     def go_on(self) -> None:
         """Continue in a new block, since highlighting and wrapping a long one takes its time."""
+        self.code.growing = False
         self.code = self.code.continued()
+        self.code.growing = True
         self._newline_due = False
 
     def write(self, text: str, complete: bool) -> None:

@@ -47,14 +47,16 @@ class Message:
         """The width it is wrapped to, 0 for none yet."""
         self.height = 0
         """Lines: counted once it is laid out, guessed before that."""
-        self.strips: dict[int, Strip] = {}
-        """Lines as they were drawn last, kept by the transcript."""
+        self.strips: dict[int, tuple[Line, Strip]] = {}
+        """What was drawn last, by line; kept here by the widget that draws."""
         self._body: list[Block] | None = None
         self._growing: GrowingMarkdown | None = None
         self._grown: list[str] = []
         self._blocks: list[Block] = []
         self._starts: list[int] = []
         self._head = 0
+        self.fresh: list[Block] = []
+        """The blocks that the last `extend` made or changed."""
 
     @property
     def text(self) -> str:
@@ -109,6 +111,16 @@ class Message:
         """The block that a line belongs to."""
         return self._blocks[bisect_right(self._starts, y) - 1]
 
+    def forget(self, block: Block, rows: range) -> range:
+        """Forget how lines of a block were drawn. Returns which lines of the message they are."""
+        if block not in self._blocks:
+            return range(0)
+        top = self._starts[self._blocks.index(block)] + (block.gap is not None)
+        lines = range(top + rows.start, top + rows.stop)
+        for y in lines:
+            self.strips.pop(y, None)
+        return lines
+
     def begin(self) -> None:
         """From now on the answer grows, from what the entry has of it."""
         from .growing_markdown import GrowingMarkdown
@@ -127,9 +139,21 @@ class Message:
         if not self.laid_out:
             return 0
         top = self._lay_out_from(changed)
-        for y in range(top, max(self.strips, default=0) + 1):
-            self.strips.pop(y, None)
-        return top
+        self.fresh = self._blocks[changed:]
+        return self._forget_changed(top)
+
+    def _forget_changed(self, top: int) -> int:
+        """Keep what was drawn of lines that came out the same. Returns the first that did not."""
+        drawn = sorted(y for y in self.strips if y >= top)
+        first = None
+        for y in drawn:
+            before = self.strips[y][0]
+            if y >= self.height or not _same(before, self.line(y)):
+                del self.strips[y]
+                first = y if first is None else first
+        if first is not None:
+            return first
+        return drawn[-1] + 1 if drawn else top
 
     def differs(self, entry: Entry) -> bool:
         """Whether what is known of the text does not hold for the entry as it is now."""
@@ -220,6 +244,10 @@ class Message:
             yield f"{counted(entry.forgotten, 'turn')} no longer seen"
         if entry.stats and (figures := summary(entry.stats)):
             yield figures
+
+
+def _same(one: Line, other: Line) -> bool:
+    return one.fill == other.fill and one.text.is_same(other.text)
 
 
 def counted(count: int, thing: str) -> str:

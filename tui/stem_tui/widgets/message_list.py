@@ -12,6 +12,7 @@ from itertools import accumulate
 from typing import ClassVar
 
 from textual import events
+from textual.content import Content
 from textual.geometry import Size
 from textual.reactive import reactive
 from textual.scroll_view import ScrollView
@@ -19,6 +20,7 @@ from textual.selection import Selection
 from textual.strip import Strip
 
 from .backlog import Backlog
+from .blocks import EMPTY, Line
 from .message import Message
 from .painting import Painter
 
@@ -121,6 +123,8 @@ class MessageList(ScrollView, can_focus=True):
         top = self._tops[-2] + first
         if top < self.scroll_offset.y + self.size.height:
             self.refresh_lines(top, self._tops[-1] - top)
+        for block in self.messages[-1].fresh:
+            self._backlog.notice(self.messages[-1], block)
 
     def lines_of(self, message: Message) -> tuple[int, int]:
         """The line on which a message begins, and the one after its last."""
@@ -210,46 +214,56 @@ class MessageList(ScrollView, can_focus=True):
     def _place(self, y: int) -> None:
         """Put line `y` at the top, without taking that for the user's own doing."""
         self._moving = True
-        self.virtual_size = Size(self.size.width, self._tops[-1])
+        size = Size(self.size.width, self._tops[-1])
+        if size != self.virtual_size:
+            # Not through the reactive: it would have the whole screen arranged for every new line.
+            self.set_reactive(MessageList.virtual_size, size)
+            self.vertical_scrollbar.window_virtual_size = size.height
         self.scroll_target_y = self.scroll_y = y
         self._moving = False
 
-    def _worked(self, message: Message, heights: bool) -> None:
+    def _worked(self, message: Message, rows: range | None) -> None:
+        """Draw some lines of a message anew, or wrap all of it where its blocks are others."""
         if message not in self.messages:
             return
-        if heights:
+        if rows is None:
             self.changed(message)
-        else:
-            self.refresh()
+        elif rows:
+            self.refresh_lines(self.lines_of(message)[0] + rows.start, len(rows))
 
     def render_line(self, y: int) -> Strip:
-        width = self.size.width
         place = self.scroll_offset.y + y
-        blank = self.visual_style.rich_style
-        strip = self._strip_at(place).crop_extend(0, width, blank).apply_offsets(0, place)
+        strip = self._strip_at(place).apply_offsets(0, place)
         if y == self.size.height - 1 and not self.following:
-            hint = self._painter.label(MORE, ".more")
-            return Strip.join([strip.crop(0, max(width - hint.cell_length, 0)), hint])
+            hint = self._painter.strip(Line(Content.styled(MORE, ".more")))
+            return Strip.join([strip.crop(0, max(self.size.width - hint.cell_length, 0)), hint])
         return strip
 
     def _strip_at(self, place: int) -> Strip:
         index = self._index_at(place)
         if not 0 <= place < self._tops[-1] or not self.messages[index].laid_out:
-            return Strip([])
+            return self._with_gutter(EMPTY, False)
         message, row = self.messages[index], place - self._tops[index]
+        marked = message is self.marked and row >= message.header
         selected = self._selected_cells(self.text_selection, place)
-        strip = message.strips.get(row)
+        drawn = message.strips.get(row)
+        if drawn is not None and selected is None and not marked:
+            return drawn[1]
+        line = message.line(row)
         if selected is not None:
-            line = message.line(row)
             style = self.screen.get_visual_style("screen--selection", partial=True)
             line = line._replace(text=line.text.stylize(style, *selected))
-            strip = self._painter.strip(line, self._text_width)
-        elif strip is None:
-            strip = self._painter.strip(message.line(row), self._text_width)
-            message.strips[row] = strip
-            self._backlog.notice(message, message.block_at(row))
-        mark = "▌ " if message is self.marked and row >= message.header else "  "
-        return Strip.join([self._painter.label(mark, ".mark"), strip])
+        strip = self._with_gutter(line, marked)
+        if selected is None and not marked:
+            message.strips[row] = line, strip
+        self._backlog.notice(message, message.block_at(row))
+        return strip
+
+    def _with_gutter(self, line: Line, marked: bool) -> Strip:
+        gutter = Line(Content.styled("▌ ", ".mark") if marked else Content("  "))
+        text = self._painter.strip(line, self._text_width)
+        strip = Strip.join([self._painter.strip(gutter), text])
+        return strip.crop_extend(0, self.size.width, self.visual_style.rich_style)
 
     def _selected_cells(
         self, selection: Selection | None, place: int

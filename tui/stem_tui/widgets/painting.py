@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from rich.segment import Segment
-from textual.content import Content
 from textual.strip import Strip
 from textual.style import Style
 from textual.widget import Widget
@@ -23,7 +22,7 @@ class Painter:
         """Look the styles up again: the theme is another one."""
         self._styles.clear()
 
-    def strip(self, line: Line, width: int) -> Strip:
+    def strip(self, line: Line, width: int = 0) -> Strip:
         """A line, filled up to the width where it has a style for that."""
         base = self._widget.visual_style
         rendered = line.text.render(base, end="", parse_style=self.style)
@@ -31,10 +30,6 @@ class Painter:
         if line.fill:
             return strip.extend_cell_length(width, (base + self.style(line.fill)).rich_style)
         return strip
-
-    def label(self, text: str, style: str = "") -> Strip:
-        """A word or a mark."""
-        return self.strip(Line(Content.styled(text, style) if style else Content(text)), 0)
 
     def style(self, name: str | Style) -> Style:
         """A style by its name."""

@@ -131,7 +131,7 @@ class Transcript(MessageList, inherit_bindings=False):
             return
         body = None
         if message.differs(entry) and len(entry.content) <= LONGEST:
-            body = await asyncio.to_thread(read_answer, entry.content)
+            body = await asyncio.to_thread(read_answer, entry.content, message.laid_out)
         if message in self.messages:
             message.put(entry, body)
             self.changed(message)
