@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from textual.pilot import Pilot
 from textual.screen import Screen
-from textual.widgets import Static
+from textual.widgets import Button, Static
 
 from stem_local.chat_settings import ChatSettings
 from stem_local.history import History
@@ -117,6 +117,19 @@ def test_tab_puts_the_command_in_without_running_it() -> None:
         assert desk.composer.text == "/regen"
         assert not listed.display
         assert desk.asked == []
+
+    run_app(Desk(), test)
+
+
+def test_tab_leaves_an_empty_composer_alone() -> None:
+    async def test(pilot: Pilot[Any]) -> None:
+        desk = pilot.app
+        assert isinstance(desk, Desk)
+        await desk.mount(Button("next"))
+        await pilot.press("a", "tab", "b")
+        assert desk.composer.text == "ab"
+        await pilot.press("backspace", "backspace", "tab")
+        assert isinstance(desk.focused, Button)
 
     run_app(Desk(), test)
 

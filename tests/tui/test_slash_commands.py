@@ -43,6 +43,7 @@ class Chat(Screen[None]):
         self.done: list[Any] = []
         self.told: list[tuple[str, str]] = []
         self.page = ("", "")
+        self.saved_again = 0
 
     def compose(self) -> ComposeResult:
         yield Transcript()
@@ -112,6 +113,9 @@ class Hosting(Host):
 
     async def action_quit(self) -> None:
         self.chat.done.append("quit")
+
+    async def save_again(self) -> None:
+        self.chat.saved_again += 1
 
 
 async def no_keys(_: Pilot[Any]) -> None:
@@ -345,6 +349,10 @@ def test_a_saved_chat_is_told_where_to_find() -> None:
 
     ((told, _),) = after("/rename Printing", prepare=keep).told
     assert told == "Saved as “Printing”, as it goes; /load 1 opens it."
+
+
+def test_saving_is_tried_again() -> None:
+    assert after("/save", talked=True).saved_again == 1
 
 
 @pytest.mark.parametrize(("key", "left"), [("y", 0), ("n", 1)])

@@ -50,7 +50,7 @@ def start(chat: ChatScreen, name: str, argument: str = "") -> Worker[None]:
 
 async def run(chat: ChatScreen, name: str, argument: str = "") -> None:
     """Run a command. What goes wrong is told in the chat."""
-    from stem_local.errors import StemError
+    from stem_local.errors import StemError, UsageError
 
     command = find(name)
     if command is None:
@@ -61,6 +61,8 @@ async def run(chat: ChatScreen, name: str, argument: str = "") -> None:
         return
     try:
         await command.run(chat, argument)
+    except UsageError as error:
+        chat.tell(str(error), "warning")
     except StemError as error:
         chat.tell(str(error), "error")
 
