@@ -85,17 +85,8 @@ class Database:
 
     @contextlib.contextmanager
     def _transaction(self, begin: str) -> Iterator[sqlite3.Connection]:
-        with self._lock, self._explained():
-            connection = self._connection
-            connection.execute(begin)
-            try:
-                yield connection
-                connection.execute("COMMIT")
-            except BaseException:
-                # SQLite itself has rolled back after some errors, a full disk for one.
-                if connection.in_transaction:
-                    connection.execute("ROLLBACK")
-                raise
+        with self._lock, self._explained(), _transaction(self._connection, begin):
+            yield self._connection
 
     def _open(self) -> sqlite3.Connection:
         with self._explained():
@@ -116,17 +107,13 @@ class Database:
         connection.row_factory = sqlite3.Row
         connection.text_factory = _text
         # Before anything that could write: a file that is not ours, or newer, stays as it is.
-        migrations.check(connection, self)
+        with _transaction(connection, "BEGIN"):
+            migrations.check(connection, self)
         for pragma in _PRAGMAS:
             connection.execute(f"PRAGMA {pragma}")
         _log_ahead(connection)
-        connection.execute("BEGIN IMMEDIATE")
-        try:
+        with _transaction(connection, "BEGIN IMMEDIATE"):
             migrations.migrate(connection, self)
-            connection.execute("COMMIT")
-        finally:
-            if connection.in_transaction:
-                connection.execute("ROLLBACK")
 
     @contextlib.contextmanager
     def _explained(self) -> Iterator[None]:
@@ -165,6 +152,19 @@ class Database:
             f"Conversations cannot be saved in {self.path} ({reason}): make it writable, point "
             "STEM_HOME at another folder, or chat without saving (stem-chat --private)."
         )
+
+
+@contextlib.contextmanager
+def _transaction(connection: sqlite3.Connection, begin: str) -> Iterator[None]:
+    connection.execute(begin)
+    try:
+        yield
+        connection.execute("COMMIT")
+    except BaseException:
+        # SQLite itself has rolled back after some errors, a full disk for one.
+        if connection.in_transaction:
+            connection.execute("ROLLBACK")
+        raise
 
 
 def _touched(path: Path) -> Path:

@@ -89,18 +89,20 @@ def clean_title(text: str) -> str:
 
 def entry(row: sqlite3.Row) -> Entry:
     """A row of ENTRY_COLUMNS. Raises ValueError or TypeError where it holds what cannot be."""
+    # Unpacked at once: looking columns up by name takes twice as long for a long conversation.
+    ident, parent, who, state, created, forgotten, model, stats, content, files, *branch = row
     return Entry(
-        id=number(row["id"]),
-        parent=None if row["parent"] is None else number(row["parent"]),
-        role=role(row["role"]),
-        content=text(row["content"]),
-        created=moment(row["created"]),
-        branch=(number(row["place"]), number(row["siblings"])),
-        attachments=_attachments(row["attachments"]),
-        state=cast("State", _one_of(row["state"], STATES)),
-        model=None if row["model"] is None else text(row["model"]),
-        stats=None if row["stats"] is None else fields(row["stats"]),
-        forgotten=number(row["forgotten"]),
+        id=number(ident),
+        parent=None if parent is None else number(parent),
+        role=role(who),
+        content=text(content),
+        created=moment(created),
+        branch=(number(branch[0]), number(branch[1])),
+        attachments=_attachments(files),
+        state=cast("State", _one_of(state, STATES)),
+        model=None if model is None else text(model),
+        stats=None if stats is None else fields(stats),
+        forgotten=number(forgotten),
     )
 
 

@@ -107,9 +107,9 @@ def _by_title(connection: sqlite3.Connection, terms: list[str], limit: int) -> I
     """Titles that contain every term. There are few of them, and they are short."""
     folded = [term.casefold() for term in terms]
     for row in connection.execute(_TITLES):
-        title = rows.clean_title(rows.text(row["title"]))
-        if all(term in title.casefold() for term in folded):
-            yield _hit(row, _marked(title, terms))
+        title = rows.text(row["title"]).casefold()
+        if all(term in title for term in folded):
+            yield _hit(row, _marked(rows.clean_title(row["title"]), terms))
             limit -= 1
             if not limit:
                 return

@@ -15,11 +15,10 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from stem_runtime import paths
 from stem_runtime.errors import StemError, UsageError
 
 from . import rows
-from .aside import set_aside
+from .aside import default_path, set_aside
 from .database import Database
 from .entries import Attachment, Conversation, ConversationInfo, Entry, Hit, Role, State
 from .search import search
@@ -53,6 +52,7 @@ _INSERT = """
         stats, content, attachments)
     VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
 """
+_MERGED_PAGES = 200
 # A conversation that nothing was said in yet is not worth a line, unless somebody named it.
 _LISTED = "(open_root IS NOT NULL OR title <> '')"
 
@@ -81,7 +81,7 @@ class History:
         Raises DamagedHistoryError, NewerHistoryError (nothing was changed in either case), or
         HistoryError for one that cannot be read or written.
         """
-        return cls(Database(path or paths.data_dir() / "history.db"))
+        return cls(Database(path or default_path()))
 
     @classmethod
     def in_memory(cls) -> History:
@@ -245,8 +245,7 @@ class History:
         with self._database.write() as connection:
             _require(connection, conversation)
             connection.execute("DELETE FROM conversations WHERE id = ?", (conversation,))
-            # Deleted words stay in the index as crossed out until its parts are merged.
-            connection.execute("INSERT INTO words (words) VALUES ('optimize')")
+        self._forget_words()
         self._database.forget_deleted()
 
     def insert(self, conversation: Conversation, end: int | None = None) -> int:
@@ -281,6 +280,21 @@ class History:
             self._stop(lambda writer: writer is not None and writer == self._writer.name)
         self._writer.end()
         self._database.close()
+
+    def _forget_words(self) -> None:
+        """Take deleted words out of the search index, where they stay as crossed out otherwise.
+
+        The parts of the index are merged step by step, so that an answer can be saved in between.
+        """
+        pages, changed = -_MERGED_PAGES, 2
+        # Below two changes a step found nothing more to merge; a negative number begins anew.
+        while changed >= 2:
+            with self._database.write() as connection:
+                before = connection.total_changes
+                connection.execute("INSERT INTO words (words, rank) VALUES ('merge', ?)", (pages,))
+                changed = connection.total_changes - before
+            pages = _MERGED_PAGES
+            time.sleep(0.001)  # locks are not fair: who waits for this one gets a chance
 
     def _stop(self, meant: Callable[[str | None], bool]) -> None:
         """Turn the unfinished answers of the writers that are meant into stopped ones."""

@@ -115,7 +115,7 @@ def test_an_answer_of_a_living_process_is_left_alone(writer: subprocess.Popen[st
         own = history.create({})
         for number in range(50):
             history.add(own, None, "user", f"meanwhile {number}")
-        read_until(writer, 200)
+        read_until(writer, len(before.content.split()) + 50)
         after = history.get(conversation).entries[-1]
         assert after.state == "streaming"
         assert after.content.startswith(before.content)
