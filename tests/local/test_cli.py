@@ -14,7 +14,7 @@ import pytest
 from click.testing import Result
 
 from stem_local import hub as pulling
-from stem_local import store
+from stem_local import store, units
 from stem_local.cli import VERBS, main
 from stem_local.commands import _output, rm
 from stem_local.errors import NotInstalledError
@@ -334,10 +334,10 @@ def test_tables_have_a_heading_only_for_people(
 
 
 def test_sizes_for_people() -> None:
-    assert [_output.size(n) for n in (0, 999, 66_211, 98_362_432, 2_480_000_000)] == [
+    assert [units.size(n) for n in (0, 999, 66_211, 98_362_432, 2_480_000_000)] == [
         *("0 B", "999 B", "66 kB", "98 MB", "2.5 GB")
     ]
-    assert [_output.parameters(n) for n in (134_515_008, 999_885_952)] == ["135M", "1.00B"]
+    assert [units.parameters(n) for n in (134_515_008, 999_885_952)] == ["135M", "1.00B"]
 
 
 def test_managing_verbs_are_registered() -> None:

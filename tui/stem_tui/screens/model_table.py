@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import ClassVar
 
-from rich.text import Text
 from textual.binding import Binding, BindingType
+from textual.content import Content
 from textual.widgets import DataTable
 
 from stem_local.library import Choosable
@@ -29,7 +29,7 @@ _COLUMNS = (
 _ZEROS = ("relu", "fatrelu", "relu2", "drelu")
 
 
-class ModelTable(DataTable[Text]):
+class ModelTable(DataTable[Content]):
     """Models, one a row, by name."""
 
     BINDINGS: ClassVar[list[BindingType]] = [
@@ -75,7 +75,7 @@ class ModelTable(DataTable[Text]):
     def model(self, name: str | None) -> Choosable | None:
         return self._models.get(name) if name is not None else None
 
-    def _cells(self, model: Choosable, memory: int | None) -> list[Text]:
+    def _cells(self, model: Choosable, memory: int | None) -> list[Content]:
         zeros = f" {model.sparsity:.0%}" if model.sparsity else ""
         texts = (
             model.name,
@@ -87,7 +87,7 @@ class ModelTable(DataTable[Text]):
             state(model, self._in_use),
         )
         cells = zip(texts, _COLUMNS, strict=True)
-        return [Text(_cut(one_line(text), width)) for text, (_, width) in cells]
+        return [Content(_cut(one_line(text), width)) for text, (_, width) in cells]
 
 
 def state(model: Choosable, in_use: str | None) -> str:
