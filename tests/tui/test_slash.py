@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import re
+from typing import Any, cast
 
 import pytest
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from stem_tui import slash
@@ -79,6 +80,13 @@ def test_completion_takes_any_line(text: str) -> None:
         name, value = slash.parse(line) or ("", "")
         assert (slash.find(name), value) == (command, "value")
         assert text.endswith(argument)
+
+
+@settings(max_examples=50)
+@given(st.text("~./ ab\0\ud800'", max_size=8))
+def test_half_a_path_completes_to_nothing_worse_than_nothing(typed: str) -> None:
+    for item in slash.arguments(cast("Any", None), f"/read {typed}"):
+        assert slash.completed(f"/read {typed}", item).startswith("/read ")
 
 
 def test_a_command_nobody_knows_is_told_with_the_nearest() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -87,6 +88,8 @@ class Chat(Screen[None]):
         self.done.append("new")
 
     async def open_conversation(self, conversation: int) -> None:
+        if conversation > 1000:
+            self.history.get(conversation)
         self.done.append(("open", conversation))
 
     def on_transcript_branch_requested(self, event: Transcript.BranchRequested) -> None:
@@ -179,6 +182,7 @@ WRONG = {
     "/set temprature": "temperature",
     "/set temperature hot": "temperature",
     "/sparsity 99%": "0.95",
+    "/load 99999999999999999999": "too large",
     "/stats": "no messages yet",
     "/copy": "no messages yet",
     "/save": "no messages yet",
@@ -261,7 +265,7 @@ def test_help_opens_the_page_of_keys_and_commands() -> None:
 
 
 def test_help_tells_about_one_command() -> None:
-    ((told, _),) = after("/help /regen").told
+    ((told, _),) = after("/help /REGEN").told
     assert told == "/regen, /retry: answer the last message again"
 
 
@@ -386,9 +390,11 @@ def test_a_file_is_attached(tmp_path: Path) -> None:
         composer = pilot.app.screen.query_one(Composer)
         seen.extend(attachment.name for attachment in composer.attachments)
 
-    chat = after(f"/read {file}", then=look)
-    assert seen == ["two words.txt"]
+    escaped = str(file).replace(" ", "\\ ") if os.sep == "/" else file
+    chat = after(f"/read {file}", f"/read '{file}'", f"/read {escaped}", then=look)
+    assert seen[-3:] == ["two words.txt"] * 3
     assert "two words.txt (2 kB) goes along" in chat.told[0][0]
+    assert len(chat.told) == 3
 
 
 def test_a_chat_is_written_and_taken_in(tmp_path: Path) -> None:

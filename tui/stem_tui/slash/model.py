@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from typing import TYPE_CHECKING
 
 from stem_local.errors import UsageError
@@ -50,15 +51,16 @@ async def _sparsity(chat: ChatScreen, argument: str) -> None:
 def _change(chat: ChatScreen, name: str, value: str) -> None:
     from stem_local.chat_settings import value_text
 
-    settings = chat.settings.with_text(name.lower(), value)
+    name = name.lower()
+    settings = chat.settings.with_text(name, value)
     chat.change(settings)
-    chat.tell(f"{name.lower()} is {value_text(name.lower(), getattr(settings, name.lower()))} now.")
+    chat.tell(f"{name} is {_short(value_text(name, getattr(settings, name)))} now.")
 
 
 def _described(chat: ChatScreen, wanted: str) -> str:
     for name, value, about in chat.settings.describe():
         if name == wanted.lower():
-            return f"{name} is {value}. {about}"
+            return f"{name} is {_short(value)}. {about}"
     chat.settings.with_text(wanted, "")  # raises, naming the nearest setting
     raise UsageError(f"There is no setting {wanted!r:.60}.")
 
@@ -66,9 +68,14 @@ def _described(chat: ChatScreen, wanted: str) -> str:
 def _page(chat: ChatScreen) -> str:
     rows = []
     for name, value, about in chat.settings.describe():
-        shown = " ".join(value.replace("`", "'").split())[:60] or "none"
+        shown = _short(value).replace("`", "'")
         rows.append(f"- **{name}** `{shown}`\n\n  {about}")
     return "\n".join([*rows, "", "`/set NAME VALUE` changes one for this chat."])
+
+
+def _short(value: str) -> str:
+    """A value in one line, which only a system prompt may need to be cut for."""
+    return textwrap.shorten(value, 60, placeholder=" …") or "none"
 
 
 def _quoted(text: str) -> str:

@@ -109,7 +109,8 @@ def arguments(chat: ChatScreen, text: str) -> Sequence[Suggestion]:
     assert command.complete is not None
     try:
         return list(command.complete(chat, argument))
-    except (StemError, OSError):
+    except (StemError, OSError, ValueError, RuntimeError):
+        # half a path names no folder, or no user after ~
         return ()
 
 

@@ -22,7 +22,7 @@ async def last_answer(chat: ChatScreen) -> str:
     from .conversation import opened
 
     for entry in reversed((await opened(chat)).entries):
-        if entry.stats:
+        if entry.stats and "completion_tokens" in entry.stats:
             return page(entry.stats)
     raise UsageError("There is no answer with figures in this chat yet.")
 

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, cast
 
+from rich.cells import cell_len
 from textual import events
 from textual.content import Content
 from textual.message import Message
@@ -131,13 +132,14 @@ class Suggestions(Widget):
 
     def render(self) -> Content:
         names = [_one_line(item.label or item.value) for item in self._items]
-        width = min(max(map(len, names), default=0), self.size.width // 2)
+        width = min(max(map(cell_len, names), default=0), self.size.width // 2)
         lines = []
         for row in range(self._top, min(self._top + self._rows, len(names))):
             mark = "▸" if row == self._chosen else " "
             lines.append(
                 Content.assemble(
-                    (f"{mark} {names[row]:{width}}", "bold" if row == self._chosen else ""),
+                    (f"{mark} {names[row]}", "bold" if row == self._chosen else ""),
+                    " " * (width - cell_len(names[row])),
                     (f"  {_one_line(self._items[row].help)}", "$text-muted"),
                 )
             )
