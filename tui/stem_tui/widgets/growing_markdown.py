@@ -70,7 +70,7 @@ class GrowingMarkdown:
         blocks[0].gap = self._gap
         self.blocks[self._settled :] = blocks
         unit, line = _last_unit(tokens)
-        if line:
+        if line and not _empty(blocks[-1]):
             self._settle(bisect_left(builder.starts, line))
             self._rest = _from_line(self._rest, line)
         if unit.type == "fence" and unit.level == 0 and "\n" in self._rest:
@@ -188,6 +188,11 @@ def _last_unit(tokens: Sequence[Token]) -> tuple[Token, int]:
         items = (t for t in tokens if t.level == 1 and t.type == "list_item_open" and t.map)
         *_, last = items
     return last, last.map[0] if last.map else 0
+
+
+def _empty(block: Block) -> bool:
+    """Whether this is a list item without text so far: nobody knows yet how far apart they are."""
+    return isinstance(block, Paragraph) and not block.text
 
 
 def _from_line(text: str, number: int) -> str:

@@ -84,6 +84,13 @@ class Message:
         content = self.entry.content if self.entry is not None else ""
         self.height = 3 + content.count("\n") + len(content) // width
 
+    def fold(self) -> None:
+        """Keep nothing but the height, unless the answer is still growing."""
+        if self._growing is None:
+            self.laid_out = 0
+            self.strips.clear()
+            self._blocks, self._starts, self._body = [], [], None
+
     def lay_out(self, width: int) -> None:
         """Wrap to `width` cells."""
         self.laid_out = width

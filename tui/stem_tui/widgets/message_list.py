@@ -18,6 +18,7 @@ from textual.reactive import reactive
 from textual.scroll_view import ScrollView
 from textual.selection import Selection
 from textual.strip import Strip
+from textual.style import Style
 
 from .backlog import Backlog
 from .blocks import EMPTY, Line
@@ -29,6 +30,9 @@ GUTTER = 2
 
 MARGIN = 1
 """Cells right of the text."""
+
+KEPT = 200
+"""Messages that stay laid out when they are out of view: more than any screen has room for."""
 
 MORE = " ↓ more below "
 
@@ -83,6 +87,7 @@ class MessageList(ScrollView, can_focus=True):
         self._tops = [0]
         self._text_width = 0
         self._moving = False
+        self._laid_out: dict[Message, None] = {}
         self._painter = Painter(self, "messages")
         self._backlog = Backlog(self, self._worked)
 
@@ -94,6 +99,7 @@ class MessageList(ScrollView, can_focus=True):
     def show_messages(self, messages: Sequence[Message]) -> None:
         """Show these and no others, from their end."""
         self._backlog.clear()
+        self._laid_out.clear()
         self.messages = list(messages)
         self._guess_all()
         self.following = True
@@ -112,7 +118,7 @@ class MessageList(ScrollView, can_focus=True):
         index = self.messages.index(message)
         before = message.height
         if self._text_width:
-            message.lay_out(self._text_width)
+            self._lay_out(message)
         above = self._tops[index] + before <= self.scroll_offset.y
         self._settle(message.height - before if above else 0)
         self.refresh()
@@ -197,11 +203,20 @@ class MessageList(ScrollView, can_focus=True):
             if index is None:
                 break
             message, guessed = self.messages[index], self.messages[index].height
-            message.lay_out(self._text_width)
+            self._lay_out(message)
             if self._tops[index] < y:
                 y += message.height - guessed
             self._measure()
         self._place(y)
+
+    def _lay_out(self, message: Message) -> None:
+        message.lay_out(self._text_width)
+        self._laid_out.pop(message, None)
+        self._laid_out[message] = None
+        if len(self._laid_out) > KEPT:
+            oldest = next(iter(self._laid_out))
+            del self._laid_out[oldest]
+            oldest.fold()
 
     def _first_guessed(self, top: int, bottom: int) -> int | None:
         """The first message between two lines that is not laid out; the last where following."""
@@ -251,7 +266,7 @@ class MessageList(ScrollView, can_focus=True):
             return drawn[1]
         line = message.line(row)
         if selected is not None:
-            style = self.screen.get_visual_style("screen--selection", partial=True)
+            style = Style.from_styles(self.screen.get_component_styles("screen--selection"))
             line = line._replace(text=line.text.stylize(style, *selected))
         strip = self._with_gutter(line, marked)
         if selected is None and not marked:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from rich.segment import Segment
+from textual.color import Color
 from textual.strip import Strip
 from textual.style import Style
 from textual.widget import Widget
@@ -32,15 +33,30 @@ class Painter:
         return strip
 
     def style(self, name: str | Style) -> Style:
-        """A style by its name."""
+        """A style by its name: only what it sets, to be added to another."""
         if isinstance(name, Style):
             return name
         style = self._styles.get(name)
         if style is None:
-            if name.startswith("."):
-                component = f"{self._prefix}--{name[1:]}"
-                style = self._widget.get_visual_style(component, partial=True)
-            else:
-                style = Style.parse(name)
+            style = self._component(name[1:]) if name.startswith(".") else Style.parse(name)
             self._styles[name] = style
         return style
+
+    def _component(self, name: str) -> Style:
+        # Widget.get_visual_style(partial=True) would lose a background that is opaque, and a
+        # colour that is to stand out against it.
+        styles = self._widget.get_component_styles(f"{self._prefix}--{name}")
+        colour: Color | None = None
+        if styles.has_rule("auto_color") and styles.auto_color:
+            colour = Color(0, 0, 0, styles.color.a, auto=True)
+        elif styles.has_rule("color"):
+            colour = styles.color
+        text = styles.text_style
+        return Style(
+            background=styles.background if styles.has_rule("background") else None,
+            foreground=colour,
+            bold=text.bold,
+            italic=text.italic,
+            underline=text.underline,
+            strike=text.strike,
+        )
