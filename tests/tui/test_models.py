@@ -239,26 +239,25 @@ def test_cancelling_leaves_what_can_be_gone_on_with(work: Work) -> None:
     check(test)
 
 
-@pytest.mark.parametrize(
-    ("error", "says"),
-    [
-        (OfflineError("The Hub could not be reached; check the connection."), "! The Hub could"),
-        (AccessError("It is shown only to some: accept its licence."), "! It is shown only"),
-        (DiskSpaceError("Not enough room in there; make some."), "! Not enough room"),
-        (OSError(errno.ENOSPC, "No space left", "x"), "! The disk is full: make room"),
-        (PermissionError(errno.EACCES, "Permission denied", "/x"), "! Permission denied (/x); put"),
-        (MemoryError(), "! There is not enough memory"),
-        (ValueError("[b]\x1b[31mboom"), "! ValueError: [b][31mboom (a fault of this program"),
-    ],
+ERRORS = (
+    (OfflineError("The Hub could not be reached; check the connection."), "! The Hub could"),
+    (AccessError("It is shown only to some: accept its licence."), "! It is shown only"),
+    (DiskSpaceError("Not enough room in there; make some."), "! Not enough room"),
+    (OSError(errno.ENOSPC, "No space left", "x"), "! The disk is full: make room"),
+    (PermissionError(errno.EACCES, "Permission denied", "/x"), "! Permission denied (/x); put"),
+    (MemoryError(), "! There is not enough memory"),
+    (ValueError("[b]\x1b[31mboom"), "! ValueError: [b][31mboom (a fault of this program"),
 )
-def test_errors_are_sentences(work: Work, error: Exception, says: str) -> None:
-    work.error = error
 
+
+def test_errors_are_sentences_and_nothing_ends(work: Work) -> None:
     async def test(opened: Opened) -> None:
         await opened.open(first_run=True)
-        await opened.press("enter")
-        await opened.said(says)
-        assert opened.job is None
+        for error, says in ERRORS:
+            work.error = error
+            await opened.press("enter")
+            await opened.said(says)
+            assert opened.job is None
         assert not opened.results
 
     check(test)
