@@ -64,7 +64,7 @@ class Chatting:
 
 
 def run_chat(
-    model: Scripted,
+    scripted: Scripted,
     test: Callable[[Chatting], Awaitable[None]],
     *,
     config: Config | None = None,
@@ -73,10 +73,10 @@ def run_chat(
     **options: Any,
 ) -> ChatApp:
     """Run the app until `test` is through; with `opened`, that begins once the model is open."""
-    app = ChatApp(config or Config(), load=model.load, **options)
+    app = ChatApp(config or Config(), load=scripted.load, **options)
 
     async def session(pilot: Pilot[Any]) -> None:
-        chatting = Chatting(app, pilot, model)
+        chatting = Chatting(app, pilot, scripted)
         if opened:
             await chatting.until(lambda: app.seat.model is not None and app.chat.model_name)
             await chatting.until(lambda: not app.seat.opening)

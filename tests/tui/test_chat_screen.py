@@ -258,6 +258,33 @@ def test_a_new_chat_stops_the_answer_of_the_old_one_and_keeps_it(model: Scripted
     assert sorted(conversation[0] for conversation in saved()) == ["One", "Two"]
 
 
+def test_what_the_command_line_says_holds_for_a_resumed_chat(model: Scripted) -> None:
+    async def first(chatting: Chatting) -> None:
+        await chatting.send("/set temperature 0.3")
+        await chatting.ask("One")
+
+    async def second(chatting: Chatting) -> None:
+        await chatting.until(lambda: chatting.chat.settings.system == "Be brief.")
+        assert chatting.chat.settings.temperature == 0.3
+        assert chatting.chat.model_name == "other"
+
+    run_chat(model, first)
+    run_chat(model, second, resume="latest", model="other", given={"system": "Be brief."})
+
+
+def test_the_model_of_the_last_chat_answers_the_next(model: Scripted) -> None:
+    async def first(chatting: Chatting) -> None:
+        await chatting.send("/model other")
+        await chatting.until(lambda: chatting.chat.model_name == "other")
+        await chatting.ask("One")
+
+    async def second(chatting: Chatting) -> None:
+        assert chatting.chat.model_name == "other"
+
+    run_chat(model, first)
+    run_chat(model, second)
+
+
 @pytest.mark.parametrize("resume", ["latest", 1])
 def test_a_chat_is_resumed_with_its_settings(model: Scripted, resume: int | str) -> None:
     async def first(chatting: Chatting) -> None:
@@ -296,7 +323,7 @@ def test_a_private_chat_writes_nothing(model: Scripted) -> None:
         await chatting.ask("Secret")
         assert "(private)" in chatting.screen
 
-    run_chat(model, test, private=True)
+    run_chat(model, test, config=Config(private=True))
     assert not paths.data_dir().exists() or not list(paths.data_dir().glob("history*"))
 
 

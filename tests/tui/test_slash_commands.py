@@ -72,6 +72,9 @@ class Chat(Screen[None]):
             raise UsageError("broken cannot be used.")
         self.done.append(("use", name))
 
+    async def retitle(self) -> None:
+        self.done.append("retitle")
+
     async def choose_model(self) -> None:
         self.done.append("choose model")
 

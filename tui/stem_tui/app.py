@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, cast
 
 from textual import work
@@ -20,6 +21,7 @@ from stem_local.errors import (
 )
 
 from . import themes
+from .dialogue import Dialogue
 from .screens.chat import ChatScreen
 from .seat import Seat
 
@@ -38,9 +40,9 @@ NOT_SAVED = "not saved"
 class ChatApp(App[None]):
     """A chat with models on this machine.
 
-    `model` and `system` stand in for those of `config`. `resume` is a conversation's id or
-    "latest", `first` a message to begin with. With `private` nothing is written. `load` opens a
-    model as `stem_local.load` does.
+    `resume` is a conversation's id or "latest"; `model` and the chat settings in `given` hold for
+    it too, unlike those of `config`. `first` is a message to begin with. `load` opens a model as
+    `stem_local.load` does.
     """
 
     TITLE = "stem-chat"
@@ -53,19 +55,19 @@ class ChatApp(App[None]):
         config: Config,
         *,
         model: str | None = None,
-        system: str | None = None,
+        given: Mapping[str, Any] | None = None,
         resume: int | Literal["latest"] | None = None,
-        private: bool = False,
         first: str | None = None,
         load: Callable[..., Model] | None = None,
     ) -> None:
         super().__init__()
         self.config = config
-        self.settings = config.chat if system is None else config.chat.with_text("system", system)
+        self.settings = config.chat
         self.seat = Seat(self._open_model)
-        self.unsaved = "private" if private or config.private else ""
+        self.unsaved = "private" if config.private else ""
         self.history_opened = asyncio.Event()
-        self._model_wanted = model or config.model
+        self._model = model
+        self._given = given or {}
         self._resume = resume
         self._first = first
         self._load = load
@@ -92,7 +94,7 @@ class ChatApp(App[None]):
         self.history_opened.set()
         if self._resume is not None:
             await self._resume_conversation()
-        self.use_model(self._model_wanted or self.chat.dialogue.model or None)
+        self.use_model(self._model or await self._usual_model(), wanted=self._model is not None)
         if self._first is not None:
             await self.chat.ask(self._first)
 
@@ -123,6 +125,18 @@ class ChatApp(App[None]):
             chat.tell(str(error), "error")
         else:
             chat.model_ready(model)
+
+    async def _usual_model(self) -> str | None:
+        """The model of the open chat, of the settings, or of the last chat that had one."""
+        usual = self.chat.dialogue.model or self.config.model
+        if usual:
+            return usual
+        history = self.chat.history
+        latest = await asyncio.to_thread(history.latest)
+        if latest is None:
+            return None
+        last = await asyncio.to_thread(Dialogue.open, history, latest, self.settings)
+        return last.model or None
 
     async def choose_model(self) -> None:
         """Let the user get, choose or remove models."""
@@ -218,6 +232,7 @@ class ChatApp(App[None]):
                 number = await asyncio.to_thread(self.chat.history.latest)
             if number is not None:
                 await self.chat.open_conversation(int(number))
+                self.chat.change(replace(self.chat.settings, **self._given))
             else:
                 self.chat.tell("There is no saved chat yet.")
         except StemError as error:

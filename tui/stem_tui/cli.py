@@ -98,7 +98,8 @@ def main(
     """
     config = load_config(file)
     file = file or config_file()
-    chat = replace(config.chat, **_given(system=system, sparsity=sparsity))
+    given = _given(system=system, sparsity=sparsity)
+    chat = replace(config.chat, **given)
     settings = _given(model=model, private=private, context=context, threads=threads)
     config = replace(config, chat=chat, **settings)
     if print_config:
@@ -112,7 +113,7 @@ def main(
                 "leave it out, or add --no-private."
             )
         first = None if question is None else as_text(question)
-        _open(config, file, first=first, model=model, system=system, resume=resume)
+        _open(config, file, model=model, given=given, resume=resume, first=first)
     elif resume is not None:
         raise UsageError("--resume needs a terminal for input and output.")
     else:
@@ -138,7 +139,7 @@ def _open(config: Config, file: Path, **options: Any) -> None:
     from .binding_table import check_config
 
     check_config(config, file)
-    app = ChatApp(config, private=config.private, **options)
+    app = ChatApp(config, **options)
     app.run(mouse=config.mouse)
     if app.return_code:
         raise click.exceptions.Exit(app.return_code)

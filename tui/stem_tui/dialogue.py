@@ -89,8 +89,13 @@ class Dialogue:
         entry = self.history.add(self.id, parent, "user", text, attachments=attachments)
         self.entries.append(entry)
         if not self.title:
-            self.title = self.history.get(self.id).info.title
+            self.read_title()
         return entry
+
+    def read_title(self) -> None:
+        """Take over the title that is saved, which may have been changed elsewhere."""
+        if self.id is not None:
+            self.title = self.history.get(self.id).info.title
 
     def answer(self) -> Entry:
         """Add an empty answer at the end of the branch, to be written while it comes."""

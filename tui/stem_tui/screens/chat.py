@@ -55,7 +55,7 @@ class ChatScreen(Screen[None]):
         &.-narrow SettingsPanel { layer: over; }
     }
     """
-    HORIZONTAL_BREAKPOINTS: ClassVar[list[tuple[int, str]] | None] = [(0, "-narrow"), (72, "-wide")]
+    HORIZONTAL_BREAKPOINTS = [(0, "-narrow"), (72, "-wide")]  # noqa: RUF012 (as Screen has it)
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("f1", "help", "Help", id="chat.help"),
         Binding("f2", "models", "Models", id="chat.models"),
@@ -185,7 +185,7 @@ class ChatScreen(Screen[None]):
             Dialogue.open, self.history, conversation, self.app.settings
         )
         await self._open(dialogue)
-        if dialogue.model and dialogue.model != self.model_name:
+        if dialogue.model and self.model_name and dialogue.model != self.model_name:
             self.app.use_model(dialogue.model, wanted=False)
 
     def change(self, settings: ChatSettings) -> None:
@@ -211,8 +211,15 @@ class ChatScreen(Screen[None]):
         chosen = await self.app.push_screen_wait(screen)
         if self.conversation in screen.deleted:
             await self.new_chat()
+        else:
+            await self.retitle()
         if chosen is not None and chosen != self.conversation:
             await self.open_conversation(chosen)
+
+    async def retitle(self) -> None:
+        """Draw the title that the conversation has now."""
+        await asyncio.to_thread(self.dialogue.read_title)
+        self.query_one(TitleBar).title = self.dialogue.title
 
     # What the app tells it.
 

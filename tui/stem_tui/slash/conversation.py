@@ -76,6 +76,7 @@ async def _save(chat: ChatScreen, argument: str) -> None:
     conversation = await opened(chat)
     if argument:
         await asyncio.to_thread(chat.history.rename, conversation.info.id, argument)
+        await chat.retitle()
     title = argument or conversation.info.title
     if chat.history.private:
         chat.tell("This chat is private, so nothing is saved; /export writes it to a file.")
