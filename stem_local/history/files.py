@@ -21,8 +21,6 @@ def write_file(path: Path, text: str, *, overwrite: bool = False) -> None:
     Raises UsageError where the file exists and `overwrite` is not set or where it cannot be
     written, DiskSpaceError where the disk is full.
     """
-    if not overwrite and os.path.lexists(path):
-        raise _exists(path)
     temporary = path.with_name(f".stem-{secrets.token_hex(8)}")
     try:
         with temporary.open("xb") as file:
@@ -31,7 +29,9 @@ def write_file(path: Path, text: str, *, overwrite: bool = False) -> None:
             os.fsync(file.fileno())
         _give_name(temporary, path, overwrite)
     except FileExistsError as error:
-        raise _exists(path) from error
+        raise UsageError(
+            f"{path} exists already; give another name, or say that it be replaced."
+        ) from error
     except OSError as error:
         if error.errno == errno.ENOSPC:
             raise DiskSpaceError(
@@ -74,7 +74,3 @@ def _give_name(temporary: Path, path: Path, overwrite: bool) -> None:
     except OSError:  # a file system without links
         path.open("xb").close()
         temporary.replace(path)
-
-
-def _exists(path: Path) -> UsageError:
-    return UsageError(f"{path} exists already; give another name, or say that it be replaced.")

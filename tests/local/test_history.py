@@ -308,6 +308,15 @@ def test_closing_leaves_one_file_and_stops_what_was_under_way(history: History) 
     again.close()
 
 
+def test_closing_stops_what_was_under_way_for_others_at_once(history: History) -> None:
+    ours = History.open()
+    conversation = ours.create({})
+    ours.add(conversation, None, "assistant", "half", state="streaming")
+    assert history.get(conversation).entries[0].state == "streaming"
+    ours.close()
+    assert history.get(conversation).entries[0].state == "stopped"
+
+
 def test_threads_share_a_history(history: History) -> None:
     conversations = [talk(history, "q", "")[0:2] for _ in range(4)]
     errors: list[BaseException] = []

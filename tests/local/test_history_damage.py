@@ -250,9 +250,13 @@ def be_a_text(whole: bytes) -> bytes:
     return b"These are not the conversations you are looking for. " * (len(whole) // 1000)
 
 
+def misspell_its_tables(whole: bytes) -> bytes:
+    return whole.replace(b"triggerwords_update", b"triggerwords\xff\xffpdate")
+
+
 @pytest.mark.parametrize(
     "damage",
-    [cut_in_half, cut_to_a_header, lose_a_page, be_something_else, be_a_text],
+    [misspell_its_tables, cut_in_half, cut_to_a_header, lose_a_page, be_something_else, be_a_text],
 )
 def test_a_damaged_file_is_refused_set_aside_and_replaced(
     filled: bytes, path: Path, damage: Callable[[bytes], bytes]
@@ -329,7 +333,13 @@ def old_file(path: Path, version: int) -> None:
                 "INSERT INTO entries (conversation, role, state, created, content) "
                 "VALUES (1, 'user', 'whole', 1.5, 'from long ago')"
             )
-            old.execute("UPDATE conversations SET messages = 1, title = 'Old'")
+            old.execute(
+                "INSERT INTO entries (conversation, role, state, created, content, parent, writer) "
+                "VALUES (1, 'assistant', 'streaming', 1.5, 'half an answer', 1, ?)",
+                ("0123456789abcdef",),
+            )
+            old.execute("UPDATE entries SET open_child = 2 WHERE id = 1")
+            old.execute("UPDATE conversations SET messages = 2, title = 'Old'")
         old.commit()
 
 
@@ -338,9 +348,13 @@ def test_every_older_version_is_brought_up_to_date(path: Path, version: int) -> 
     old_file(path, version)
     with closing(History.open(path)) as history:
         if version:
-            (entry,) = history.get(1).entries
+            entry, cut_off = history.get(1).entries
             assert entry.content == "from long ago"
+            assert cut_off.state == "stopped"
             assert [hit.entry for hit in history.search("long")] == [entry.id]
+            assert [hit.entry for hit in history.search("half")] == [cut_off.id]
+            with history._database.write() as connection:
+                connection.execute("INSERT INTO words (words, rank) VALUES ('integrity-check', 1)")
         else:
             assert history.conversations() == []
     everything(path)
