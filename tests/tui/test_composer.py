@@ -122,7 +122,7 @@ def test_a_block_of_lines_is_sent_when_it_is_closed() -> None:
         desk = pilot.app
         assert isinstance(desk, Desk)
         await pilot.press(*'"""a', "enter")
-        assert '""" at the end sends' in shown(desk)
+        assert 'end it with """ to send it' in shown(desk)
         await pilot.press(*'b"""', "enter")
         await pilot.pause()
         assert desk.asked == [("a\nb", ())]
@@ -220,7 +220,7 @@ def test_an_edit_says_so_and_gives_the_draft_back() -> None:
         await pilot.press(*"draft")
         desk.composer.load("asked before", [NOTES], editing=True)
         await pilot.pause()
-        assert "editing an earlier message" in shown(desk)
+        assert "editing an earlier message: sending makes a branch, esc leaves" in shown(desk)
         assert "notes.txt" in shown(desk)
         await pilot.press("escape")
         await pilot.pause()
@@ -234,6 +234,22 @@ def test_an_edit_says_so_and_gives_the_draft_back() -> None:
         assert desk.asked[1:] == [("asked before!", (NOTES,))]
         assert (desk.composer.text, desk.composer.attachments) == ("draft", ())
         assert not desk.composer.editing
+
+    run_app(Desk(), test)
+
+
+def test_the_key_that_leaves_an_edit_is_the_users_own() -> None:
+    async def test(pilot: Pilot[Any]) -> None:
+        desk = pilot.app
+        assert isinstance(desk, Desk)
+        desk.set_keymap({"composer.leave": "f5"})
+        desk.set_focus(None)
+        desk.composer.load("asked before", editing=True)
+        await pilot.pause()
+        assert "makes a branch ─" in shown(desk)
+        desk.composer.focus()
+        await pilot.pause()
+        assert "makes a branch, f5 leaves it ─" in shown(desk)
 
     run_app(Desk(), test)
 

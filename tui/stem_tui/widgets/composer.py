@@ -275,15 +275,27 @@ class Composer(Vertical):
 
     def on_descendant_focus(self) -> None:
         self._suggestions.display = self._suggestions.open
+        self._label()
 
     def watch_editing(self) -> None:
         self._label()
 
     def _label(self) -> None:
-        editing = "editing an earlier message: sending makes a branch, Escape leaves it"
-        self.area.border_title = editing if self.editing else ""
-        block = f"{multiline.QUOTES} Enter makes a new line, {multiline.QUOTES} at the end sends"
-        self.area.border_subtitle = block if multiline.is_open(self.text) else ""
+        title = subtitle = ""
+        if self.editing:
+            leave = self._key("composer.leave")
+            title = "editing an earlier message: sending makes a branch"
+            title += f", {leave} leaves it" if leave else ""
+        if multiline.is_open(self.text):
+            subtitle = f"a block of lines: end it with {multiline.QUOTES} to send it"
+        self.area.border_title, self.area.border_subtitle = title, subtitle
+
+    def _key(self, binding_id: str) -> str:
+        """The key that does something here, as it is mapped now; none without the focus."""
+        for active in self.screen.active_bindings.values():
+            if active.binding.id == binding_id:
+                return self.app.get_key_display(active.binding)
+        return ""
 
     # What is sent.
 
@@ -301,7 +313,7 @@ class Composer(Vertical):
     def _send_message(self, text: str) -> None:
         text = text.strip("\n").rstrip()
         if self.busy:
-            self._tell("An answer is under way: stop it with Escape, or wait.", "warning")
+            self._tell("An answer is under way: stop it, or wait for its end.", "warning")
         elif text:
             self._recall.add(self.text)
             files = self.attachments
