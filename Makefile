@@ -5,7 +5,7 @@
 ## make test      all tests; those of the real model too, where it can be fetched
 ## make check     format, lint, types, generated documentation: what a change must pass
 ## make fmt       format the code and mend what the linter can
-## make docs      write the generated documentation (docs/cli.md)
+## make docs      write the generated documentation (docs/cli.md, docs/config.md)
 ## make goldens   compare the golden logits with transformers (MODE=--write: write them anew)
 ## make bench     speed against llama.cpp (LLAMA_PYTHON: an interpreter with llama-cpp-python)
 ## make clean     remove .venv and everything else that can be made again
@@ -25,6 +25,7 @@ BIN := Scripts
 endif
 PY := $(VENV)/$(BIN)/python
 STEM := $(VENV)/$(BIN)/stem-local
+CHAT := $(VENV)/$(BIN)/stem-chat
 MADE := $(VENV)/.made
 CORE := $(VENV)/.core
 TEST := $(VENV)/.test
@@ -41,7 +42,7 @@ help:
 	@sed -n 's/^## //p' Makefile
 
 chat: model
-	@$(STEM) run $(MODEL)
+	@$(CHAT) --model $(MODEL)
 
 model: $(CORE)
 	@$(STEM) show $(MODEL) >/dev/null 2>&1 || $(STEM) pull $(MODEL)
@@ -59,6 +60,7 @@ check: $(DEV)
 	$(PY) -m ruff check .
 	$(PY) -m mypy
 	$(PY) docs/generate_cli.py --check
+	$(PY) docs/generate_config.py --check
 
 fmt: $(DEV)
 	$(PY) -m ruff check --fix .
@@ -66,6 +68,7 @@ fmt: $(DEV)
 
 docs: $(CORE)
 	$(PY) docs/generate_cli.py
+	$(PY) docs/generate_config.py
 
 goldens: $(GOLDENS)
 	$(GOLDENS_VENV)/$(BIN)/python tests/goldens/make_goldens.py $(MODE)

@@ -15,6 +15,9 @@ from .real_model import fetch
 USER_CACHE = paths.cache_dir()
 """The user's own cache, as it was before tests move it: compiled kernels and the real model."""
 
+USER_INDEX = os.environ.get("PIP_INDEX_URL")
+"""Where the user's pip finds packages, as it was before tests point it nowhere."""
+
 NOWHERE = "http://127.0.0.1:9"
 
 # The Hub's library reads these once, when it is first imported.
