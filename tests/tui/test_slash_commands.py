@@ -72,14 +72,14 @@ class Chat(Screen[None]):
             raise UsageError("broken cannot be used.")
         self.done.append(("use", name))
 
-    async def retitle(self) -> None:
-        self.done.append("retitle")
-
     async def choose_model(self) -> None:
         self.done.append("choose model")
 
     async def choose_conversation(self, query: str = "") -> None:
         self.done.append(("choose", query))
+
+    async def retitle(self) -> None:
+        self.done.append("retitle")
 
     async def regenerate(self) -> None:
         self.done.append("regenerate")
@@ -354,8 +354,10 @@ def test_a_saved_chat_is_told_where_to_find() -> None:
         chat.history = History.open()
         chat.talk()
 
-    ((told, _),) = after("/rename Printing", prepare=keep).told
-    assert told == "Saved as “Printing”, as it goes; /load 1 opens it."
+    chat = after("/rename  Printing\n things", prepare=keep)
+    ((told, _),) = chat.told
+    assert told == "Saved as “Printing things”, as it goes; /load 1 opens it."
+    assert chat.done == ["retitle"]
 
 
 def test_saving_is_tried_again() -> None:

@@ -73,15 +73,15 @@ def _copyable(_: ChatScreen, typed: str) -> list[Suggestion]:
 
 async def _save(chat: ChatScreen, argument: str) -> None:
     await chat.app.save_again()
-    conversation = await opened(chat)
+    info = (await opened(chat)).info
     if argument:
-        await asyncio.to_thread(chat.history.rename, conversation.info.id, argument)
+        await asyncio.to_thread(chat.history.rename, info.id, argument)
         await chat.retitle()
-    title = argument or conversation.info.title
+        info = (await opened(chat)).info
     if chat.history.private:
         chat.tell("This chat is private, so nothing is saved; /export writes it to a file.")
     else:
-        chat.tell(f"Saved as “{title}”, as it goes; /load {conversation.info.id} opens it.")
+        chat.tell(f"Saved as “{info.title}”, as it goes; /load {info.id} opens it.")
 
 
 async def _load(chat: ChatScreen, argument: str) -> None:
