@@ -11,7 +11,7 @@ from textual.widget import Widget
 from textual.widgets import Input
 
 from stem_tui import slash
-from stem_tui.keys import areas
+from stem_tui.keys import KeyAction, areas
 from stem_tui.screens.help import HelpScreen, help_text
 
 from .conftest import Host, run_app, shown
@@ -114,3 +114,10 @@ def test_help_is_left_by_key() -> None:
             assert not isinstance(pilot.app.screen, HelpScreen)
 
     run_app(TalkerHost(), test)
+
+
+def test_help_puts_what_a_key_does_below_it_where_it_is_narrow() -> None:
+    lines = help_text({"A": [KeyAction("a.b", "Say it " * 5, ["f1"])]}, (), 40).plain.splitlines()
+    assert lines[1] == "  f1"
+    assert lines[2].startswith("    Say it")
+    assert max(map(len, lines[:-1])) <= 40

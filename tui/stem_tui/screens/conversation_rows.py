@@ -13,8 +13,8 @@ from stem_local.history.entries import ConversationInfo, Hit
 
 from .dialog import one_line
 
-NEWEST = f"  {'Last used':<15}{'Messages':>10}  Title"
-FOUND = f"  {'Said':<15}{'By':>10}  In"
+NEWEST = f"  {'Last used':<15} {'Msgs':>6}  Title"
+FOUND = f"  {'When':<15} {'Who':>6}  Where"
 """What stands above the columns of the two kinds of rows."""
 
 _OPEN, _CLOSE = "\x02", "\x03"
@@ -46,15 +46,15 @@ def conversation_row(info: ConversationInfo, now: float, current: int | None = N
     """One line: a mark if it is the one that is open, when it was last used, its size and title."""
     title = one_line(info.title) or "(untitled)"
     mark = "▸ " if info.id == current else "  "
-    columns = f"{mark}{when(info.updated, now):<15}{info.messages:>10}  "
+    columns = f"{mark}{when(info.updated, now):<15} {info.messages:>6}  "
     return Row(Content(columns + title), info.id, title)
 
 
 def hit_row(hit: Hit, now: float) -> Row:
     """Two lines: where it was said and by whom, and the words around what was found."""
     title = one_line(hit.title) or "(untitled)"
-    who = "you" if hit.role == "user" else "the model"
-    columns = f"  {when(hit.created, now):<15}{who:>10}  "
+    who = "you" if hit.role == "user" else "model"
+    columns = f"  {when(hit.created, now):<15} {who:>6}  "
     lines = Content(columns + title), marked(hit.snippet)
     return Row(Content("\n").join(lines), hit.conversation, title, hit.entry)
 

@@ -58,12 +58,23 @@ class ConversationsScreen(Dialog[int | None]):
     ConversationsScreen Input {
         margin: 0 1;
     }
+    ConversationsScreen.-short > #box {
+        height: 100%;
+        padding: 0;
+    }
+    ConversationsScreen.-short Input {
+        height: 1;
+        border: none;
+    }
     ConversationsScreen #header {
+        height: 1;
+        text-wrap: nowrap;
         padding: 0 2;
         color: $text-muted;
     }
     ConversationsScreen OptionList {
         height: 1fr;
+        min-height: 2;
         border: none;
         padding: 0 2;
         text-wrap: nowrap;

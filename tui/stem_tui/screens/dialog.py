@@ -33,10 +33,16 @@ class Dialog(ModalScreen[T]):
         background: $surface;
         color: $foreground;
     }
+    Dialog.-short > #box {
+        max-height: 100%;
+        padding: 0 1;
+    }
     """
 
     def __init__(self, title: str) -> None:
         super().__init__()
+        # On fewer rows everything but the text gives way.
+        self.VERTICAL_BREAKPOINTS = [(0, "-short"), (16, "-tall")]
         self._title = title
 
     def compose(self) -> ComposeResult:

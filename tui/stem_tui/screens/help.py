@@ -97,11 +97,16 @@ def help_text(
 def _row(left: str, text: str, name: str, width: int) -> Iterator[Content]:
     """What is pressed, what that does in as many lines as it takes, and the name for the config."""
     wide = width >= _WIDE
-    room = max(width - _LEFT - 2 - (_RIGHT if wide else 0), 20)
+    room = width - _LEFT - 2 - (_RIGHT if wide else 0)
+    if room < _LEFT:
+        yield Content.styled(f"  {left}", "bold")
+        for line in wrap(text, max(width - 4, 10)):
+            yield Content(f"    {line}")
+        return
     first, *others = wrap(text, room) or [""]
     start = (f"  {left:<{_LEFT}}", "bold")
     if wide:
-        yield Content.assemble(start, f"{first:<{room}} ", (name, "$text-muted"))
+        yield Content.assemble(start, f"{first:<{room}} ", (name, "$foreground-muted"))
     else:
         yield Content.assemble(start, first)
     for other in others:
