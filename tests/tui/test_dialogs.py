@@ -75,6 +75,10 @@ def test_a_question_shows_what_will_happen_and_nothing_but_text() -> None:
     assert "\x1b" not in text
 
 
+def test_the_answers_to_a_long_question_are_in_sight() -> None:
+    assert "Keep (n)" in text_of(ConfirmScreen("word " * 2_000, yes="Delete", no="Keep"))
+
+
 def test_a_question_can_be_answered_on_a_tiny_terminal() -> None:
     ask = partial(ConfirmScreen, "word " * 200)
     assert answers(ask, ["y"], ["left", "enter"], size=(20, 6)) == [True, True]

@@ -7,7 +7,7 @@ from typing import ClassVar
 from textual import on
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
-from textual.containers import Horizontal
+from textual.containers import Horizontal, VerticalScroll
 from textual.content import Content
 from textual.widgets import Button, Static
 
@@ -20,6 +20,10 @@ class ConfirmScreen(Dialog[bool]):
     """A question with two answers; `False` has the focus, so that a hasty Enter harms nothing."""
 
     DEFAULT_CSS = """
+    ConfirmScreen VerticalScroll {
+        height: auto;
+        max-height: 1fr;
+    }
     ConfirmScreen Horizontal {
         height: auto;
         margin-top: 1;
@@ -47,7 +51,9 @@ class ConfirmScreen(Dialog[bool]):
         self._no = no
 
     def parts(self) -> ComposeResult:
-        yield Static(Content(printable(self._question)))
+        # However long the question is, the answers stay in sight.
+        with VerticalScroll(can_focus=False):
+            yield Static(Content(printable(self._question)))
         with Horizontal():
             yield Button(f"{self._yes} (y)", variant="error", id="yes")
             yield Button(f"{self._no} (n)", id="no")
