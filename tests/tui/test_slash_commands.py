@@ -412,6 +412,32 @@ def test_a_chat_is_written_and_taken_in(tmp_path: Path) -> None:
     assert chat.history.get(2).entries[0].content == "How do I print?"
 
 
+def test_paths_that_lead_nowhere_are_told() -> None:
+    chat = after(
+        f"/export {'x' * 5000}.md",
+        "/export /no/such/folder/chat.md",
+        "/export ~no-such-user/chat.md",
+        f"/import {'x' * 5000}",
+        "/import ~no-such-user/chat.json",
+        "/read ~no-such-user/notes.txt",
+        talked=True,
+    )
+    assert len(chat.told) == 6
+    assert {severity for _, severity in chat.told} == {"warning"}
+    assert chat.done == []
+
+
+def test_a_disk_that_fails_does_not_end_the_chat() -> None:
+    async def fail(query: str) -> None:
+        raise OSError(5, f"Input/output error {query}")
+
+    def breaking(chat: Chat) -> None:
+        chat.choose_conversation = fail  # type: ignore[assignment]
+
+    chat = after("/search x", prepare=breaking)
+    assert chat.told == [("/search could not be done: Input/output error x.", "error")]
+
+
 def test_files_are_asked_for_where_none_is_named() -> None:
     async def leave(pilot: Pilot[Any]) -> None:
         await pilot.pause()

@@ -18,8 +18,9 @@ MAX_PASTE = 4_000_000
 
 def read_text(path: str | Path) -> Attachment:
     """A text file as an attachment. Blocks; UsageError for what is no readable UTF-8 text."""
-    file = Path(path).expanduser()
+    file = Path(path)
     try:
+        file = file.expanduser()
         status = file.stat()
         # opening a pipe or a device could wait forever, or never end
         if not stat.S_ISREG(status.st_mode):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -45,7 +46,8 @@ async def export(
         raise UsageError(
             f"{path.name}: the name must end in .md or .json, which say what is meant."
         )
-    replace = await asyncio.to_thread(path.is_file)
+    # unlike Path.is_file, never raises: what is wrong with a path is told where it is written
+    replace = await asyncio.to_thread(os.path.isfile, path)
     if replace:
         confirm = ConfirmScreen(
             f"{path} exists. Replace it?", title="Export", yes="Replace", no="Keep"

@@ -65,6 +65,9 @@ async def run(chat: ChatScreen, name: str, argument: str = "") -> None:
         chat.tell(str(error), "warning")
     except StemError as error:
         chat.tell(str(error), "error")
+    except OSError as error:
+        # a disk or a terminal that fails where nobody expects it must not end the chat
+        chat.tell(f"/{command.name} could not be done: {error.strerror or error}.", "error")
 
 
 def names(text: str) -> Sequence[Suggestion]:
