@@ -309,6 +309,24 @@ def test_the_keys_are_all_on_a_small_screen(history: History) -> None:
         assert key in text
 
 
+def test_keys_can_be_others(history: History) -> None:
+    app = Host()
+    app.set_keymap({"conversations.open": "ctrl+l", "conversations.delete": "f8"})
+
+    async def test(pilot: Pilot[Any]) -> int | None:
+        opened = Opened(history, pilot)
+        await opened.open(3)
+        await pilot.press("ctrl+d", "enter", "f8")
+        await opened.said("Delete “How do magnets work?”")
+        assert opened.results == []
+        await pilot.press("y")
+        await opened.rows(2)
+        await pilot.press("ctrl+l")
+        return await opened.returned()
+
+    assert run_app(app, test) == 2
+
+
 def test_a_tiny_terminal_still_lists_and_finds(history: History) -> None:
     async def test(pilot: Pilot[Any]) -> int | None:
         opened = Opened(history, pilot)
