@@ -25,14 +25,14 @@ def read_text(path: str | Path) -> Attachment:
         # opening a pipe or a device could wait forever, or never end
         if not stat.S_ISREG(status.st_mode):
             what = "a folder" if stat.S_ISDIR(status.st_mode) else "not an ordinary file"
-            raise UsageError(f"{file} is {what}; name a text file.")
+            raise UsageError(f"{file!s:.200} is {what}; name a text file.")
         with file.open("rb") as source:
             data = source.read(MAX_FILE + 1)
     except FileNotFoundError:
-        raise UsageError(f"There is no file {file}.") from None
+        raise UsageError(f"There is no file {file!s:.200}.") from None
     except (OSError, ValueError, RuntimeError) as error:
         reason = getattr(error, "strerror", None) or error
-        raise UsageError(f"{file} cannot be read: {reason}.") from None
+        raise UsageError(f"{file!s:.200} cannot be read: {reason}.") from None
     if len(data) > MAX_FILE:
         limit = units.size(MAX_FILE)
         raise UsageError(

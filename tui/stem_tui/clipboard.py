@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import threading
+from contextlib import suppress
 from typing import Any
 
 from textual.app import App
@@ -40,9 +42,22 @@ async def copy(app: App[Any], text: str, what: str = "the text") -> str:
 
 
 async def _to_system(text: str) -> bool:
+    loop = asyncio.get_running_loop()
+    answer: asyncio.Future[bool] = loop.create_future()
+
+    def tell(copied: bool) -> None:
+        if not answer.done():
+            answer.set_result(copied)
+
+    def work() -> None:
+        copied = _pyperclip(text)
+        with suppress(RuntimeError):  # the app has ended
+            loop.call_soon_threadsafe(tell, copied)
+
+    # not one of asyncio's own threads: leaving the app would wait for a program that hangs
+    threading.Thread(target=work, daemon=True).start()
     try:
-        async with asyncio.timeout(PATIENCE):
-            return await asyncio.to_thread(_pyperclip, text)
+        return await asyncio.wait_for(answer, PATIENCE)
     except TimeoutError:
         return False
 

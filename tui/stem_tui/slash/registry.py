@@ -40,7 +40,7 @@ def unknown(name: str) -> str:
     hint = f"did you mean {' or '.join(f'/{other}' for other in near)}?" if near else "/help lists"
     if not near:
         hint += " them all."
-    return f"There is no command /{name}; {hint} (// begins a message with a slash.)"
+    return f"There is no command /{name:.40}; {hint} (// begins a message with a slash.)"
 
 
 def start(chat: ChatScreen, name: str, argument: str = "") -> Worker[None]:
