@@ -1,4 +1,4 @@
-"""Moving a damaged history out of the way, so that a new one can begin."""
+"""Moving a damaged history out of the way, so that a new one can take over."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ def default_path() -> Path:
 def set_aside(path: Path | None = None) -> Path:
     """Rename a history's file, the user's own, with its logs, after the day and time.
 
-    Nothing is deleted.
-    Returns its new path; History.open finds no file then and makes a new one. Call it with no
-    History of that path open. Raises HistoryError where it cannot be moved.
+    Nothing is deleted, and what can still be read of it is carried over into a new file, where
+    History.open finds it. Returns the path of the old one. Call it with no History of that path
+    open. Raises HistoryError where it cannot be moved.
     """
     path = path or default_path()
     target = _unused(path)
@@ -38,6 +38,9 @@ def set_aside(path: Path | None = None) -> Path:
             f"{path} cannot be moved aside ({error.strerror}): close other windows that have it "
             "open, or move it yourself."
         ) from error
+    from .salvage import salvage  # it needs what is defined beside set_aside
+
+    salvage(target, path)
     return target
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from stem_runtime.errors import StemError, UsageError
 
 from ..errors import DamagedHistoryError, HistoryError
-from . import migrations
+from . import migrations, rows
 
 _BUSY_SECONDS = 10.0
 
@@ -105,7 +105,7 @@ class Database:
 
     def _prepare(self, connection: sqlite3.Connection) -> None:
         connection.row_factory = sqlite3.Row
-        connection.text_factory = _text
+        connection.text_factory = rows.decoded
         # Before anything that could write: a file that is not ours, or newer, stays as it is.
         with _transaction(connection, "BEGIN"):
             migrations.check(connection, self)
@@ -172,11 +172,6 @@ def _touched(path: Path) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
     return path
-
-
-def _text(stored: bytes) -> str:
-    # Bytes damaged into invalid UTF-8 should cost a character, not the conversation.
-    return stored.decode("utf-8", "replace")
 
 
 def _log_ahead(connection: sqlite3.Connection) -> None:

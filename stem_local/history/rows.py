@@ -23,9 +23,12 @@ UNTITLED = "New chat"
 ROLES = frozenset(get_args(Role))
 STATES = frozenset(get_args(State))
 
-ENTRY_COLUMNS = """
+ENTRY_FIELDS = """
     e.id, e.parent, e.role, e.state, e.created, e.forgotten, e.model, e.stats, e.content,
-    e.attachments,
+    e.attachments
+"""
+ENTRY_COLUMNS = f"""
+    {ENTRY_FIELDS},
     (SELECT count(*) FROM entries s
      WHERE s.parent IS e.parent AND s.conversation = e.conversation AND s.id <= e.id) AS place,
     (SELECT count(*) FROM entries s
@@ -128,6 +131,11 @@ def fields(stored: object) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise TypeError(f"{type(value).__name__} where settings or figures should be")
     return value
+
+
+def decoded(stored: bytes) -> str:
+    """Text as the file has it: bytes damaged into invalid UTF-8 cost a character, no more."""
+    return stored.decode("utf-8", "replace")
 
 
 def number(value: object) -> int:

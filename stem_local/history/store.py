@@ -24,7 +24,7 @@ from .entries import Attachment, Conversation, ConversationInfo, Entry, Hit, Rol
 from .search import search
 from .writers import Writer
 
-_CONVERSATIONS = "SELECT id, title, created, updated, messages, settings FROM conversations"
+CONVERSATIONS = "SELECT id, title, created, updated, messages, settings FROM conversations"
 _OPEN_BRANCH = f"""
     WITH RECURSIVE branch (id) AS (
         SELECT e.id FROM conversations c
@@ -116,7 +116,7 @@ class History:
 
     def conversations(self, limit: int = 200, offset: int = 0) -> list[ConversationInfo]:
         """Conversations, the one changed last first."""
-        query = f"{_CONVERSATIONS} WHERE {_LISTED} ORDER BY updated DESC, id DESC"
+        query = f"{CONVERSATIONS} WHERE {_LISTED} ORDER BY updated DESC, id DESC"
         with self._database.read() as connection, self._checked():
             found = connection.execute(f"{query} LIMIT ? OFFSET ?", (limit, offset)).fetchall()
             return [rows.info(row) for row in found]
@@ -259,12 +259,14 @@ class History:
             made = _insert_conversation(
                 connection, info.created, info.updated, rows.clean_title(info.title), settings
             )
+            writing = any(entry.state == "streaming" for entry in conversation.entries)
+            writer = self._writer.begin() if writing else None
             ids: dict[int, int] = {}
             for entry in conversation.entries:
                 if entry.id in ids or (entry.parent is not None and entry.parent not in ids):
                     raise UsageError(f"Message {entry.id} comes twice, or before its parent.")
                 parent = None if entry.parent is None else ids[entry.parent]
-                ids[entry.id] = new = _insert(connection, made, parent, entry, None)
+                ids[entry.id] = new = _insert(connection, made, parent, entry, writer)
                 _open_child(connection, made, parent, new)
             if end is not None:
                 _open_path(connection, made, ids[end])
@@ -333,7 +335,7 @@ class History:
 
 def _require(connection: sqlite3.Connection, conversation: int) -> sqlite3.Row:
     row: sqlite3.Row | None = connection.execute(
-        f"{_CONVERSATIONS} WHERE id = ?", (conversation,)
+        f"{CONVERSATIONS} WHERE id = ?", (conversation,)
     ).fetchone()
     if row is None:
         raise UsageError(f"There is no conversation {conversation} in the history.")

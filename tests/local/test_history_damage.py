@@ -227,6 +227,9 @@ def test_damage_anywhere_is_noticed_or_harmless(
         everything(path)
     except StemError as error:
         assert str(path) in str(error) or isinstance(error, UsageError)
+        damaged = path.read_bytes()
+        assert History.set_aside(path).read_bytes() == damaged
+        everything(path)
     shutil.rmtree(path.parent)
 
 
@@ -272,8 +275,78 @@ def test_a_damaged_file_is_refused_set_aside_and_replaced(
     assert aside.name.startswith("history-damaged-2")
     assert aside.read_bytes() == damaged
     everything(path)
+
+
+def page_of(path: Path, table: str) -> int:
+    """Where in the file the first page of a table is."""
+    with closing(sqlite3.connect(path)) as raw:
+        query = "SELECT rootpage FROM sqlite_master WHERE name = ?"
+        (page,) = raw.execute(query, (table,)).fetchone()
+    return int(page - 1) * 4096
+
+
+@pytest.mark.parametrize(
+    "lost", ["words_data", "words_idx", "entries_by_parent", "entries_by_conversation"]
+)
+def test_all_conversations_survive_the_loss_of_an_index(path: Path, lost: str) -> None:
+    last = fill(path)
     with closing(History.open(path)) as history:
-        assert history.conversations() == []
+        unfinished = history.get(last).entries[-1]
+        history.add(last, unfinished.id, "user", "what is cut off?")
+        expected = [history.tree(n) for n in range(1, last + 1)]
+    with path.open("r+b") as file:
+        file.seek(page_of(path, lost))
+        file.write(b"\xff" * 4096)
+    with pytest.raises(DamagedHistoryError):
+        everything(path)
+    before = path.read_bytes()
+    assert History.set_aside(path).read_bytes() == before
+    with closing(History.open(path)) as history:
+        saved = [history.tree(n) for n in range(1, last + 1)]
+        assert history.latest() == last
+        assert len(history.search("second")) == 6
+    everything(path)
+    assert saved == expected
+
+
+def test_what_is_left_of_a_file_that_was_cut_off_is_carried_over(path: Path) -> None:
+    fill(path)
+    whole = path.read_bytes()
+    kept = []
+    for share in (0.95, 0.8, 0.4, 0.02):
+        path.write_bytes(whole[: int(len(whole) * share)])
+        aside = History.set_aside(path)
+        assert aside.stat().st_size == int(len(whole) * share)
+        with closing(History.open(path)) as history:
+            found = history.conversations()
+            kept.append(sum(info.messages for info in found))
+            for info in found:
+                for entry in history.tree(info.id).entries:
+                    assert entry.content.startswith(("question", "first answer", "second answer"))
+        path.unlink()
+    assert kept == sorted(kept, reverse=True)
+    assert kept[0] > kept[1] > kept[3] == 0
+
+
+def test_messages_that_cannot_be_read_are_left_out_of_what_is_carried_over(path: Path) -> None:
+    fill(path)
+    with closing(sqlite3.connect(path)) as raw:
+        raw.execute("UPDATE entries SET role = 'root' WHERE id = 1")
+        raw.execute("UPDATE entries SET state = 'streaming' WHERE id = 5")
+        raw.execute("UPDATE conversations SET settings = '[' WHERE id = 3")
+        raw.execute("DELETE FROM entries WHERE conversation = 4")
+        raw.commit()
+    History.set_aside(path)
+    with closing(History.open(path)) as history:
+        first, second, third, *_ = [history.tree(n) for n in range(1, 6)]
+        assert [(e.role, e.parent) for e in first.entries] == [
+            ("assistant", None),
+            ("assistant", 1),
+        ]
+        assert [e.state for e in second.entries] == ["whole", "stopped", "whole"]
+        assert (third.settings, third.info.title) == ({}, "question 2")
+        with pytest.raises(UsageError):
+            history.get(6)
 
 
 def test_setting_aside_takes_the_log_along_and_overwrites_nothing(path: Path) -> None:
