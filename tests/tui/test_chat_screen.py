@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import shutil
+import sqlite3
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from textual import events
 
 from stem_local.chat_settings import ChatSettings
 from stem_local.config import Config
@@ -498,3 +501,64 @@ def test_a_remapped_key_works_and_the_old_one_does_not(model: Scripted) -> None:
         await chatting.until(lambda: not chatting.entries)
 
     run_chat(model, test, config=replace(Config(), keys={"chat.new": "f10"}))
+
+
+def test_a_home_that_cannot_be_written_is_told_and_the_chat_goes_on(
+    model: Scripted, home: Path
+) -> None:
+    (home / "data").write_text("a file where the folder should be")
+
+    async def test(chatting: Chatting) -> None:
+        assert "cannot be saved" in chatting.told
+        await chatting.ask("Hi")
+        assert "(not saved)" in chatting.screen
+        await chatting.send("/save")
+        await chatting.until(lambda: chatting.told.count("cannot be saved") == 2)
+        assert chatting.said == ["Hi", "Hello there."]
+
+    run_chat(model, test)
+
+
+def test_a_newer_history_is_left_alone(model: Scripted) -> None:
+    History.open().close()
+    path = default_path()
+    connection = sqlite3.connect(path)
+    connection.execute("PRAGMA user_version = 9999")
+    connection.close()
+    before = path.read_bytes()
+
+    async def test(chatting: Chatting) -> None:
+        assert "newer version" in chatting.told
+        await chatting.ask("Hi")
+
+    run_chat(model, test)
+    assert path.read_bytes() == before
+
+
+def test_a_pasted_megabyte_goes_along_as_a_file(model: Scripted) -> None:
+    text = "All work and no play. " * 45_000
+
+    async def test(chatting: Chatting) -> None:
+        chatting.app.post_message(events.Paste(text))
+        await chatting.until(lambda: chatting.chat.composer.attachments)
+        assert chatting.chat.composer.text == ""
+        await chatting.ask("What is this?")
+        # the model has no room for it, and says so
+        assert "The prompt is" in chatting.told
+        assert chatting.entries[0].attachments[0].text.strip() == text.strip()
+
+    run_chat(model, test)
+
+
+def test_a_model_removed_while_it_is_open_goes_on_answering(model: Scripted) -> None:
+    async def test(chatting: Chatting) -> None:
+        shutil.rmtree(chatting.app.seat.model.packed.folder)  # type: ignore[union-attr]
+        await chatting.ask("Hi")
+        assert chatting.said == ["Hi", "Hello there."]
+        model.fails = lambda name: NotInstalledError(f"{name} is not installed.")
+        await chatting.send("/model tiny")
+        await chatting.until(lambda: "tiny is not installed." in chatting.told)
+        await chatting.ask("Still there?")
+        assert chatting.said[-1] == "Hello there."
+
+    run_chat(model, test)

@@ -210,10 +210,7 @@ class ChatApp(App[None]):
 
         from .screens.confirm import ConfirmScreen
 
-        question = (
-            f"{error} It can be moved aside, with nothing deleted, and a new one begun. Otherwise "
-            "chats are not saved this time."
-        )
+        question = f"{error} Move it aside now? Otherwise chats are not saved this time."
         screen = ConfirmScreen(question, title="Saved chats", yes="Move aside", no="Leave it")
         if not await self.push_screen_wait(screen):
             return False
