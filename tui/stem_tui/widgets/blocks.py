@@ -16,8 +16,6 @@ from rich.cells import cell_len
 from textual.content import Content, Span
 
 TAB = 4
-DIVIDER = " │ "
-NARROWEST_COLUMN = 3
 NARROWEST = 8
 """Text is wrapped to at least this many cells, however deep it is nested."""
 
@@ -53,10 +51,12 @@ class Block(ABC):
     def line(self, index: int) -> Line:
         """A line of the last layout."""
 
-    def _room(self, width: int) -> int:
+    def room(self, width: int) -> int:
+        """Cells that are left of `width` beside bullets and bars."""
         return max(width - max(self.first.cell_length, self.rest.cell_length), NARROWEST)
 
-    def _with_prefix(self, index: int, line: Line) -> Line:
+    def with_prefix(self, index: int, line: Line) -> Line:
+        """A line with its bullets and bars."""
         prefix = self.rest if index else self.first
         return line._replace(text=prefix + line.text) if prefix else line
 
@@ -83,7 +83,7 @@ class Paragraph(Block):
         self.text = Content()
 
     def lay_out(self, width: int) -> int:
-        room = self._room(width)
+        room = self.room(width)
         if room != self._width:
             self._width, self._whole, self._wrapped, self._carry = room, 0, 0, EMPTY
         elif self._laid_out is self.text and self._wrapped == len(self._settled):
@@ -108,7 +108,7 @@ class Paragraph(Block):
         return lines
 
     def line(self, index: int) -> Line:
-        return self._with_prefix(index, self._lines[index])
+        return self.with_prefix(index, self._lines[index])
 
 
 class Verbatim(Block):
@@ -129,7 +129,7 @@ class Verbatim(Block):
         self.text += text.expandtabs(TAB)
 
     def lay_out(self, width: int) -> int:
-        room = max(self._room(width) - 2 * self.padding, NARROWEST)
+        room = max(self.room(width) - 2 * self.padding, NARROWEST)
         start = 0
         if room == self._width and self._rows:
             while self._rows and self._rows[-1][2] != "\n":
@@ -144,7 +144,7 @@ class Verbatim(Block):
         return len(self._rows)
 
     def line(self, index: int) -> Line:
-        return self._with_prefix(index, self._row(index))
+        return self.with_prefix(index, self._row(index))
 
     def _row(self, index: int) -> Line:
         start, end, joint = self._rows[index]
@@ -211,7 +211,7 @@ class Code(Verbatim):
         if not self.label:
             return super().line(index)
         row = self._row(index - 1) if index else self._label_row()
-        return self._with_prefix(index, row)
+        return self.with_prefix(index, row)
 
     def _label_row(self) -> Line:
         label = Content.styled(f" {self.label}", ".code-label").stylize_before(self.style)
@@ -226,37 +226,13 @@ class Rule(Block):
         self._width = 0
 
     def lay_out(self, width: int) -> int:
-        self._width = self._room(width)
+        self._width = self.room(width)
         return 1
 
     def line(self, index: int) -> Line:
         words = f"── {self.words} " if self.words else ""
         rule = Content.styled(words + "─" * (self._width - cell_len(words)), ".rule")
-        return self._with_prefix(index, Line(rule[: max(self._width, len(words))]))
-
-
-class Table(Block):
-    """Rows of cells, the first of them the header."""
-
-    def __init__(self, rows: Sequence[Sequence[Content]]) -> None:
-        self.rows = rows
-        self._lines: list[Line] = []
-        self._width = 0
-
-    def lay_out(self, width: int) -> int:
-        room = self._room(width)
-        if room == self._width:
-            return len(self._lines)
-        self._width = room
-        columns = max(len(row) for row in self.rows)
-        if columns * (NARROWEST_COLUMN + len(DIVIDER)) > room:
-            self._lines = _without_columns(self.rows, room)
-        else:
-            self._lines = _in_columns(self.rows, _column_widths(self.rows, room))
-        return len(self._lines)
-
-    def line(self, index: int) -> Line:
-        return self._with_prefix(index, self._lines[index])
+        return self.with_prefix(index, Line(rule[: max(self._width, len(words))]))
 
 
 def _broken(line: str, start: int, width: int) -> list[tuple[int, int, str]]:
@@ -280,50 +256,3 @@ def _ends_of_rows(line: str, width: int) -> list[int]:
             cells = 0
         cells += size
     return [*ends, len(line)]
-
-
-def _without_columns(rows: Sequence[Sequence[Content]], room: int) -> list[Line]:
-    """A row of many cells as text, since their columns would be too narrow to read."""
-    lines = (Content(DIVIDER).join(row).wrap(room) for row in rows)
-    return [Line(part, " " if i else "\n") for parts in lines for i, part in enumerate(parts)]
-
-
-def _in_columns(rows: Sequence[Sequence[Content]], widths: Sequence[int]) -> list[Line]:
-    header, *others = (_table_row(row, widths) for row in rows)
-    rule = "─┼─".join("─" * width for width in widths)
-    return [
-        *(Line(line.stylize(".strong")) for line in header),
-        Line(Content.styled(rule, ".rule")),
-        *(Line(line) for lines in others for line in lines),
-    ]
-
-
-def _column_widths(rows: Sequence[Sequence[Content]], room: int) -> list[int]:
-    """As wide as their contents; where there is no room, the widest give way."""
-    columns = range(max(len(row) for row in rows))
-    widths = [max(1, *(row[i].cell_length for row in rows if i < len(row))) for i in columns]
-    room -= len(DIVIDER) * (len(widths) - 1)
-    while sum(widths) > room and max(widths) > NARROWEST_COLUMN:
-        widest = max(widths)
-        second = max((width for width in widths if width < widest), default=0)
-        excess = -(-(sum(widths) - room) // widths.count(widest))
-        narrower = max(widest - excess, second, NARROWEST_COLUMN)
-        widths = [narrower if width == widest else width for width in widths]
-    return widths
-
-
-def _table_row(row: Sequence[Content], widths: Sequence[int]) -> list[Content]:
-    wrapped = [cell.wrap(width) for cell, width in zip(row, widths, strict=False)]
-    height = max(len(lines) for lines in wrapped)
-    divider = Content.styled(DIVIDER, ".rule")
-    return [
-        divider.join(
-            _padded(lines, y, width) for lines, width in zip(wrapped, widths, strict=False)
-        )
-        for y in range(height)
-    ]
-
-
-def _padded(lines: Sequence[Content], y: int, width: int) -> Content:
-    text = lines[y] if y < len(lines) else Content()
-    return text.pad_right(width - text.cell_length)

@@ -11,7 +11,8 @@ from markdown_it.token import Token
 from textual.content import Content, Span
 from textual.style import Style
 
-from .blocks import Block, Code, Paragraph, Rule, Table
+from .blocks import Block, Code, Paragraph, Rule
+from .tables import Table
 
 BULLETS = "•◦▪"
 LEAVES = ("code_block", "fence", "hr", "inline", "table_close")

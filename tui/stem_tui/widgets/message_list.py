@@ -142,6 +142,11 @@ class MessageList(ScrollView, can_focus=True):
         place = self.scroll_offset.y + y
         return self.messages[self._index_at(place)] if place < self._tops[-1] else None
 
+    def in_view(self, message: Message) -> bool:
+        """Whether any line of a message is on the screen."""
+        top, end = self.lines_of(message)
+        return top < self.scroll_offset.y + self.size.height and end > self.scroll_offset.y
+
     def go_to(self, y: int) -> None:
         """Show the lines from `y` on."""
         self.scroll_to(y=y, animate=False, force=True)

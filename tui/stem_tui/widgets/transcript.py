@@ -82,13 +82,15 @@ class Transcript(MessageList, inherit_bindings=False):
 
     @property
     def selected(self) -> int | None:
-        """The entry under the message cursor, None while the user writes."""
+        """The entry under the message cursor, None while the user writes. Setting it shows it."""
         return self.marked.entry.id if self.marked and self.marked.entry else None
 
     @selected.setter
     def selected(self, entry: int | None) -> None:
-        self.marked = self._message(entry) if entry is not None else None
+        self.marked = None
         self.refresh()
+        if entry is not None and (message := self._message(entry)) is not None:
+            self._select(message, 1)
 
     async def show(self, entries: Sequence[Entry]) -> None:
         """Show these messages and no others, from their end."""
@@ -183,10 +185,12 @@ class Transcript(MessageList, inherit_bindings=False):
         messages = [message for message, _ in self._entries()]
         if not messages:
             return
-        if self.marked is None:
-            self._select(messages[-1], step)
-        elif not self._more_of(self.marked, step):
-            index = messages.index(self.marked) + step
+        marked = self.marked
+        if marked is None or not self.in_view(marked):
+            nearest = self.message_at(0 if step > 0 else self.size.height - 1)
+            self._select(nearest if nearest in messages else messages[-1], step)
+        elif not self._more_of(marked, step):
+            index = messages.index(marked) + step
             if index == len(messages):
                 self.action_leave()
             elif index >= 0:
