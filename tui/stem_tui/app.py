@@ -46,6 +46,10 @@ class ChatApp(App[None]):
     """
 
     TITLE = "stem-chat"
+    CSS = """
+    /* at the bottom they would hide what is being typed */
+    ToastRack { align: right top; }
+    """
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("ctrl+q", "quit", "Quit", priority=True, id="app.quit"),
     ]
