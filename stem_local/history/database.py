@@ -145,7 +145,10 @@ class Database:
             return self._unwritable(error)
         if code in _DAMAGED and "no such module" not in str(error):
             return self.damaged(error)
-        return HistoryError(f"The history in {self.path or 'memory'} cannot be used: {error}.")
+        return HistoryError(
+            f"Conversations in {self.path or 'memory'} cannot be read or written ({error}): see "
+            "that its disk works and has room, or chat without saving (stem-chat --private)."
+        )
 
     def _unwritable(self, reason: object) -> HistoryError:
         return HistoryError(

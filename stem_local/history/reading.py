@@ -62,8 +62,6 @@ def _ours(document: dict[str, Any]) -> tuple[Conversation, int | None]:
     messages = _messages(document)
     entries = tuple(_entry(message, f"message {n}") for n, message in enumerate(messages, 1))
     end = _take(document, "open", int, default=None)
-    if end is not None and end not in {entry.id for entry in entries}:
-        _refuse(f'"open" is {end}, which is none of its messages')
     settings = _take(document, "settings", dict, default={})
     return _conversation(document, settings, entries), end
 

@@ -14,7 +14,8 @@ from stem_runtime.errors import UsageError
 from ..errors import HistoryError
 from . import rows
 from .entries import Conversation, ConversationInfo, Entry
-from .store import CONVERSATIONS, History
+from .store import History
+from .tree import CONVERSATIONS
 
 MAX_ENTRIES = 2_000_000
 """How far ids are tried; a damaged file may claim any number."""

@@ -8,50 +8,20 @@ every branch that is left stays as it was left.
 from __future__ import annotations
 
 import contextlib
-import sqlite3
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 from stem_runtime.errors import StemError, UsageError
 
-from . import rows
+from . import rows, tree
 from .aside import default_path, set_aside
 from .database import Database
 from .entries import Attachment, Conversation, ConversationInfo, Entry, Hit, Role, State
 from .search import search
 from .writers import Writer
 
-CONVERSATIONS = "SELECT id, title, created, updated, messages, settings FROM conversations"
-_OPEN_BRANCH = f"""
-    WITH RECURSIVE branch (id) AS (
-        SELECT e.id FROM conversations c
-        JOIN entries e ON e.id = c.open_root AND e.conversation = c.id AND e.parent IS NULL
-        WHERE c.id = ?
-        UNION ALL
-        SELECT e.id FROM branch JOIN entries p ON p.id = branch.id
-        JOIN entries e ON e.id = p.open_child AND e.parent = p.id
-    )
-    SELECT {rows.ENTRY_COLUMNS} FROM branch JOIN entries e ON e.id = branch.id ORDER BY e.id
-"""
-_ALL_BRANCHES = f"SELECT {rows.ENTRY_COLUMNS} FROM entries e WHERE e.conversation = ? ORDER BY e.id"
-_ONE_ENTRY = f"SELECT {rows.ENTRY_COLUMNS} FROM entries e WHERE e.id = ?"
-_PATH_UP = """
-    WITH RECURSIVE path (id, parent, open_child) AS (
-        SELECT id, parent, open_child FROM entries WHERE id = ?
-        UNION ALL
-        SELECT e.id, e.parent, e.open_child FROM path
-        JOIN entries e ON e.id = path.parent AND e.id < path.id
-    )
-    SELECT id, parent, open_child FROM path
-"""
-_INSERT = """
-    INSERT INTO entries (conversation, parent, role, state, created, forgotten, writer, model,
-        stats, content, attachments)
-    VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
-"""
 _MERGED_PAGES = 200
 # A conversation that nothing was said in yet is not worth a line, unless somebody named it.
 _LISTED = "(open_root IS NOT NULL OR title <> '')"
@@ -99,15 +69,15 @@ class History:
         """Begin a conversation. It is listed once something is said in it."""
         stored, now = rows.stored_fields(settings, "settings"), time.time()
         with self._database.write() as connection:
-            return _insert_conversation(connection, now, now, "", stored)
+            return tree.insert_conversation(connection, now, now, "", stored)
 
     def get(self, conversation: int) -> Conversation:
         """A conversation with its open branch. Raises UsageError where there is none."""
-        return self._load(conversation, _OPEN_BRANCH)
+        return self._load(conversation, tree.OPEN_BRANCH)
 
     def tree(self, conversation: int) -> Conversation:
         """A conversation with every message of all its branches, parents before children."""
-        return self._load(conversation, _ALL_BRANCHES)
+        return self._load(conversation, tree.ALL_BRANCHES)
 
     def latest(self) -> int | None:
         """The conversation that was changed last; None where there is none."""
@@ -116,7 +86,7 @@ class History:
 
     def conversations(self, limit: int = 200, offset: int = 0) -> list[ConversationInfo]:
         """Conversations, the one changed last first."""
-        query = f"{CONVERSATIONS} WHERE {_LISTED} ORDER BY updated DESC, id DESC"
+        query = f"{tree.CONVERSATIONS} WHERE {_LISTED} ORDER BY updated DESC, id DESC"
         with self._database.read() as connection, self._checked():
             found = connection.execute(f"{query} LIMIT ? OFFSET ?", (limit, offset)).fetchall()
             return [rows.info(row) for row in found]
@@ -149,18 +119,18 @@ class History:
         writer = self._writer.begin() if state == "streaming" else None
         title = rows.title_of(content, attachments) if role == "user" else ""
         with self._database.write() as connection:
-            _require(connection, conversation)
+            tree.require(connection, conversation)
             if parent is not None:
-                _require_entry(connection, parent, conversation)
-            made = _insert(connection, conversation, parent, new, writer)
-            _open_path(connection, conversation, made)
+                tree.require_entry(connection, parent, conversation)
+            made = tree.insert_entry(connection, conversation, parent, new, writer)
+            tree.open_path(connection, conversation, made)
             connection.execute(
                 "UPDATE conversations SET updated = ?, messages = messages + 1, "
                 "title = CASE title WHEN '' THEN ? ELSE title END WHERE id = ?",
                 (new.created, title, conversation),
             )
             with self._checked():
-                return rows.entry(connection.execute(_ONE_ENTRY, (made,)).fetchone())
+                return rows.entry(connection.execute(tree.ONE_ENTRY, (made,)).fetchone())
 
     def update(
         self,
@@ -207,17 +177,8 @@ class History:
         Raises UsageError where there is no such sibling.
         """
         with self._database.write() as connection:
-            parent = _require_entry(connection, entry, conversation)["parent"]
-            found = connection.execute(
-                "SELECT id FROM entries WHERE parent IS ? AND conversation = ? ORDER BY id",
-                (parent, conversation),
-            )
-            siblings = [row["id"] for row in found]
-            place = siblings.index(entry) + step
-            if not 0 <= place < len(siblings):
-                there = "further" if step > 0 else "earlier"
-                raise UsageError(f"There is no {there} version of this message.")
-            _open_path(connection, conversation, siblings[place])
+            sibling = tree.sibling(connection, conversation, entry, step)
+            tree.open_path(connection, conversation, sibling)
 
     def open_entry(self, entry: int) -> int:
         """Open the branch that a message is on, one that a search found say.
@@ -225,8 +186,8 @@ class History:
         Returns its conversation. Raises UsageError where the message is gone.
         """
         with self._database.write() as connection:
-            conversation = int(_require_entry(connection, entry)["conversation"])
-            _open_path(connection, conversation, entry)
+            conversation = int(tree.require_entry(connection, entry)["conversation"])
+            tree.open_path(connection, conversation, entry)
             return conversation
 
     def rename(self, conversation: int, title: str) -> None:
@@ -243,7 +204,7 @@ class History:
     def delete(self, conversation: int) -> None:
         """Delete a conversation, so that nothing of it can be found in the file either."""
         with self._database.write() as connection:
-            _require(connection, conversation)
+            tree.require(connection, conversation)
             connection.execute("DELETE FROM conversations WHERE id = ?", (conversation,))
         self._forget_words()
         self._database.forget_deleted()
@@ -256,7 +217,7 @@ class History:
         """
         info, settings = conversation.info, rows.stored_fields(conversation.settings, "settings")
         with self._database.write() as connection:
-            made = _insert_conversation(
+            made = tree.insert_conversation(
                 connection, info.created, info.updated, rows.clean_title(info.title), settings
             )
             writing = any(entry.state == "streaming" for entry in conversation.entries)
@@ -266,10 +227,12 @@ class History:
                 if entry.id in ids or (entry.parent is not None and entry.parent not in ids):
                     raise UsageError(f"Message {entry.id} comes twice, or before its parent.")
                 parent = None if entry.parent is None else ids[entry.parent]
-                ids[entry.id] = new = _insert(connection, made, parent, entry, writer)
-                _open_child(connection, made, parent, new)
+                ids[entry.id] = new = tree.insert_entry(connection, made, parent, entry, writer)
+                tree.open_child(connection, made, parent, new)
             if end is not None:
-                _open_path(connection, made, ids[end])
+                if end not in ids:
+                    raise UsageError(f"The open branch ends with message {end}, which is missing.")
+                tree.open_path(connection, made, ids[end])
             connection.execute(
                 "UPDATE conversations SET messages = ? WHERE id = ?", (len(ids), made)
             )
@@ -314,12 +277,12 @@ class History:
 
     def _load(self, conversation: int, query: str) -> Conversation:
         with self._database.read() as connection, self._checked():
-            row = _require(connection, conversation)
+            row = tree.require(connection, conversation)
             return rows.conversation(row, connection.execute(query, (conversation,)).fetchall())
 
     def _change(self, conversation: int, column: str, value: str) -> None:
         with self._database.write() as connection:
-            _require(connection, conversation)
+            tree.require(connection, conversation)
             connection.execute(
                 f"UPDATE conversations SET {column} = ? WHERE id = ?", (value, conversation)
             )
@@ -331,77 +294,3 @@ class History:
             yield
         except (LookupError, TypeError, ValueError, RecursionError) as error:
             raise self._database.damaged(error) from error
-
-
-def _require(connection: sqlite3.Connection, conversation: int) -> sqlite3.Row:
-    row: sqlite3.Row | None = connection.execute(
-        f"{CONVERSATIONS} WHERE id = ?", (conversation,)
-    ).fetchone()
-    if row is None:
-        raise UsageError(f"There is no conversation {conversation} in the history.")
-    return row
-
-
-def _require_entry(
-    connection: sqlite3.Connection, entry: int, conversation: int | None = None
-) -> sqlite3.Row:
-    row: sqlite3.Row | None = connection.execute(
-        "SELECT id, parent, conversation FROM entries WHERE id = ?", (entry,)
-    ).fetchone()
-    if row is None or (conversation is not None and row["conversation"] != conversation):
-        where = "the history" if conversation is None else f"conversation {conversation}"
-        raise UsageError(f"There is no message {entry} in {where}.")
-    return row
-
-
-def _insert_conversation(
-    connection: sqlite3.Connection, created: float, updated: float, title: str, settings: str
-) -> int:
-    made = connection.execute(
-        "INSERT INTO conversations (created, updated, title, settings) VALUES (?, ?, ?, ?)",
-        (created, updated, title, settings),
-    )
-    return int(made.lastrowid or 0)
-
-
-def _insert(
-    connection: sqlite3.Connection,
-    conversation: int,
-    parent: int | None,
-    entry: Entry,
-    writer: str | None,
-) -> int:
-    values = (
-        conversation,
-        parent,
-        rows.checked(entry.role, rows.ROLES, "role of a message"),
-        rows.checked(entry.state, rows.STATES, "state of a message"),
-        entry.created,
-        entry.forgotten,
-        writer,
-        None if entry.model is None else rows.stored_text(entry.model, "model's name"),
-        None if entry.stats is None else rows.stored_fields(entry.stats, "figures"),
-        rows.stored_text(entry.content),
-        rows.stored_attachments(entry.attachments),
-    )
-    return int(connection.execute(_INSERT, values).lastrowid or 0)
-
-
-def _open_path(connection: sqlite3.Connection, conversation: int, leaf: int) -> None:
-    """Open the branch that `leaf` is on, from the first message down to it."""
-    path = connection.execute(_PATH_UP, (leaf,)).fetchall()
-    for child, parent in pairwise(path):
-        if parent["open_child"] != child["id"]:
-            _open_child(connection, conversation, parent["id"], child["id"])
-    _open_child(connection, conversation, None, path[-1]["id"])
-
-
-def _open_child(
-    connection: sqlite3.Connection, conversation: int, parent: int | None, child: int
-) -> None:
-    if parent is None:
-        connection.execute(
-            "UPDATE conversations SET open_root = ? WHERE id = ?", (child, conversation)
-        )
-    else:
-        connection.execute("UPDATE entries SET open_child = ? WHERE id = ?", (child, parent))

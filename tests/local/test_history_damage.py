@@ -492,6 +492,14 @@ def test_a_folder_in_place_of_the_file_says_so(path: Path) -> None:
         History.open(path)
 
 
+@pytest.mark.parametrize("part", ["-wal", "-shm", "-journal"])
+def test_a_log_that_cannot_be_opened_says_so(path: Path, part: str) -> None:
+    path.parent.mkdir()
+    path.with_name(path.name + part).mkdir()
+    with pytest.raises(HistoryError, match="--private"):
+        History.open(path)
+
+
 def test_a_file_that_another_program_keeps_locked_says_so(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -202,7 +202,7 @@ def test_what_may_be_left_out_is_left_out(history: History) -> None:
         (ours(version="1"), '"version" is a text'),
         (ours(version=True), '"version" is true or false'),
         (ours(messages=[]), "no messages"),
-        (ours(open=2), '"open" is 2'),
+        (ours(open=2), "ends with message 2"),
         (ours(settings=[]), '"settings" is a list'),
         (ours(title=7), '"title" is a whole number'),
         (ours(created=-1), '"created" is -1'),
