@@ -45,6 +45,7 @@ def test_a_conversation(snap_compare: Any, theme: str) -> None:
     transcript = Transcript()
 
     async def before(pilot: Pilot[Any]) -> None:
+        await pilot.pause()
         await transcript.show(ENTRIES)
         transcript.focus()
         await pilot.press("up", "up")

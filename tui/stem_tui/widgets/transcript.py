@@ -188,7 +188,8 @@ class Transcript(MessageList, inherit_bindings=False):
         marked = self.marked
         if marked is None or not self.in_view(marked):
             nearest = self.message_at(0 if step > 0 else self.size.height - 1)
-            self._select(nearest if nearest in messages else messages[-1], step)
+            at_end = self.following or nearest not in messages
+            self._select(messages[-1] if at_end or nearest is None else nearest, step)
         elif not self._more_of(marked, step):
             index = messages.index(marked) + step
             if index == len(messages):
