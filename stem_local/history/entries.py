@@ -9,8 +9,8 @@ from typing import Any, Literal
 Role = Literal["user", "assistant"]
 
 State = Literal["whole", "streaming", "stopped", "length", "context", "failed"]
-"""whole: came to its own end. streaming: still being written, or cut off with the process.
-stopped: by the user. length: at max_tokens. context: the context was full. failed: by an error."""
+"""whole: came to its own end. streaming: still being written. stopped: by the user, or with the
+process. length: at max_tokens. context: the context was full. failed: by an error."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,6 +8,7 @@ every branch that is left stays as it was left.
 from __future__ import annotations
 
 import contextlib
+import sqlite3
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -116,12 +117,12 @@ class History:
         Raises UsageError where the conversation or the parent is not there.
         """
         new = Entry(0, parent, role, content, time.time(), (1, 1), tuple(attachments), state, model)
-        writer = self._writer.begin() if state == "streaming" else None
         title = rows.title_of(content, attachments) if role == "user" else ""
         with self._database.write() as connection:
             tree.require(connection, conversation)
             if parent is not None:
                 tree.require_entry(connection, parent, conversation)
+            writer = self._writer.begin() if state == "streaming" else None
             made = tree.insert_entry(connection, conversation, parent, new, writer)
             tree.open_path(connection, conversation, made)
             connection.execute(
@@ -150,19 +151,21 @@ class History:
             changes["content"] = rows.stored_text(content)
         if state is not None:
             changes["state"] = rows.checked(state, rows.STATES, "state of a message")
-            changes["writer"] = self._writer.begin() if state == "streaming" else None
         if stats is not None:
             changes["stats"] = rows.stored_fields(stats, "figures")
         if forgotten is not None:
             changes["forgotten"] = forgotten
         if not changes:
             return
-        assignments = ", ".join(f"{column} = ?" for column in changes)
         with self._database.write() as connection:
+            if state is not None:
+                changes["writer"] = self._writer.begin() if state == "streaming" else None
+            assignments = ", ".join(f"{column} = ?" for column in changes)
             done = connection.execute(
                 f"UPDATE entries SET {assignments} WHERE id = ?", (*changes.values(), entry)
             )
             if not done.rowcount:
+                self._end_writing(connection)
                 raise UsageError("That message is not in the history; was its chat deleted?")
             if state is not None and state != "streaming":
                 connection.execute(
@@ -170,6 +173,7 @@ class History:
                     "WHERE id = (SELECT conversation FROM entries WHERE id = ?)",
                     (time.time(), entry),
                 )
+                self._end_writing(connection)
 
     def branch(self, conversation: int, step: int, entry: int) -> None:
         """Open the sibling `step` places after `entry` (before it: negative), as it was left.
@@ -206,6 +210,7 @@ class History:
         with self._database.write() as connection:
             tree.require(connection, conversation)
             connection.execute("DELETE FROM conversations WHERE id = ?", (conversation,))
+            self._end_writing(connection)
         self._forget_words()
         self._database.forget_deleted()
 
@@ -260,6 +265,11 @@ class History:
                 changed = connection.total_changes - before
             pages = _MERGED_PAGES
             time.sleep(0.001)  # locks are not fair: who waits for this one gets a chance
+
+    def _end_writing(self, connection: sqlite3.Connection) -> None:
+        """Take this history's mark away once nothing of it is unfinished: a kill leaves none."""
+        if not tree.is_writing(connection, self._writer.name):
+            self._writer.end()
 
     def _stop(self, meant: Callable[[str | None], bool]) -> None:
         """Turn the unfinished answers of the writers that are meant into stopped ones."""

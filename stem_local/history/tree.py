@@ -119,6 +119,12 @@ def insert_entry(
     return int(connection.execute(_INSERT, values).lastrowid or 0)
 
 
+def is_writing(connection: sqlite3.Connection, writer: str | None) -> bool:
+    """Whether the writer of that name has unfinished answers."""
+    query = "SELECT 1 FROM entries WHERE state = 'streaming' AND writer = ? LIMIT 1"
+    return connection.execute(query, (writer,)).fetchone() is not None
+
+
 def open_path(connection: sqlite3.Connection, conversation: int, leaf: int) -> None:
     """Open the branch that `leaf` is on, from the first message down to it."""
     path = connection.execute(_PATH_UP, (leaf,)).fetchall()

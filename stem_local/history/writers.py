@@ -1,4 +1,4 @@
-"""Which processes are still writing an answer: each holds a lock that ends with it."""
+"""Which processes are still writing an answer: each holds a lock meanwhile, which ends with it."""
 
 from __future__ import annotations
 

@@ -317,6 +317,26 @@ def test_closing_stops_what_was_under_way_for_others_at_once(history: History) -
     assert history.get(conversation).entries[0].state == "stopped"
 
 
+def test_writing_leaves_a_mark_for_as_long_as_it_lasts(history: History) -> None:
+    conversation = history.create({})
+    first, second = (
+        history.add(conversation, None, "assistant", "", state="streaming").id for _ in range(2)
+    )
+    assert len(marks()) == 1
+    history.update(first, state="whole")
+    assert len(marks()) == 1
+    history.update(second, content="done", state="whole")
+    assert marks() == []
+    history.update(second, state="streaming")
+    assert len(marks()) == 1
+    history.delete(conversation)
+    assert marks() == []
+
+
+def marks() -> list[Path]:
+    return list(paths.data_dir().glob("*-writer-*"))
+
+
 def test_threads_share_a_history(history: History) -> None:
     conversations = [talk(history, "q", "")[0:2] for _ in range(4)]
     errors: list[BaseException] = []

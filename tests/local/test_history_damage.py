@@ -126,10 +126,11 @@ def test_an_answer_of_a_living_process_is_left_alone(writer: subprocess.Popen[st
 def test_a_conversation_deleted_elsewhere_is_a_usage_error_here(path: Path) -> None:
     with closing(History.open(path)) as ours, closing(History.open(path)) as theirs:
         conversation = ours.create({})
-        entry = ours.add(conversation, None, "user", "gone soon")
+        entry = ours.add(conversation, None, "assistant", "gone soon", state="streaming")
         theirs.delete(conversation)
         with pytest.raises(UsageError, match="deleted"):
-            ours.update(entry.id, content="still there?")
+            ours.update(entry.id, content="still there?", state="streaming")
+        assert list(path.parent.glob("*-writer-*")) == []
 
 
 FILLER = """
