@@ -1,0 +1,81 @@
+"""Where things lie on the device: packed matrices, quantized activations, split sums.
+
+A packed matrix keeps its bytes as they are on disk (see `stem_runtime.quant.layout`); the kernels
+read them as int32 words. A (tile, group) is 8 words of scales, for int4m 8 words of minima, then
+the quants: word 16c + r has four bytes (eight nibbles) of row r. Every (tile, group) begins at a
+multiple of 16 bytes, so four neighbouring words are one load of 128 bits.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple, Self
+
+import torch
+import triton.language as tl
+
+from ...quant import Kind, PackedMatrix, groups_of
+from ...quant.layout import CHUNKS, GROUP, GROUP_BYTES, TILE
+
+ROWS = tl.constexpr(TILE)
+"""Rows of a tile."""
+
+GROUP_WORDS: dict[Kind, int] = {kind: size // 4 for kind, size in GROUP_BYTES.items()}
+"""int32 words of one (tile, group): 72, 80 or 136."""
+
+QUANT_WORDS: dict[Kind, int] = {kind: 16 * chunks for kind, chunks in CHUNKS.items()}
+"""Words of quants among them, the last ones: 64 or 128."""
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceMatrix:
+    """A packed matrix of (rows, cols) in the memory of a device.
+
+    `tiles` is uint8 [tiles, groups, GROUP_BYTES[kind]], contiguous.
+    """
+
+    tiles: torch.Tensor
+    rows: int
+    cols: int
+    kind: Kind
+
+    @classmethod
+    def of(cls, matrix: PackedMatrix, device: torch.device | str) -> Self:
+        """Upload `matrix`."""
+        tiles = torch.from_numpy(matrix.joined()).to(device)
+        return cls(tiles, matrix.rows, matrix.cols, matrix.kind)
+
+    @property
+    def words(self) -> torch.Tensor:
+        """The same bytes as int32 [tiles, groups, GROUP_WORDS[kind]]."""
+        return self.tiles.view(torch.int32)
+
+    @property
+    def groups(self) -> int:
+        """Groups of 32 columns in a row, the last one perhaps partly padding."""
+        return self.tiles.shape[1]
+
+
+class Activations(NamedTuple):
+    """Static buffers of activations rounded to int8 in groups of 32, for b sequences.
+
+    Word j of a group has its columns 4j to 4j+3, the first in the lowest byte. Groups that fill up
+    the last 32 columns are zero.
+    """
+
+    words: torch.Tensor
+    """int32 [b, groups, 8]"""
+    scales: torch.Tensor
+    """float32 [b, groups]; a value is about scale * quant"""
+    sums: torch.Tensor
+    """int32 [b, groups]: the sum of each group's quants"""
+
+    @classmethod
+    def empty(cls, batch: int, cols: int, device: torch.device | str) -> Self:
+        """Buffers for `batch` vectors of `cols` columns, all zero."""
+        groups = groups_of(cols)
+        return cls(
+            torch.zeros((batch, groups, GROUP // 4), dtype=torch.int32, device=device),
+            torch.zeros((batch, groups), dtype=torch.float32, device=device),
+            torch.zeros((batch, groups), dtype=torch.int32, device=device),
+        )
