@@ -31,8 +31,8 @@ GUTTER = 2
 MARGIN = 1
 """Cells right of the text."""
 
-KEPT = 200
-"""Messages that stay laid out when they are out of view: more than any screen has room for."""
+KEPT = 50
+"""Messages that stay laid out when they are out of view."""
 
 MORE = " ↓ more below "
 
@@ -218,7 +218,7 @@ class MessageList(ScrollView, can_focus=True):
         message.lay_out(self._text_width)
         self._laid_out.pop(message, None)
         self._laid_out[message] = None
-        if len(self._laid_out) > KEPT:
+        if len(self._laid_out) > max(KEPT, self.size.height):
             oldest = next(iter(self._laid_out))
             del self._laid_out[oldest]
             oldest.fold()

@@ -118,7 +118,7 @@ class Transcript(MessageList, inherit_bindings=False):
     async def finish(self, entry: Entry) -> None:
         """The answer that is streaming is done: `entry` is what became of it."""
         message, self._answer = self._answer, None
-        await self._put(entry, message)
+        await self._put(entry, message or self._message(entry.id))
 
     async def replace(self, entry: Entry) -> None:
         """Show other content, figures or another branch for the message with this id."""
