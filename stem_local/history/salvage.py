@@ -102,11 +102,7 @@ def _entries(found: Iterator[sqlite3.Row | None]) -> tuple[Entry, ...]:
                 continue
             entry = rows.entry(row)
             known = entry.parent is None or entry.parent in entries
-            entries[entry.id] = replace(
-                entry,
-                parent=entry.parent if known else before,
-                state="stopped" if entry.state == "streaming" else entry.state,
-            )
+            entries[entry.id] = entry if known else replace(entry, parent=before)
             before = entry.id
     return tuple(entries.values())
 

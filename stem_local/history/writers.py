@@ -41,11 +41,9 @@ class Writer:
         return self.name
 
     def gone(self, name: str | None) -> bool:
-        """Whether the writer of that name has ended. Sweeps away what it left."""
+        """Whether another writer, of that name, has ended. Sweeps away what it left."""
         if name is None or self._path is None or not _NAME.fullmatch(name):
             return True
-        if name == self.name:
-            return False
         file = self._file(name)
         if not file.exists():
             return True
