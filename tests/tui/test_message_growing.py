@@ -66,8 +66,8 @@ def test_no_letter_is_lost_on_the_way(source: str, cuts: list[int]) -> None:
 
 def token_by_token(source: str) -> GrowingMarkdown:
     growing = GrowingMarkdown()
-    for start in range(0, len(source), 7):
-        for block in growing.blocks[growing.append(source[start : start + 7]) :]:
+    for start in range(0, len(source), 31):
+        for block in growing.blocks[growing.append(source[start : start + 31]) :]:
             block.lay_out(40)
     return growing
 

@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from textual.content import Span
 
+from stem_tui.widgets import code_highlight
 from stem_tui.widgets.blocks import Block, Code, Verbatim
 from stem_tui.widgets.code_highlight import spans
 from stem_tui.widgets.markdown_blocks import parse, parse_answer
@@ -107,6 +108,14 @@ def test_python_is_coloured_and_an_unknown_language_is_not() -> None:
     coloured = {("def f():\n    return 'x'\n"[a:b], str(style)) for a, b, style in found}
     assert {"def", "return"} <= {text for text, _ in coloured}
     assert spans("def f(): pass", "no such language") == []
+
+
+def test_a_lexer_that_fails_costs_only_the_colours(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise RecursionError
+
+    monkeypatch.setattr(code_highlight, "highlight", fail)
+    assert spans("x", "python") == []
 
 
 @settings(max_examples=60, deadline=None)

@@ -276,6 +276,19 @@ def test_a_notice_stands_at_the_end() -> None:
     assert "── from here on with another model ──" in run(dialogue(1), act)
 
 
+def test_an_answer_goes_on_above_a_notice() -> None:
+    async def act(transcript: Transcript, pilot: Pilot[Any]) -> None:
+        await transcript.append(streaming(99))
+        await transcript.extend("one ")
+        await pilot.pause()
+        transcript.notice("the model has changed")
+        await pilot.pause()
+        await transcript.extend("two")
+
+    screen = run([], act)
+    assert screen.index("one two") < screen.index("── the model has changed")
+
+
 def test_it_is_marked_from_where_on_the_model_saw_the_conversation() -> None:
     entries = dialogue(3)
     entries[-1] = replace(entries[-1], forgotten=2)

@@ -13,5 +13,8 @@ def spans(code: str, language: str) -> list[Span]:
     """What to colour, in order and without overlaps. Nothing where the language is not known."""
     if len(code) > LONGEST:
         return []
-    found = highlight(code, language=language or "text").spans
+    try:
+        found = highlight(code, language=language or "text").spans
+    except Exception:  # there are hundreds of lexers, and none is worth a conversation
+        return []
     return [span for span in found if span.end - span.start < len(code)]

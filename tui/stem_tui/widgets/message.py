@@ -67,7 +67,7 @@ class Message:
 
     @property
     def unread(self) -> bool:
-        """Whether this is a long answer, shown as plain text until `parsed` brings its blocks."""
+        """Whether this is a long answer, shown as plain text until `put` brings its blocks."""
         entry = self.entry
         return (
             entry is not None

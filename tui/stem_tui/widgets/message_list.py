@@ -123,14 +123,14 @@ class MessageList(ScrollView, can_focus=True):
         self._settle(message.height - before if above else 0)
         self.refresh()
 
-    def grown(self, first: int) -> None:
-        """The lines of the last message from `first` on are new."""
+    def grown(self, message: Message, first: int) -> None:
+        """The lines of a message from `first` on are new, and there may be more of them."""
         self._settle()
-        top = self._tops[-2] + first
+        top = self.lines_of(message)[0] + first
         if top < self.scroll_offset.y + self.size.height:
             self.refresh_lines(top, self._tops[-1] - top)
-        for block in self.messages[-1].fresh:
-            self._backlog.notice(self.messages[-1], block)
+        for block in message.fresh:
+            self._backlog.notice(message, block)
 
     def lines_of(self, message: Message) -> tuple[int, int]:
         """The line on which a message begins, and the one after its last."""
@@ -217,7 +217,7 @@ class MessageList(ScrollView, can_focus=True):
     def _lay_out(self, message: Message) -> None:
         message.lay_out(self._text_width)
         self._laid_out.pop(message, None)
-        self._laid_out[message] = None
+        self._laid_out[message] = None  # the last to have been laid out
         if len(self._laid_out) > max(KEPT, self.size.height):
             oldest = next(iter(self._laid_out))
             del self._laid_out[oldest]

@@ -113,7 +113,7 @@ class Transcript(MessageList, inherit_bindings=False):
     async def extend(self, text: str) -> None:
         """More text of the answer that is streaming."""
         if self._answer is not None:
-            self.grown(self._answer.extend(text))
+            self.grown(self._answer, self._answer.extend(text))
 
     async def finish(self, entry: Entry) -> None:
         """The answer that is streaming is done: `entry` is what became of it."""
