@@ -104,7 +104,7 @@ def escape(
         with chat(environment, model, "--private") as terminal:
             if prompt is not None:
                 terminal.type(f"/read {prompt}\r")
-                terminal.wait_for("goes along")
+                terminal.wait_for("kB")
             terminal.type(f"{LONG}\r")
             terminal.wait_for("Reading the prompt" if prompt else "▶")
             terminal.watch(0.3)

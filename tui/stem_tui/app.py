@@ -20,12 +20,14 @@ from stem_local.errors import (
     StemError,
 )
 
-from . import themes
+from . import quick_escape, themes
 from .dialogue import Dialogue
 from .screens.chat import ChatScreen
 from .seat import Seat
 
 if TYPE_CHECKING:
+    from textual.driver import Driver
+
     from stem_local.config import Config
     from stem_local.history import History
     from stem_local.model import Model
@@ -78,6 +80,9 @@ class ChatApp(App[None]):
         themes.register(self)
         self.theme = config.theme
         self.set_keymap(dict(config.keys))
+
+    def get_driver_class(self) -> type[Driver]:
+        return quick_escape.driver(super().get_driver_class())
 
     def get_default_screen(self) -> Screen[Any]:
         return ChatScreen(self.settings)
