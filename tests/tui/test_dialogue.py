@@ -5,13 +5,11 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from stem_local.chat_settings import ChatSettings
 from stem_local.errors import UsageError
 from stem_local.history import Attachment, Entry, History
-from stem_tui.dialogue import Dialogue, fenced, prompt_text
+from stem_tui.dialogue import Dialogue
 
 STATS = {"prompt_tokens": 12, "completion_tokens": 5, "tokens_per_second": 9.0}
 
@@ -76,7 +74,7 @@ def test_an_answer_is_shown_with_what_it_answers(dialogue: Dialogue) -> None:
     assert dialogue.messages() == [
         {"role": "user", "content": "One?"},
         {"role": "assistant", "content": "Two."},
-        {"role": "user", "content": "notes.txt:\n````\nsome\n```\nnotes\n````\n\nThree?"},
+        {"role": "user", "content": "notes.txt:\n\n````\nsome\n```\nnotes\n````\n\nThree?"},
     ]
 
 
@@ -120,13 +118,3 @@ def test_what_is_not_on_the_branch_is_refused(dialogue: Dialogue) -> None:
         dialogue.entry(7)
     with pytest.raises(UsageError, match="still being opened"):
         Dialogue(None, ChatSettings()).say("Hi")
-
-
-@settings(max_examples=40)
-@given(st.text(alphabet="`a\n", max_size=30))
-def test_no_text_ends_its_own_fence(text: str) -> None:
-    _, opening, *inside, closing = fenced("name", text).split("\n")
-    assert opening == closing
-    assert not any(opening in line for line in inside)
-    entry = Entry(1, None, "user", "after", 0.0, attachments=(Attachment("name", text),))
-    assert prompt_text(entry).endswith(f"\n{closing}\n\nafter")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -179,12 +178,7 @@ class Dialogue:
 
 def prompt_text(entry: Entry) -> str:
     """A message as the model reads it: its attachments first, each fenced under its name."""
+    from stem_local.history.exchange import fenced
+
     files = [fenced(attachment.name, attachment.text) for attachment in entry.attachments]
     return "\n\n".join([*files, entry.content])
-
-
-def fenced(name: str, text: str) -> str:
-    """A text between fences that are longer than any in it."""
-    longest = max((len(run) for run in re.findall("`{3,}", text)), default=2)
-    fence = "`" * (longest + 1)
-    return f"{name}:\n{fence}\n{text.rstrip()}\n{fence}"

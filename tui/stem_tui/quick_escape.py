@@ -21,9 +21,7 @@ class BriefSelector(selectors.SelectSelector):
 
     _read = False
 
-    def select(
-        self, timeout: float | None = None
-    ) -> list[tuple[selectors.SelectorKey, selectors._EventMask]]:
+    def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
         if self._read:
             brief = constants.ESCAPE_DELAY
             timeout = brief if timeout is None else min(timeout, brief)
@@ -40,7 +38,7 @@ def driver(usual: type[Driver]) -> type[Driver]:
 
     class QuickEscape(linux_driver.LinuxDriver):
         def run_input_thread(self) -> None:
-            linux_driver.selectors = SimpleNamespace(  # type: ignore[attr-defined]
+            linux_driver.selectors = SimpleNamespace(  # type: ignore[assignment]
                 SelectSelector=BriefSelector,
                 EVENT_READ=selectors.EVENT_READ,
                 SelectorKey=selectors.SelectorKey,

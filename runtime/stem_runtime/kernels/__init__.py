@@ -1,10 +1,11 @@
-"""Compute kernels. This module is the single place where a variant is chosen."""
+"""Compute kernels. This module is the single place where a device and a variant are chosen."""
 
 from __future__ import annotations
 
 import os
 import platform
 from dataclasses import dataclass
+from typing import Literal
 
 from ..errors import KernelError
 from .host import host_cpu
@@ -26,6 +27,25 @@ _NEEDS: dict[str, tuple[frozenset[str], ...]] = {
 
 TOKEN_BLOCK = {"avx512vnni": 16, "avx2vnni": 4, "avx2": 4, "neon": 4, "portable": 4}
 """Tokens that share each load of a weight in prefill; activations are laid out in such blocks."""
+
+
+DEVICES = ("auto", "cpu", "cuda", "mps")
+"""What `choose_device` can be asked for. "auto" is a CUDA card where one can be used."""
+
+Backend = Literal["cpu", "triton", "torch"]
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceChoice:
+    """The device in use, who computes there, and a sentence that says why.
+
+    `name` is "cpu", "cuda" or "mps". `backend` is "cpu" for the compiled CPU kernels, "triton" for
+    their counterparts on a card, "torch" where a card has no Triton.
+    """
+
+    name: str
+    backend: Backend
+    reason: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,3 +95,44 @@ def choose(override: str | None = None) -> KernelChoice:
     passed = [f"{n} needs {missing[n]}" for n in better if (n == "neon") == arm]
     why = f"the best that this {platform.machine()} CPU runs"
     return KernelChoice(name, why + (f" ({'; '.join(passed)})" if passed else ""))
+
+
+def choose_device(wanted: str = "auto", needed: int = 0) -> DeviceChoice:
+    """Pick where a model of `needed` bytes, its cache included, runs.
+
+    Raises KernelError for a device that was asked for by name and cannot be used, or is unknown.
+    """
+    if wanted not in DEVICES:
+        raise KernelError(f"There is no device {wanted!r}; choose one of {', '.join(DEVICES)}.")
+    if wanted == "cpu":
+        return DeviceChoice("cpu", "cpu", "asked for")
+    lack = _mps_lack() if wanted == "mps" else _cuda_lack(needed)
+    if not lack:
+        return _card(wanted)
+    if wanted == "auto":
+        return DeviceChoice("cpu", "cpu", f"no GPU is used: {lack}")
+    raise KernelError(f"device={wanted!r} cannot be used: {lack}; device='cpu' always can.")
+
+
+def _cuda_lack(needed: int) -> str:
+    from ..gpu import probe
+
+    return probe.driver_lack() or probe.torch_lack() or probe.card_lack(needed)
+
+
+def _mps_lack() -> str:
+    from ..gpu import probe
+
+    return probe.torch_lack() or probe.mps_lack()
+
+
+def _card(wanted: str) -> DeviceChoice:
+    """The card that was found to be usable, and what computes on it."""
+    from ..gpu import probe
+
+    if wanted == "mps":
+        return DeviceChoice("mps", "torch", "asked for; Triton has no kernels for Apple's GPUs")
+    why = "asked for" if wanted == "cuda" else f"{probe.card_name()} is there"
+    if lack := probe.triton_lack():
+        return DeviceChoice("cuda", "torch", f"{why}; {lack}, so torch computes, and more slowly")
+    return DeviceChoice("cuda", "triton", why)

@@ -33,9 +33,17 @@ def dp4a(a, b, c):
 
 @triton.jit
 def int4_dot(weights, low, high, c):
-    """c + eight nibbles 0..15 times the activations: `low` the four of the low nibbles, `high`."""
+    """c + eight nibbles 0..15 times activations: `low` those of the low nibbles, `high`."""
     c = dp4a(weights & 0x0F0F0F0F, low, c)
     return dp4a((weights >> 4) & 0x0F0F0F0F, high, c)
+
+
+@triton.jit
+def int4_centred_dot16(weights, low, high, c):
+    """c + 16 times (eight nibbles, each less 8, times activations), without their sum."""
+    # a nibble in the upper half of a byte whose top bit is turned is 16 * (n - 8)
+    c = dp4a(((weights & 0x0F0F0F0F) << 4) ^ -2139062144, low, c)  # 0x80808080
+    return dp4a((weights & -252645136) ^ -2139062144, high, c)  # 0xF0F0F0F0
 
 
 @triton.jit
