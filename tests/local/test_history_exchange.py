@@ -14,7 +14,14 @@ from hypothesis import strategies as st
 
 from stem_local.errors import DiskSpaceError, UsageError
 from stem_local.history import Attachment, Conversation, ConversationInfo, Entry, History
-from stem_local.history.exchange import from_json, read_file, to_json, to_markdown, write_file
+from stem_local.history.exchange import (
+    fenced,
+    from_json,
+    read_file,
+    to_json,
+    to_markdown,
+    write_file,
+)
 from stem_local.history.files import MAX_FILE
 from stem_local.history.reading import MAX_TEXT
 
@@ -330,3 +337,11 @@ def test_only_text_files_of_a_bearable_size_are_read(tmp_path: Path) -> None:
     for missing in (tmp_path / "none", tmp_path, Path("/dev/zero")):
         with pytest.raises(UsageError, match="no file"):
             read_file(missing)
+
+
+@settings(max_examples=40)
+@given(st.text(alphabet="`a\n", max_size=30))
+def test_no_text_ends_its_own_fence(text: str) -> None:
+    _, _, opening, *inside, closing = fenced("name", text).split("\n")
+    assert opening == closing
+    assert not any(opening in line for line in inside)

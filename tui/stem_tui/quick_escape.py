@@ -38,7 +38,7 @@ def driver(usual: type[Driver]) -> type[Driver]:
 
     class QuickEscape(linux_driver.LinuxDriver):
         def run_input_thread(self) -> None:
-            linux_driver.selectors = SimpleNamespace(  # type: ignore[assignment]
+            linux_driver.selectors = SimpleNamespace(  # type: ignore[attr-defined,assignment]
                 SelectSelector=BriefSelector,
                 EVENT_READ=selectors.EVENT_READ,
                 SelectorKey=selectors.SelectorKey,
