@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -134,6 +135,8 @@ class ChatApp(App[None]):
             chat.tell(str(error), "error")
         else:
             chat.model_ready(model)
+            # what is loaded now stays: going through all of it again and again is felt as pauses
+            gc.freeze()
 
     async def _usual_model(self) -> str | None:
         """The model of the open chat, of the settings, or of the last chat that had one."""
