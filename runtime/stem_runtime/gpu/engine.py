@@ -1,0 +1,260 @@
+"""Runs a packed model on a graphics card: the same calls as `stem_runtime.engine.Engine`."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from types import TracebackType
+from typing import Self
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from ..errors import Cancelled, ContextFullError, UsageError
+from ..formats.packed import PackedModel
+from ..kernels import DeviceChoice
+from ..kv_cache import KVCache
+from ..neuron_tables import NeuronTables
+from ..sparsity.neurons import Neurons
+from ..sparsity.plan import FfnPlan
+from .cache import GpuCache
+from .selection import Selection
+from .torch_step import TorchStep, Watch
+from .weights import Weights
+
+_CHUNK = 256
+"""Tokens of a prompt that one pass reads: cancelling waits for one of them at most."""
+
+Logits = NDArray[np.float32]
+
+
+class GpuEngine:
+    """A model ready to run on the device of `choice`. One call at a time.
+
+    What `Engine` says of its arguments and calls holds here, but for this: the whole head is always
+    computed, also where a look is asked for, and layers of which nearly all neurons fire do not
+    rest from skipping them. `kernels` is the choice; `threads` is 1, the one that tells the card
+    what to do.
+    """
+
+    threads = 1
+
+    def __init__(
+        self, model: PackedModel, choice: DeviceChoice, *, neurons: Neurons | None = None
+    ) -> None:
+        self.config, self.kernels = model.config, choice
+        self._model, self._device = model, torch.device(choice.name)
+        self._weights = Weights(model, self._device)
+        self._tables = None if neurons is None else NeuronTables(model, neurons, 1)
+        self._selection = None
+        if neurons is not None:
+            self._selection = Selection(model.config, neurons, self._device)
+        self._step = TorchStep(model.config, self._weights, self._selection)
+        self._lock = threading.Lock()
+        self._stop = threading.Event()
+        self._closed = False
+
+    def new_cache(self, capacity: int) -> GpuCache:
+        """A cache for `capacity` tokens. Raises UsageError beyond the model's context length."""
+        if not 1 <= capacity <= self.config.context_length:
+            raise UsageError(
+                f"capacity is from 1 to {self.config.context_length} tokens, not {capacity}."
+            )
+        return GpuCache(self.config, capacity, self._device)
+
+    @torch.inference_mode()
+    def prefill(
+        self,
+        cache: KVCache,
+        tokens: Sequence[int],
+        *,
+        cancel: Callable[[], bool] | None = None,
+        progress: Callable[[int], None] | None = None,
+    ) -> Logits:
+        """Read `tokens` after those in the cache; returns float32 [vocab] after the last.
+
+        `cancel` is asked between chunks, `progress` receives the number of tokens read. Raises
+        Cancelled (whole chunks stay in the cache), ContextFullError, UsageError.
+        """
+        with self._lock:
+            own = self._check(cache, tokens)
+            own.rest[:] = 0
+            for start, part in self._chunks(tokens):
+                if cancel is not None and cancel():
+                    raise Cancelled("Reading the prompt was cancelled.")
+                if len(tokens) == 1:
+                    logits = self._decode(own, part[0])
+                else:
+                    states = self._read(own, part)
+                    if start + len(part) == len(tokens):
+                        logits = self._step.logits(states[-1:])[0].cpu().numpy()
+                if progress is not None:
+                    progress(start + len(part))
+            return logits
+
+    @torch.inference_mode()
+    def decode(
+        self,
+        cache: KVCache,
+        token: int,
+        *,
+        look: bool = False,  # noqa: ARG002 (the dense head has what a look would find)
+        sparse: bool = False,
+    ) -> Logits:
+        """Read one token; returns float32 [vocab].
+
+        With `sparse` neurons are left out of the FFNs as the plan says; UsageError without one.
+        """
+        with self._lock:
+            return self._decode(self._check(cache, (token,), sparse=sparse), token, sparse=sparse)
+
+    @torch.inference_mode()
+    def logits(self, cache: KVCache, tokens: Sequence[int], *, sparse: bool = False) -> Logits:
+        """Read `tokens`; returns float32 [n, vocab], the logits after each of them."""
+        with self._lock:
+            own = self._check(cache, tokens, sparse=sparse)
+            out = np.empty((len(tokens), self.config.vocab_size), np.float32)
+            for start, part in self._chunks(tokens):
+                states = self._read(own, part, sparse=sparse)
+                out[start : start + len(part)] = self._step.logits(states).cpu().numpy()
+            return out
+
+    @torch.inference_mode()
+    def hidden(self, cache: KVCache, tokens: Sequence[int]) -> NDArray[np.float32]:
+        """Read `tokens`; returns float32 [n, d_model], what the output head gets after each."""
+        with self._lock:
+            own = self._check(cache, tokens)
+            parts = [self._read(own, part).cpu().numpy() for _, part in self._chunks(tokens)]
+            return np.concatenate(parts)
+
+    @torch.inference_mode()
+    def ffn_inputs(self, cache: KVCache, tokens: Sequence[int]) -> NDArray[np.float32]:
+        """Read `tokens`; returns float32 [n_layers, n, d_model], what each FFN gets, normalized."""
+        with self._lock:
+            own = self._check(cache, tokens)
+            out = np.empty((self.config.n_layers, len(tokens), self.config.d_model), np.float32)
+            for start, part in self._chunks(tokens):
+                target = out[:, start : start + len(part)]
+
+                def keep(index: int, x: torch.Tensor, target: NDArray[np.float32] = target) -> None:
+                    target[index] = x.cpu().numpy()
+
+                self._read(own, part, keep)
+            return out
+
+    def set_plan(self, plan: FfnPlan | None) -> None:
+        """What sparse calls leave out from now on. UsageError for a plan that does not fit."""
+        with self._lock:
+            self._known().set_plan(plan)
+            self._selected().plan = plan
+
+    @property
+    def last_counts(self) -> NDArray[np.int64]:
+        """Of the last step, int64 [n_layers, 8]: the columns are `neuron_tables.COUNTS`."""
+        return self._selected().counts
+
+    @property
+    def last_sharpness(self) -> NDArray[np.float32]:
+        """Of the last decoded token, float32 [n_layers]: its largest attention weight, on average
+        over the heads of a layer."""
+        return self._selected().sharpness
+
+    def ffn_bytes(self, counts: NDArray[np.floating] | NDArray[np.int64]) -> float:
+        """Bytes of FFN weights that a token reads, given its counts or mean counts."""
+        return self._known().nbytes(counts)
+
+    @property
+    def last_rows(self) -> int:
+        """Rows of the head that the last `decode` computed: all of them."""
+        return self.config.vocab_size
+
+    def interrupt(self) -> None:
+        """Make a running `prefill` or `logits` raise Cancelled before its next layer.
+
+        Callable from any thread; without effect when nothing runs.
+        """
+        self._stop.set()
+
+    def weight_bytes_per_token(
+        self,
+        context: int,
+        rows: float | None = None,  # noqa: ARG002 (the head is never looked at in parts)
+    ) -> int:
+        """Bytes that one decoded token reads with `context` tokens in the cache."""
+        config, model = self.config, self._model
+        embed = 0 if config.tied_head else model.matrix("embed").nbytes
+        seen = sum(min(window or context, context) for window in config.layer_windows)
+        return model.nbytes - embed + 4 * config.kv_heads * config.head_dim * seen
+
+    def close(self) -> None:
+        """Let go of the model and the card's memory. Idempotent."""
+        with self._lock:
+            if not self._closed:
+                self._closed = True
+                del self._step, self._weights, self._selection
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def _check(self, cache: KVCache, tokens: Sequence[int], *, sparse: bool = False) -> GpuCache:
+        if self._closed:
+            raise UsageError("This model is closed; load it again.")
+        if not isinstance(cache, GpuCache):
+            raise UsageError("This cache belongs to an engine on the CPU; make one with new_cache.")
+        if not len(tokens):
+            raise UsageError("There are no tokens to read.")
+        if min(tokens) < 0 or max(tokens) >= self.config.vocab_size:
+            raise UsageError(f"Token ids are from 0 to {self.config.vocab_size - 1}.")
+        if cache.length + len(tokens) > cache.capacity:
+            raise ContextFullError(
+                f"{len(tokens)} more tokens do not fit: the context holds {cache.capacity} and "
+                f"{cache.length} are taken; shorten the prompt or load with a larger context."
+            )
+        if sparse and self._known().plan is None:
+            raise UsageError("There is no plan of what to leave out; set one first.")
+        return cache
+
+    def _known(self) -> NeuronTables:
+        if self._tables is None:
+            raise UsageError("This engine was made without neurons to skip; calibrate first.")
+        return self._tables
+
+    def _selected(self) -> Selection:
+        if self._selection is None:
+            raise UsageError("This engine was made without neurons to skip; calibrate first.")
+        return self._selection
+
+    def _decode(self, cache: GpuCache, token: int, *, sparse: bool = False) -> Logits:
+        logits = self._step.decode(cache, token, sparse=sparse).cpu().numpy()
+        cache.tokens.append(token)
+        return logits
+
+    def _chunks(self, tokens: Sequence[int]) -> Iterator[tuple[int, Sequence[int]]]:
+        """The parts that one pass each reads, with their places; old interrupts are forgotten."""
+        self._stop.clear()
+        for start in range(0, len(tokens), _CHUNK):
+            yield start, tokens[start : start + _CHUNK]
+
+    def _read(
+        self,
+        cache: GpuCache,
+        tokens: Sequence[int],
+        ffn_inputs: Callable[[int, torch.Tensor], None] | None = None,
+        *,
+        sparse: bool = False,
+    ) -> torch.Tensor:
+        watch = Watch(self._stop.is_set, ffn_inputs)
+        states = self._step.read(cache, tokens, watch, sparse=sparse)
+        if states is None:
+            raise Cancelled("Reading the prompt was cancelled.")
+        cache.tokens.extend(tokens)
+        return states

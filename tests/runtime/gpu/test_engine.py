@@ -1,0 +1,325 @@
+"""The whole engine of a card on tiny models of every family, token for token with the CPU's."""
+
+from __future__ import annotations
+
+import itertools
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from stem_runtime.config import ACTIVATIONS
+from stem_runtime.engine import Cancelled, Engine
+from stem_runtime.errors import ContextFullError, UsageError
+from stem_runtime.formats.packed import PackedModel, open_packed
+from stem_runtime.gpu import engine as gpu
+from stem_runtime.gpu.engine import GpuEngine
+from stem_runtime.kernels import DeviceChoice
+from stem_runtime.quant import Kind
+from stem_runtime.sparsity.plan import FfnPlan
+
+from ..skipping import Truth, mask_of, neurons_of
+from ..sparse_steps import (
+    ACTIVE,
+    CAP,
+    CORE,
+    DENSE,
+    FLOOR,
+    GATED,
+    IMPLIED,
+    Models,
+    compare,
+    guess,
+    plan_of,
+    run,
+)
+from ..sparse_steps import CANDIDATES as OFFERED
+from ..sparse_steps import FFN as NEURONS
+from ..sparse_steps import TOKENS as STEPS
+from ..tiny import random_packed, tiny_config
+
+BACKENDS = ("torch",)
+CHUNK = 16
+KINDS: dict[str, Kind] = {
+    "embed": "int8",
+    "head": "int4",
+    "q": "int4m",
+    "k": "int8",
+    "v": "int4",
+    "o": "int4m",
+    "gate": "int8",
+    "up": "int4",
+    "down": "int4m",
+}
+SHAPES: dict[str, dict[str, Any]] = {
+    "llama": {},
+    # nothing is a multiple of what the kernels work in
+    "odd": {"d_model": 72, "head_dim": 20, "n_heads": 3, "kv_heads": 1, "ffn_dim": 104},
+    "untied": {"d_model": 40, "head_dim": 8, "n_heads": 14, "ffn_dim": 48, "tied_head": False},
+    "qwen2": {"family": "qwen2", "d_model": 48, "ffn_dim": 80},
+    "qwen3": {"family": "qwen3", "d_model": 100, "ffn_dim": 49},
+    "gemma3": {"family": "gemma3", "layer_windows": (5, 0)},
+    "minicpm": {"family": "minicpm", "d_model": 60, "head_dim": 20, "n_heads": 3, "kv_heads": 3},
+}
+CLEAR = 0.15
+"""Of the spread of the logits: what an activation that rounds the other way may change."""
+
+F32 = NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """What the CPU answers: `choices` follow `tokens`, the last of `logits` [n, vocab] first."""
+
+    model: PackedModel
+    tokens: list[int]
+    logits: F32
+
+
+Cases = Callable[..., Case]
+
+
+@pytest.fixture(scope="module")
+def cases(tmp_path_factory: pytest.TempPathFactory) -> Cases:
+    made: dict[str, Case] = {}
+
+    def case(name: str, kinds: Kind | dict[str, Kind] | None = None, **over: Any) -> Case:
+        key = f"{name} {kinds} {over}"
+        if key not in made:
+            values = {"vocab_size": 301, **SHAPES.get(name, {}), **over}
+            folder = tmp_path_factory.mktemp("model") / "packed"
+            model = open_packed(random_packed(folder, tiny_config(**values), 3, kinds or KINDS))
+            made[key] = Case(model, *answered(model))
+        return made[key]
+
+    return case
+
+
+def answered(model: PackedModel, prompt: int = 2 * CHUNK + 5, count: int = 20) -> tuple[Any, Any]:
+    """A random prompt and the CPU's greedy answer to it, and its logits after each token."""
+    tokens = np.random.default_rng(1).integers(0, 301, prompt).tolist()
+    with Engine(model, threads=1) as engine:
+        cache = engine.new_cache(prompt + count)
+        rows = list(engine.logits(cache, tokens))
+        for _ in range(count):
+            tokens.append(int(rows[-1].argmax()))
+            rows.append(engine.decode(cache, tokens[-1]).copy())
+    return tokens, np.stack(rows)
+
+
+@pytest.fixture(params=BACKENDS)
+def make(request: pytest.FixtureRequest, device: str) -> Iterator[Callable[..., GpuEngine]]:
+    opened: list[GpuEngine] = []
+
+    def engine(model: PackedModel, **how: Any) -> GpuEngine:
+        opened.append(GpuEngine(model, DeviceChoice(device, request.param, "a test"), **how))
+        return opened[-1]
+
+    yield engine
+    for one in opened:
+        one.close()
+
+
+@pytest.fixture(autouse=True)
+def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gpu, "_CHUNK", CHUNK)
+
+
+def assert_same_choices(found: F32, want: F32) -> None:
+    """The same token wherever the CPU's is clear, and logits that are off by rounding at most."""
+    assert found.shape == want.shape
+    errors = np.abs(found - want).max(axis=-1) / want.std()
+    assert errors.max() < CLEAR, errors
+    best = np.sort(want, axis=-1)
+    clear = best[:, -1] - best[:, -2] > CLEAR * want.std()
+    assert clear.mean() > 0.3
+    np.testing.assert_array_equal(found.argmax(-1)[clear], want.argmax(-1)[clear])
+
+
+def decode_all(engine: GpuEngine, tokens: Sequence[int]) -> F32:
+    cache = engine.new_cache(len(tokens))
+    return np.stack([engine.decode(cache, token) for token in tokens])
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_a_family_answers_as_on_the_cpu(
+    cases: Cases, name: str, make: Callable[..., GpuEngine]
+) -> None:
+    case, engine = cases(name), make(cases(name).model)
+    prompt, cache = 2 * CHUNK + 5, engine.new_cache(len(case.tokens))
+    rows = [engine.prefill(cache, case.tokens[:prompt])]
+    rows += [engine.decode(cache, token) for token in case.tokens[prompt:]]
+    assert_same_choices(np.stack(rows), case.logits[prompt - 1 :])
+    assert cache.tokens == case.tokens
+    cache.truncate(0)
+    assert_same_choices(engine.logits(cache, case.tokens), case.logits)
+
+
+@pytest.mark.parametrize("name", ACTIVATIONS)
+def test_every_activation(cases: Cases, name: str, make: Callable[..., GpuEngine]) -> None:
+    param = 0.2 if name == "fatrelu" else 0.0
+    case = cases("llama", n_layers=1, activation=name, activation_param=param)
+    found = decode_all(make(case.model), case.tokens[:8])
+    assert_same_choices(found, case.logits[:8])
+
+
+@pytest.mark.parametrize("kind", ["int4", "int4m", "int8"])
+def test_every_matrix_of_one_kind(cases: Cases, kind: Kind, make: Callable[..., GpuEngine]) -> None:
+    case = cases("odd", kind)
+    assert_same_choices(decode_all(make(case.model), case.tokens[:8]), case.logits[:8])
+
+
+def test_a_prefix_is_used_again(cases: Cases, make: Callable[..., GpuEngine]) -> None:
+    case = cases("gemma3")
+    engine = make(case.model)
+    cache = engine.new_cache(len(case.tokens))
+    engine.prefill(cache, case.tokens)
+    for kept in (40, 17, 1):
+        cache.truncate(kept)
+        engine.prefill(cache, [300 - token for token in case.tokens[kept : kept + 3]])
+        cache.truncate(kept)
+        last = engine.prefill(cache, case.tokens[kept:])
+        np.testing.assert_allclose(last, case.logits[-1], atol=CLEAR * case.logits.std())
+
+
+def test_states_are_the_cpu_s(cases: Cases, make: Callable[..., GpuEngine]) -> None:
+    case = cases("minicpm")
+    tokens, engine = case.tokens[: CHUNK + 3], make(case.model)
+    with Engine(case.model, threads=1) as cpu:
+        for name in ("hidden", "ffn_inputs"):
+            found = getattr(engine, name)(engine.new_cache(64), tokens)
+            want = getattr(cpu, name)(cpu.new_cache(64), tokens)
+            np.testing.assert_allclose(found, want, atol=0.1 * want.std())
+        assert engine.weight_bytes_per_token(9) <= cpu.weight_bytes_per_token(9)
+
+
+def test_what_does_not_fit_is_refused(cases: Cases, make: Callable[..., GpuEngine]) -> None:
+    case = cases("llama")
+    engine = make(case.model)
+    cache = engine.new_cache(20)
+    engine.prefill(cache, case.tokens[:19])
+    for tokens, kind, told in (
+        (case.tokens[:2], ContextFullError, "2 more tokens do not fit"),
+        ([301], UsageError, "from 0 to 300"),
+        ([], UsageError, "no tokens"),
+    ):
+        with pytest.raises(kind, match=told):
+            engine.prefill(cache, tokens)
+    with pytest.raises(UsageError, match="without neurons"):
+        engine.decode(cache, 1, sparse=True)
+    with pytest.raises(UsageError, match="from 1 to 256 tokens"):
+        engine.new_cache(257)
+    with Engine(case.model, threads=1) as cpu, pytest.raises(UsageError, match="on the CPU"):
+        engine.decode(cpu.new_cache(20), 1)
+    assert cache.tokens == case.tokens[:19]
+    engine.close()
+    engine.close()
+    with pytest.raises(UsageError, match="closed"):
+        engine.decode(cache, 1)
+
+
+def test_cancelling_keeps_whole_chunks(cases: Cases, make: Callable[..., GpuEngine]) -> None:
+    case = cases("llama")
+    engine = make(case.model)
+    cache, asked, read = engine.new_cache(80), itertools.count(), list[int]()
+    with pytest.raises(Cancelled):
+        engine.prefill(cache, case.tokens, cancel=lambda: next(asked) == 2, progress=read.append)
+    assert cache.tokens == case.tokens[: 2 * CHUNK]
+    assert read == [CHUNK, 2 * CHUNK]
+    cache.truncate(0)
+
+    def interrupt(_read: int) -> None:
+        other = threading.Thread(target=engine.interrupt)
+        other.start()
+        other.join()
+
+    with pytest.raises(Cancelled):
+        engine.prefill(cache, case.tokens, progress=interrupt)
+    assert cache.tokens == case.tokens[:CHUNK]
+    last = engine.prefill(cache, case.tokens[CHUNK:])
+    np.testing.assert_allclose(last, case.logits[-1], atol=CLEAR * case.logits.std())
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Models:
+    return Models(tmp_path_factory.mktemp("sparse"))
+
+
+def masks(seed: int, share: float) -> NDArray[np.uint32]:
+    return mask_of(np.random.default_rng(seed).random(NEURONS) < share)
+
+
+@pytest.mark.parametrize(
+    "plan",
+    [
+        plan_of(1, "gate", 0.5),
+        plan_of(1, "gate", 0.3, 0.2, core=True, sinks=3),
+        plan_of(1, "contribution", 0.0, 0.3, core=True),
+        plan_of(1, "gate", 0.2, candidates="predicted", core=True),
+        plan_of(1, "gate", 0.5, floors=(60,)),
+        plan_of(1, "gate", 0.1, caps=(20,), core=True),
+        plan_of(1, "gate", 0.4, 0.1, attention=2.0),
+    ],
+    ids=["gate", "both", "contribution", "predicted", "floor", "cap", "attention"],
+)
+def test_a_plan_leaves_out_what_the_oracle_does(
+    plan: FfnPlan, models: Models, make: Callable[..., GpuEngine]
+) -> None:
+    model = models()
+    neurons = neurons_of(
+        model,
+        core=masks(1, 0.1),
+        alive=masks(2, 0.9),
+        predictor=guess(np.random.default_rng(3)),
+        sharpness=(0.4, 0.1),
+    )
+    steps = run(make(model, neurons=neurons), plan)
+    truth = Truth(model, neurons, plan, STEPS, sharpness=steps.sharpness.T)
+    assert np.median(compare(steps, truth, plan)) < 1e-4
+    counts = steps.counts[plan.sinks :, 0]
+    assert (counts[:, ACTIVE] <= counts[:, GATED]).all()
+    assert 0 < counts[:, ACTIVE].mean() < NEURONS
+    assert counts[:, FLOOR].any() == (plan.floors is not None)
+    assert counts[:, CAP].any() == (plan.caps is not None)
+    assert counts[:, CORE].any() == plan.core
+    assert steps.counts[:, 0, DENSE].sum() == plan.sinks
+
+
+def test_what_fired_names_candidates_of_the_next_layer(
+    models: Models, make: Callable[..., GpuEngine]
+) -> None:
+    model, rng = models(n_layers=2), np.random.default_rng(5)
+    implied = rng.integers(-1, NEURONS, (NEURONS, 3)).astype(np.int32)
+    neurons = neurons_of(model, implied=implied)
+    chosen = rng.random((2, len(STEPS), NEURONS)) < 0.4
+    plan = plan_of(2, "gate", 0.3, candidates="resampled", implications=True)
+    steps = run(make(model, neurons=neurons), plan, chosen=chosen)
+    truth = Truth(model, neurons, plan, STEPS, chosen=chosen)
+    assert np.median(compare(steps, truth, plan)) < 1e-4
+    assert steps.counts[:, 1, IMPLIED].any()
+    assert not steps.counts[:, 0, IMPLIED].any()
+    assert (steps.counts[:, 1, OFFERED] < NEURONS).all()
+
+
+def test_reading_with_a_plan_is_the_cpu_s(models: Models, make: Callable[..., GpuEngine]) -> None:
+    model = models(n_layers=2)
+    neurons = neurons_of(model, core=masks(1, 0.1), alive=masks(2, 0.9))
+    engine, plan = make(model, neurons=neurons), plan_of(2, "gate", 0.3, 0.2, core=True, sinks=3)
+    with Engine(model, threads=1, neurons=neurons) as cpu:
+        both: tuple[Engine | GpuEngine, ...] = (engine, cpu)
+        rows, heats = [], []
+        for one in both:
+            one.set_plan(plan)
+            rows.append(one.logits(one.new_cache(64), STEPS, sparse=True))
+            cache = one.new_cache(64)
+            cache.heat = np.zeros((2, 128), np.float32)
+            one.prefill(cache, STEPS)
+            heats.append(cache.heat)
+    assert np.median(np.abs(rows[0] - rows[1]).max(axis=1)) < 1e-3 * rows[1].std()
+    np.testing.assert_allclose(*heats, atol=0.02 * heats[1].max())
+    with pytest.raises(UsageError, match="not this model's"):
+        engine.set_plan(plan_of(1, "gate", 0.1))
