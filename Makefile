@@ -3,6 +3,7 @@
 
 ## make chat      talk with the default model; the first time installs and downloads it
 ## make test      all tests; those of the real model too, where it can be fetched
+##                (WITH: packages to install beside, torch and triton for the tests of GPU kernels)
 ## make check     format, lint, types, generated documentation: what a change must pass
 ## make fmt       format the code and mend what the linter can
 ## make docs      write the generated documentation (docs/cli.md, docs/config.md)
@@ -13,6 +14,7 @@
 PYTHON ?= python3
 MODEL ?= smollm2-135m
 PYTEST_ARGS ?=
+WITH ?=
 BENCH_ARGS ?=
 LLAMA_PYTHON ?= python3
 MODE ?= --check
@@ -96,7 +98,7 @@ $(CORE): $(MADE) pyproject.toml
 
 $(TEST): $(CORE)
 	@echo "Installing what the tests need"
-	@$(PY) -m pip install -qq --editable '.[test]'
+	@$(PY) -m pip install -qq $(WITH) --editable '.[test]'
 	@touch $@
 
 $(DEV): $(CORE)
