@@ -13,15 +13,14 @@ MISSING = ""
 try:
     import torch
 
+    DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+    if DEVICE == "cpu":
+        # Triton reads it when a kernel is defined, its own ones when it is imported
+        os.environ["TRITON_INTERPRET"] = "1"
     import_module("triton")
 except ImportError as error:
     MISSING = f"the GPU backend needs torch and triton: {error}"
     DEVICE = "none"
-else:
-    DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-    if DEVICE == "cpu":
-        # Triton reads it when a kernel is defined
-        os.environ["TRITON_INTERPRET"] = "1"
 
 
 class SkippedModule(pytest.Module):
