@@ -18,7 +18,10 @@ def dp4a(a, b, c):
     """c + the dot product of the four signed bytes in a and in b; int32, broadcast together."""
     if EMULATE:
         for byte in tl.static_range(4):
-            c += ((a << (24 - 8 * byte)) >> 24) * ((b << (24 - 8 * byte)) >> 24)
+            left = (a << (24 - 8 * byte)) >> 24
+            right = (b << (24 - 8 * byte)) >> 24
+            # the interpreter is many times slower where it looks for overflow
+            c = tl.add(c, tl.mul(left, right, False), False)
     else:
         c = tl.inline_asm_elementwise(
             "dp4a.s32.s32 $0, $1, $2, $3;",
