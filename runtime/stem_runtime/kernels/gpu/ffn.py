@@ -41,8 +41,10 @@ from .records import DeviceNeurons, FfnTests, Tally
 _PROGRAMS = 512
 """Programs that share a queue: about four for each processor."""
 
+_THREADS = tl.constexpr(128)
+
 _UNROLL = tl.constexpr(4)
-"""Loads of 128 bits that each of 128 threads has in flight in a product over tiles."""
+"""Loads of 128 bits that each thread has in flight in a product over tiles."""
 
 
 def hidden_values(
@@ -59,8 +61,7 @@ def hidden_values(
     """
     _hidden_values[(hidden.scales.shape[1],)](
         *hidden,
-        acts.words,
-        acts.scales,
+        *acts,
         gate.words,
         up.words,
         *gate.tiles.shape[:2],
@@ -88,8 +89,7 @@ def find_contributors(
     """
     _hidden_values[(hidden.scales.shape[1],)](
         *hidden,
-        acts.words,
-        acts.scales,
+        *acts,
         gate.words,
         up.words,
         *gate.tiles.shape[:2],
@@ -233,6 +233,7 @@ def _tile_pair(
     group,
     words,
     scales,
+    sums,
     tiles,
     groups,
     KIND: tl.constexpr,
@@ -243,9 +244,12 @@ def _tile_pair(
     SIZE: tl.constexpr = 136 if KIND == "int8" else (80 if KIND == "int4m" else 72)
     pair = matrix + group.to(tl.int64) * 2 * groups * SIZE
     rest = tl.where(2 * group + 1 < tiles, groups, 0)
-    first = tile_products(pair, words, scales, 0, groups, groups, KIND, BATCH, _UNROLL, 128)
+    first = tile_products(
+        pair, words, scales, sums, 0, groups, groups, KIND, BATCH, _UNROLL, _THREADS
+    )
+    pair += groups * SIZE
     second = tile_products(
-        pair + groups * SIZE, words, scales, 0, rest, groups, KIND, BATCH, _UNROLL, 128
+        pair, words, scales, sums, 0, rest, groups, KIND, BATCH, _UNROLL, _THREADS
     )
     b = tl.arange(0, B)[:, None]
     products = tl.zeros([B, 32], tl.float32)
@@ -299,6 +303,7 @@ def _hidden_values(
     hidden_sums,
     words,
     x_scales,
+    x_sums,
     gate,
     up,
     tiles,
@@ -326,8 +331,8 @@ def _hidden_values(
     ffn_groups = tl.num_programs(0)
     b = tl.arange(0, B)
     valid = b < BATCH
-    gates = _tile_pair(gate, group, words, x_scales, tiles, groups, GATE, BATCH, B)
-    ups = _tile_pair(up, group, words, x_scales, tiles, groups, UP, BATCH, B)
+    gates = _tile_pair(gate, group, words, x_scales, x_sums, tiles, groups, GATE, BATCH, B)
+    ups = _tile_pair(up, group, words, x_scales, x_sums, tiles, groups, UP, BATCH, B)
     hidden = hidden_of(activate(gates, param, ACTIVATION), ups, ACTIVATION)
     if norms is not None:
         offered = tl.where(valid, tl.load(alive + group), 0)
@@ -442,7 +447,7 @@ def _find_survivors(
         )
     else:
         offered = tl.where(valid, living, 0)
-        products = _tile_pair(source, group, words, x_scales, tiles, groups, GATE, BATCH, B)
+        products = _tile_pair(source, group, words, x_scales, x_sums, tiles, groups, GATE, BATCH, B)
     acts = activate(products, param, ACTIVATION)
     potential = tl.abs(acts) * tl.load(weights + group * 32 + lane)[None, :]
     cutoff = tl.load(cutoffs + 2 * b, mask=valid, other=0.0)
