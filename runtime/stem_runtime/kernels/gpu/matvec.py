@@ -7,6 +7,7 @@ adds them up in a fixed order, so that results do not depend on timing.
 """
 
 # mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-calls
+# ruff: noqa: RUF005 (Triton adds tuples, but does not unpack them into others)
 from __future__ import annotations
 
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ import torch
 import triton
 import triton.language as tl
 
-from .dot import EMULATE, dp4a, int4_centred_dot16, int4_dot, int8_dot
+from .dot import EMULATE, int4_centred_dot16, int4_dot, int8_dot
 from .layout import DeviceMatrix
 
 THREADS = 128
@@ -88,6 +89,7 @@ def matvec(
         matrix.words,
         words,
         scales,
+        sums,
         bias,
         add,
         add.stride(0) if add is not None else 0,
@@ -120,6 +122,7 @@ def tile_products(
     tile,
     words,
     x_scales,
+    x_sums,
     first,
     end,
     x_stride,
@@ -130,9 +133,9 @@ def tile_products(
 ):
     """A tile times BATCH vectors over the groups from `first` up to `end`.
 
-    `tile` points to the words of the tile's first group, `words` and `x_scales` to the first
-    vector's activations, whose next vector is `x_stride` groups further. Returns a tuple of BATCH
-    float32 [16].
+    `tile` points to the words of the tile's first group, `words`, `x_scales` and
+    `x_sums` to the activations of the first vector, those of the next are `x_stride` groups
+    further. Returns a tuple of BATCH float32 [16].
     """
     HEAD: tl.constexpr = 16 if KIND == "int4m" else 8
     CHUNKS: tl.constexpr = 8 if KIND == "int8" else 4
@@ -144,12 +147,11 @@ def tile_products(
     chunk = lane // 4 % CHUNKS
     row = (lane % 4 * 4)[:, None] + tl.arange(0, 4)[None, :]
     two = tl.arange(0, 2)[None, :]
-    ones = tl.full([1], 0x01010101, tl.int32)
-    sums = ()
+    sums = tl.tuple([])
     for _ in tl.static_range(BATCH):
         sums = sums + (tl.zeros([THREADS, 4], tl.float32),)
     for start in range(first, end, STEP * UNROLL):
-        loaded = ()
+        loaded = tl.tuple([])
         for u in tl.static_range(UNROLL):
             group = start + u * STEP + lane // (4 * CHUNKS)
             at = (tile + group * SIZE + HEAD + chunk * 16)[:, None] + row
@@ -162,7 +164,7 @@ def tile_products(
             scale = SHRINK * tl.load(head + row, mask=mask, other=0.0).to(tl.float32)
             if KIND == "int4m":
                 minimum = tl.load(head + 16 + row, mask=mask, other=0.0).to(tl.float32)
-            added = ()
+            added = tl.tuple([])
             for b in tl.static_range(BATCH):
                 at = group + b * x_stride
                 x_scale = tl.load(x_scales + at, mask=valid, other=0.0)[:, None]
@@ -177,11 +179,13 @@ def tile_products(
                         product = scale * dot.to(tl.float32)
                     else:
                         dot = int4_dot(loaded[u], low[:, None], high[:, None], 0)
-                        total = dp4a(low, ones, dp4a(high, ones, 0)).to(tl.float32)
+                        # each of a group's chunks would add the whole sum
+                        once = valid & (chunk == 0)
+                        total = tl.load(x_sums + at, mask=once, other=0).to(tl.float32)
                         product = scale * dot.to(tl.float32) + minimum * total[:, None]
                 added = added + (sums[b] + product * x_scale,)
             sums = added
-    rows = ()
+    rows = tl.tuple([])
     for b in tl.static_range(BATCH):
         rows = rows + (tl.sum(tl.reshape(sums[b], [THREADS // 4, 16]), axis=0),)
     return rows
@@ -194,6 +198,7 @@ def _matvec(
     tiles,
     words,
     x_scales,
+    x_sums,
     bias,
     add,
     add_stride,
@@ -218,6 +223,7 @@ def _matvec(
         tiles + tile.to(tl.int64) * groups * SIZE,
         words,
         x_scales,
+        x_sums,
         first,
         end,
         groups,
