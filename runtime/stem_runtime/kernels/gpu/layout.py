@@ -12,19 +12,28 @@ from dataclasses import dataclass
 from typing import NamedTuple, Self
 
 import torch
-import triton.language as tl
+import triton
 
 from ...quant import Kind, PackedMatrix, groups_of
-from ...quant.layout import CHUNKS, GROUP, GROUP_BYTES, TILE
+from ...quant.layout import GROUP
 
-ROWS = tl.constexpr(TILE)
-"""Rows of a tile."""
 
-GROUP_WORDS: dict[Kind, int] = {kind: size // 4 for kind, size in GROUP_BYTES.items()}
-"""int32 words of one (tile, group): 72, 80 or 136."""
+@triton.constexpr_function
+def chunks_of(kind: str) -> int:
+    """Chunks of 16 words in one (tile, group), which are the last of its words."""
+    return 8 if kind == "int8" else 4
 
-QUANT_WORDS: dict[Kind, int] = {kind: 16 * chunks for kind, chunks in CHUNKS.items()}
-"""Words of quants among them, the last ones: 64 or 128."""
+
+@triton.constexpr_function
+def head_words(kind: str) -> int:
+    """Words of scales and minima, with which a (tile, group) begins."""
+    return 16 if kind == "int4m" else 8
+
+
+@triton.constexpr_function
+def group_words(kind: str) -> int:
+    """int32 words of one (tile, group)."""
+    return head_words(kind) + 16 * chunks_of(kind)
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +56,7 @@ class DeviceMatrix:
 
     @property
     def words(self) -> torch.Tensor:
-        """The same bytes as int32 [tiles, groups, GROUP_WORDS[kind]]."""
+        """The same bytes as int32 [tiles, groups, group_words(kind)]."""
         return self.tiles.view(torch.int32)
 
     @property

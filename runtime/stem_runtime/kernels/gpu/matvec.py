@@ -18,7 +18,7 @@ import triton
 import triton.language as tl
 
 from .dot import EMULATE, int4_centred_dot16, int4_dot, int8_dot
-from .layout import DeviceMatrix
+from .layout import DeviceMatrix, chunks_of, group_words, head_words
 
 THREADS = 128
 """Threads of a program. Each holds four rows of one chunk."""
@@ -98,6 +98,7 @@ def matvec(
         split.arrived if split is not None else None,
         matrix.rows,
         groups,
+        triton.cdiv(groups, splits),
         KIND=matrix.kind,
         BATCH=words.shape[0],
         SPLITS=splits,
@@ -137,12 +138,12 @@ def tile_products(
     `x_sums` to the activations of the first vector, those of the next are `x_stride` groups
     further. Returns a tuple of BATCH float32 [16].
     """
-    HEAD: tl.constexpr = 16 if KIND == "int4m" else 8
-    CHUNKS: tl.constexpr = 8 if KIND == "int8" else 4
-    SIZE: tl.constexpr = HEAD + 16 * CHUNKS
+    HEAD: tl.constexpr = head_words(KIND)
+    CHUNKS: tl.constexpr = chunks_of(KIND)
+    SIZE: tl.constexpr = group_words(KIND)
     STEP: tl.constexpr = THREADS // (4 * CHUNKS)
     SHRINK: tl.constexpr = 0.0625 if KIND == "int4" else 1.0
-    # A thread has four rows of one chunk: one load of 128 bits
+    # a thread has four rows of one chunk: one load of 128 bits
     lane = tl.arange(0, THREADS)
     chunk = lane // 4 % CHUNKS
     row = (lane % 4 * 4)[:, None] + tl.arange(0, 4)[None, :]
@@ -207,20 +208,19 @@ def _matvec(
     arrived,
     rows,
     groups,
+    share,
     KIND: tl.constexpr,
     BATCH: tl.constexpr,
     SPLITS: tl.constexpr,
     UNROLL: tl.constexpr,
     THREADS: tl.constexpr,
 ):
-    SIZE: tl.constexpr = 136 if KIND == "int8" else (80 if KIND == "int4m" else 72)
     tile = tl.program_id(0)
     split = tl.program_id(1)
-    share = tl.cdiv(groups, SPLITS)
     first = split * share
     end = tl.minimum(first + share, groups)
     products = tile_products(
-        tiles + tile.to(tl.int64) * groups * SIZE,
+        tiles + tile.to(tl.int64) * groups * group_words(KIND),
         words,
         x_scales,
         x_sums,
@@ -265,9 +265,9 @@ def _finish(out, out_stride, bias, add, add_stride, scale, value, tile, rows, b)
 
 @triton.jit
 def _embed(out, out_stride, tiles, tokens, scale, cols, groups, KIND: tl.constexpr):
-    HEAD: tl.constexpr = 16 if KIND == "int4m" else 8
-    CHUNKS: tl.constexpr = 8 if KIND == "int8" else 4
-    SIZE: tl.constexpr = HEAD + 16 * CHUNKS
+    HEAD: tl.constexpr = head_words(KIND)
+    CHUNKS: tl.constexpr = chunks_of(KIND)
+    SIZE: tl.constexpr = group_words(KIND)
     sequence = tl.program_id(1)
     token = tl.load(tokens + sequence)
     group = tl.program_id(0) * 32 + tl.arange(0, 32)[:, None, None]
