@@ -25,10 +25,16 @@ MAY_IMPORT = {
     "stem_tui": {"stem_local"},
 }
 KEPT_OUT = {
-    "stem_runtime": {"click", "huggingface_hub", "textual", "torch", "urllib", "http", "socket"},
-    "stem_local": {"textual", "torch"},
-    "stem_tui": {"torch", "numba", "numpy"},
+    "stem_runtime": {"click", "huggingface_hub", "textual", "urllib", "http", "socket"},
+    "stem_local": {"textual"},
+    "stem_tui": {"numba", "numpy"},
 }
+GPU = {"torch", "triton"}
+"""What only the GPU backend may import, which is itself imported only when it is asked for."""
+
+
+def of_gpu(path: Path) -> bool:
+    return "gpu" in path.parts
 
 
 def imported_names(path: Path) -> set[str]:
@@ -48,7 +54,7 @@ def test_arrows_point_one_way(package: str) -> None:
     found = {
         str(path.relative_to(ROOT)): sorted(bad)
         for path in PACKAGES[package].rglob("*.py")
-        if (bad := imported_names(path) & forbidden)
+        if (bad := imported_names(path) & (forbidden if of_gpu(path) else forbidden | GPU))
     }
     assert not found
 
@@ -73,12 +79,13 @@ def test_importing_stem_local_loads_nothing_heavy() -> None:
 
 def test_dependencies_are_what_is_imported() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    needs = project["dependencies"] + project["optional-dependencies"]["plot"]
+    extras = project["optional-dependencies"]
+    needs = project["dependencies"] + extras["plot"] + extras["gpu"]
     declared = {canonical(re.split(r"[^A-Za-z0-9_.-]", need)[0]) for need in needs}
     sources = packages_distributions()
     files = (path for folder in PACKAGES.values() for path in folder.rglob("*.py"))
     imported = set().union(*map(imported_names, files)) - sys.stdlib_module_names - set(PACKAGES)
-    assert "torch" not in declared
+    assert not any(need.startswith(("torch", "triton")) for need in project["dependencies"])
     found = {name: {canonical(source) for source in sources.get(name, [name])} for name in imported}
     assert {name for name, carriers in found.items() if not carriers & declared} == set()
 

@@ -228,23 +228,24 @@ def test_on_a_terminal_the_app_gets_what_was_asked(opened: list[dict[str, Any]])
     assert plain == {
         "config": Config(mouse=False, chat=chat),
         "model": None,
-        "system": None,
+        "given": {},
         "resume": None,
-        "private": False,
         "first": None,
         "mouse": False,
     }
-    assert (full["first"], full["model"], full["system"], full["resume"]) == ("Hi", "m", "S", 7)
+    assert (full["first"], full["model"], full["resume"]) == ("Hi", "m", 7)
+    assert full["given"] == {"system": "S"}
     assert (full["config"].context, full["config"].chat.system) == (99, "S")
     assert (latest["resume"], latest["config"].chat.sparsity) == ("latest", "off")
-    assert (private["private"], private["first"]) == (True, "caf\ufffd\ufffd\ufffd")
+    assert latest["given"] == {"sparsity": "off"}
+    assert (private["config"].private, private["first"]) == (True, "caf\ufffd\ufffd\ufffd")
 
 
 def test_private_chats_have_nothing_to_resume(opened: list[dict[str, Any]]) -> None:
     configure("private = true")
     fails(stem_chat("--resume"), 2, "--no-private")
     assert stem_chat("--resume", "--no-private").exit_code == 0
-    assert opened[0]["private"] is False
+    assert opened[0]["config"].private is False
 
 
 def test_the_apps_exit_code_is_the_commands(
