@@ -13,15 +13,13 @@ from numpy.typing import NDArray
 
 from ..errors import Cancelled, ContextFullError, UsageError
 from ..formats.packed import PackedModel
-from ..kernels import DeviceChoice
+from ..kernels import Backend, DeviceChoice
 from ..kv_cache import KVCache
 from ..neuron_tables import NeuronTables
 from ..sparsity.neurons import Neurons
 from ..sparsity.plan import FfnPlan
 from .cache import GpuCache
-from .selection import Selection
 from .torch_step import TorchStep, Watch
-from .weights import Weights
 
 _CHUNK = 256
 """Tokens of a prompt that one pass reads: cancelling waits for one of them at most."""
@@ -45,12 +43,8 @@ class GpuEngine:
     ) -> None:
         self.config, self.kernels = model.config, choice
         self._model, self._device = model, torch.device(choice.name)
-        self._weights = Weights(model, self._device)
         self._tables = None if neurons is None else NeuronTables(model, neurons, 1)
-        self._selection = None
-        if neurons is not None:
-            self._selection = Selection(model.config, neurons, self._device)
-        self._step = TorchStep(model.config, self._weights, self._selection)
+        self._step = _step_of(choice.backend)(model, neurons, self._device)
         self._lock = threading.Lock()
         self._stop = threading.Event()
         self._closed = False
@@ -102,7 +96,7 @@ class GpuEngine:
         look: bool = False,  # noqa: ARG002 (the dense head has what a look would find)
         sparse: bool = False,
     ) -> Logits:
-        """Read one token; returns float32 [vocab].
+        """Read one token; returns float32 [vocab], which the next call may overwrite.
 
         With `sparse` neurons are left out of the FFNs as the plan says; UsageError without one.
         """
@@ -147,18 +141,20 @@ class GpuEngine:
         """What sparse calls leave out from now on. UsageError for a plan that does not fit."""
         with self._lock:
             self._known().set_plan(plan)
-            self._selected().plan = plan
+            self._step.set_plan(plan)
 
     @property
     def last_counts(self) -> NDArray[np.int64]:
         """Of the last step, int64 [n_layers, 8]: the columns are `neuron_tables.COUNTS`."""
-        return self._selected().counts
+        self._known()
+        return self._step.counts
 
     @property
     def last_sharpness(self) -> NDArray[np.float32]:
         """Of the last decoded token, float32 [n_layers]: its largest attention weight, on average
         over the heads of a layer."""
-        return self._selected().sharpness
+        self._known()
+        return self._step.sharpness
 
     def ffn_bytes(self, counts: NDArray[np.floating] | NDArray[np.int64]) -> float:
         """Bytes of FFN weights that a token reads, given its counts or mean counts."""
@@ -192,7 +188,7 @@ class GpuEngine:
         with self._lock:
             if not self._closed:
                 self._closed = True
-                del self._step, self._weights, self._selection
+                del self._step
 
     def __enter__(self) -> Self:
         return self
@@ -228,11 +224,6 @@ class GpuEngine:
             raise UsageError("This engine was made without neurons to skip; calibrate first.")
         return self._tables
 
-    def _selected(self) -> Selection:
-        if self._selection is None:
-            raise UsageError("This engine was made without neurons to skip; calibrate first.")
-        return self._selection
-
     def _decode(self, cache: GpuCache, token: int, *, sparse: bool = False) -> Logits:
         logits = self._step.decode(cache, token, sparse=sparse).cpu().numpy()
         cache.tokens.append(token)
@@ -258,3 +249,11 @@ class GpuEngine:
             raise Cancelled("Reading the prompt was cancelled.")
         cache.tokens.extend(tokens)
         return states
+
+
+def _step_of(backend: Backend) -> type[TorchStep]:
+    if backend == "torch":
+        return TorchStep
+    from .step import TritonStep
+
+    return TritonStep

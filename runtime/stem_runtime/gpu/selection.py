@@ -53,6 +53,7 @@ class Selection:
         self._config, self._device = config, device
         self._layers = [self._upload(layer) for layer in neurons.layers]
         self.plan: FfnPlan | None = None
+        self._forget()
 
     def _upload(self, layer: LayerNeurons | None) -> _Layer | None:
         if layer is None:
@@ -75,17 +76,21 @@ class Selection:
 
     def begin(self, cache: GpuCache, *, sparse: bool) -> None:
         """Forget the last pass and take what `cache` knows of neurons."""
-        layers, ffn = len(self._layers), self._config.ffn_dim
+        self._forget()
         self._sparse, self._start = sparse, cache.length
-        self._heat = torch.zeros((layers, groups_of(ffn) * GROUP), device=self._device)
+        if cache.candidates is not None:
+            ffn = self._config.ffn_dim
+            chosen = np.stack([bits_of(mask, ffn) for mask in cache.candidates])
+            self._chosen = self._tensor(chosen)
+
+    def _forget(self) -> None:
+        layers, neurons = len(self._layers), groups_of(self._config.ffn_dim) * GROUP
+        self._heat = torch.zeros((layers, neurons), device=self._device)
         self._counts = torch.zeros((layers, len(COUNTS)), dtype=torch.int64, device=self._device)
         self._captured = torch.zeros(layers, device=self._device)
         self._sharpness = torch.zeros(layers, device=self._device)
         self._implied: Tensor | None = None
         self._chosen: Tensor | None = None
-        if cache.candidates is not None:
-            chosen = np.stack([bits_of(mask, ffn) for mask in cache.candidates])
-            self._chosen = self._tensor(chosen)
 
     def decode(self, index: int, x: Tensor, gate: Tensor, hidden: Tensor, sharp: Tensor) -> Tensor:
         """Hidden values [1, ffn] of one token, zero where its tests leave a neuron out."""

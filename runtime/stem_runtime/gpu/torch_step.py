@@ -11,11 +11,15 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
-from ..config import ModelConfig
+from ..formats.packed import PackedModel
 from ..kernels.gpu.layout import DeviceMatrix
 from ..quant import TILE
+from ..sparsity.neurons import Neurons
+from ..sparsity.plan import FfnPlan
 from .cache import GpuCache
 from .selection import Selection
 from .torch_math import dequantize, hidden_of, linear, rms_norm
@@ -40,12 +44,35 @@ class Watch:
 
 
 class TorchStep:
-    """Reads tokens into a cache. Every tensor that comes out of it is new."""
+    """Reads tokens into a cache. Every tensor that comes out of it is new.
 
-    def __init__(
-        self, config: ModelConfig, weights: Weights, selection: Selection | None = None
-    ) -> None:
-        self._config, self._weights, self._selection = config, weights, selection
+    `_linear` and `_mix` are what a device with kernels of its own does by them.
+    """
+
+    def __init__(self, model: PackedModel, neurons: Neurons | None, device: torch.device) -> None:
+        self._config = model.config
+        self._weights = Weights(model, device)
+        self._selection = None
+        if neurons is not None:
+            self._selection = Selection(model.config, neurons, device)
+
+    def set_plan(self, plan: FfnPlan | None) -> None:
+        """What sparse tokens leave out from now on."""
+        if self._selection is not None:
+            self._selection.plan = plan
+
+    @property
+    def counts(self) -> NDArray[np.int64]:
+        """Of the last sparse token, int64 [n_layers, 8]: the columns of `neuron_tables.COUNTS`."""
+        assert self._selection is not None
+        return self._selection.counts
+
+    @property
+    def sharpness(self) -> NDArray[np.float32]:
+        """How sharp the attention of the last token was, float32 [n_layers]; zeros where that is
+        not computed."""
+        assert self._selection is not None
+        return self._selection.sharpness
 
     def read(
         self, cache: GpuCache, tokens: Sequence[int], watch: Watch, *, sparse: bool = False
@@ -76,20 +103,18 @@ class TorchStep:
 
     def logits(self, states: Tensor) -> Tensor:
         """float32 [n, d_model] -> [n, vocab]."""
-        return linear(self._weights.head, states)
+        return self._linear(self._weights.head, states)
 
     def _states(
         self, cache: GpuCache, tokens: Sequence[int], watch: Watch, choose: Choose | None
     ) -> Tensor | None:
         config, weights = self._config, self._weights
-        start, count = cache.length, len(tokens)
         x = self._embed(tokens)
-        positions = torch.arange(start, start + count, device=weights.device)
         for index, layer in enumerate(weights.layers):
             if watch.stop():
                 return None
             normed = rms_norm(x, layer.vectors["attn_norm"], config.norm_eps)
-            y, sharpness = self._attend(layer, index, cache, normed, positions)
+            y, sharpness = self._attend(layer, index, cache, normed)
             x = self._add(x, y, layer.vectors.get("attn_post_norm"))
             normed = rms_norm(x, layer.vectors["ffn_norm"], config.norm_eps)
             if watch.ffn_inputs is not None:
@@ -114,48 +139,67 @@ class TorchStep:
     def _ffn(
         self, layer: Layer, index: int, x: Tensor, sharpness: Tensor, choose: Choose | None
     ) -> Tensor:
-        gate = linear(layer.gate, x)
-        hidden = hidden_of(self._config, gate, linear(layer.up, x))
+        gate = self._linear(layer.gate, x)
+        hidden = hidden_of(self._config, gate, self._linear(layer.up, x))
         if choose is not None:
             hidden = choose(index, x, gate, hidden, sharpness)
-        return linear(layer.down, hidden)
+        return self._linear(layer.down, hidden)
 
     def _attend(
-        self, layer: Layer, index: int, cache: GpuCache, x: Tensor, positions: Tensor
+        self, layer: Layer, index: int, cache: GpuCache, x: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """What attention adds [n, d_model], and how sharp it is: the largest weight of a head, on
-        average over the heads [n]."""
-        config, start, count = self._config, cache.length, len(x)
+        """What attention adds, float32 [n, d_model], and how sharp it is [n]."""
+        joint = torch.cat([self._linear(matrix, x) for matrix in layer.qkv], -1)
+        if layer.qkv_bias is not None:
+            joint = joint + layer.qkv_bias
+        mixed, sharpness = self._mix(layer, index, cache, joint)
+        return self._linear(layer.o, mixed), sharpness
+
+    def _linear(self, matrix: DeviceMatrix, x: Tensor) -> Tensor:
+        """float32 [n, cols] -> [n, rows]."""
+        return linear(matrix, x)
+
+    def _mix(
+        self, layer: Layer, index: int, cache: GpuCache, joint: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Attention of q, k and v, side by side in `joint`, whose keys and values it stores.
+
+        Returns float32 [n, n_heads * head_dim], and each token's largest weight, on average over
+        the heads [n].
+        """
+        config, start, count = self._config, cache.length, len(joint)
         end = start + count
-        angles = positions[:, None].to(torch.float32) * layer.inv_freq
-        q = _rotate(self._project(layer, "q", x), angles)
-        k = _rotate(self._project(layer, "k", x), angles)
+        positions = torch.arange(start, end, device=joint.device)
+        q, k, v = self._heads(layer, joint, positions)
         keys, values = cache.device_keys[index], cache.device_values[index]
         keys[:, start:end] = k.transpose(0, 1).to(torch.float16)
-        values[:, start:end] = self._project(layer, "v", x).transpose(0, 1).to(torch.float16)
+        values[:, start:end] = v.transpose(0, 1).to(torch.float16)
         oldest = max(0, start - layer.window + 1) if layer.window else 0
-        seen = torch.arange(oldest, end, device=positions.device)
+        seen = torch.arange(oldest, end, device=joint.device)
         hidden = seen > positions[:, None]
         if layer.window:
             hidden |= seen <= positions[:, None] - layer.window
-        # [kv, group * n, dim]: the queries that share a key head are one matrix
+        # the queries that share a key head are one matrix
         shared = q.transpose(0, 1).reshape(config.kv_heads, -1, config.head_dim)
         scores = shared @ keys[:, oldest:end].to(torch.float32).transpose(1, 2)
         by_head = scores.reshape(config.n_heads, count, -1) * config.attn_scale
         weights = by_head.masked_fill(hidden, -torch.inf).softmax(-1)
         mixed = weights.reshape(scores.shape) @ values[:, oldest:end].to(torch.float32)
         mixed = mixed.reshape(config.n_heads, count, -1).transpose(0, 1).reshape(count, -1)
-        return linear(layer.o, mixed), weights.amax(-1).mean(0)
+        return mixed, weights.amax(-1).mean(0)
 
-    def _project(self, layer: Layer, which: str, x: Tensor) -> Tensor:
-        """Rows of q, k or v, biased and normed as the model does: float32 [n, heads, head_dim]."""
-        y = linear(getattr(layer, which), x)
-        if f"{which}_bias" in layer.vectors:
-            y = y + layer.vectors[f"{which}_bias"]
-        y = y.reshape(len(y), -1, self._config.head_dim)
-        if f"{which}_norm" in layer.vectors:
-            y = rms_norm(y, layer.vectors[f"{which}_norm"], self._config.norm_eps)
-        return y
+    def _heads(
+        self, layer: Layer, joint: Tensor, positions: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """q and k, normed and rotated as the model does, and v: float32 [n, heads, head_dim]."""
+        config = self._config
+        heads = joint.reshape(len(joint), -1, config.head_dim)
+        q, k = heads[:, : config.n_heads], heads[:, config.n_heads : -config.kv_heads]
+        if config.qk_norm:
+            q = rms_norm(q, layer.vectors["q_norm"], config.norm_eps)
+            k = rms_norm(k, layer.vectors["k_norm"], config.norm_eps)
+        angles = positions[:, None].to(torch.float32) * layer.inv_freq
+        return _rotate(q, angles), _rotate(k, angles), heads[:, -config.kv_heads :]
 
 
 def _rotate(x: Tensor, angles: Tensor) -> Tensor:

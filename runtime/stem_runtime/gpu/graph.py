@@ -1,0 +1,30 @@
+"""Launches that are always the same, recorded once and then started together."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+
+_WARM_UPS = 2
+"""Runs before the recording: the first compiles kernels, which no recording may do."""
+
+
+def captured(run: Callable[[], None], device: torch.device) -> Callable[[], None]:
+    """`run` as one CUDA graph, or as it is where there are none.
+
+    `run` must do the same however often it is repeated, allocate nothing that it keeps, and never
+    wait for the device.
+    """
+    if device.type != "cuda":
+        return run
+    side = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+    side.wait_stream(torch.cuda.current_stream(device))
+    with torch.cuda.stream(side):
+        for _ in range(_WARM_UPS):
+            run()
+    torch.cuda.current_stream(device).wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        run()
+    return graph.replay

@@ -1,0 +1,225 @@
+"""FFNs of one decoded token of which a plan leaves neurons out, in Triton's kernels."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from ..formats.packed import PackedModel
+from ..kernels.gpu.compact import Survivors, name_candidates
+from ..kernels.gpu.ffn import add_contributors, add_survivors, find_contributors, find_survivors
+from ..kernels.gpu.layout import Activations, DeviceMatrix
+from ..kernels.gpu.matvec import SplitSums, matvec
+from ..kernels.gpu.quantize import quantize
+from ..kernels.gpu.records import DeviceNeurons, FfnTests, Tally
+from ..neuron_tables import COUNTS
+from ..quant import GROUP, groups_of
+from ..sparsity.neurons import LayerNeurons, Neurons, Predictor
+from ..sparsity.plan import FfnPlan
+from .cache import GpuCache
+from .weights import Layer
+
+Tensor = torch.Tensor
+
+_DENSE = COUNTS.index("dense")
+
+
+@dataclass(frozen=True, slots=True)
+class _Guess:
+    """A predictor on the device, and what it computes on the way; `scores` float32 [1, ffn]."""
+
+    axes: DeviceMatrix
+    rows: DeviceMatrix
+    cutoffs: Tensor
+    turned: Tensor
+    inputs: Activations
+    scores: Tensor
+
+    @classmethod
+    def of(cls, predictor: Predictor, device: torch.device) -> _Guess:
+        rank, ffn = predictor.axes.rows, predictor.scores.rows
+        return cls(
+            DeviceMatrix.of(predictor.axes, device),
+            DeviceMatrix.of(predictor.scores, device),
+            torch.tensor(predictor.cutoffs, device=device),
+            torch.zeros((1, rank), device=device),
+            Activations.empty(1, rank, device),
+            torch.zeros((1, ffn), device=device),
+        )
+
+
+def _upload(
+    model: PackedModel, index: int, layer: LayerNeurons, device: torch.device
+) -> DeviceNeurons:
+    gate, up, down = (model.matrix(f"layers.{index}.{name}") for name in ("gate", "up", "down"))
+    return DeviceNeurons.of(layer, gate, up, down, device)
+
+
+class SparseFfns:
+    """A model's neurons, what a plan asks of them, and what the last token made of that.
+
+    Numbers of a plan lie in device memory: plans of one `structure` run the same launches.
+    """
+
+    def __init__(self, model: PackedModel, neurons: Neurons, device: torch.device) -> None:
+        config, self._device = model.config, device
+        self._config = config
+        layers, groups = config.n_layers, groups_of(config.ffn_dim)
+        self._neurons = [
+            None if layer is None else _upload(model, index, layer, device)
+            for index, layer in enumerate(neurons.layers)
+        ]
+        self._guesses = [
+            None if layer is None or layer.predictor is None else _Guess.of(layer.predictor, device)
+            for layer in neurons.layers
+        ]
+        self._survivors = Survivors.empty(1, config.ffn_dim, device)
+
+        def zeros(kind: torch.dtype, *shape: int) -> Tensor:
+            return torch.zeros(shape, dtype=kind, device=device)
+
+        self._cutoffs = zeros(torch.float32, layers, 1, 2)
+        self._bounds = zeros(torch.int32, layers, 1, 2)
+        self._core = zeros(torch.int32, layers, groups)
+        self._chosen = zeros(torch.int32, layers, 1, groups)
+        self._predicted = zeros(torch.int32, 1, groups)
+        self._counts = zeros(torch.int32, layers, 1, len(COUNTS))
+        self._captured = zeros(torch.float32, layers, 1)
+        self._heat = zeros(torch.float32, layers, 1, GROUP * groups)
+        self._plan: FfnPlan | None = None
+        self._source = "all"
+        self._whole = False
+
+    def set_plan(self, plan: FfnPlan | None) -> None:
+        """What the next tokens leave out."""
+        self._plan = plan
+        if plan is None:
+            return
+        layers, ffn = self._config.n_layers, self._config.ffn_dim
+        pairs = zip(plan.gate_cutoffs, plan.contribution_cutoffs, strict=True)
+        self._cutoffs.copy_(torch.tensor([[pair] for pair in pairs]))
+        bounds = zip(plan.floors or (0,) * layers, plan.caps or (ffn,) * layers, strict=True)
+        self._bounds.copy_(torch.tensor([[pair] for pair in bounds], dtype=torch.int32))
+        self._core.zero_()
+        for core, neurons in zip(self._core, self._neurons, strict=True):
+            if plan.core and neurons is not None:
+                core.copy_(neurons.core)
+
+    def can_run(self) -> bool:
+        """Whether the kernels know all that the plan asks for."""
+        return self._plan is not None and not (self._plan.attention or self._plan.implications)
+
+    def begin(self, cache: GpuCache) -> object:
+        """Take what `cache` knows of neurons; returns the structure of the step that follows.
+
+        It is None where the plan leaves nothing out yet.
+        """
+        plan = self._plan
+        assert plan is not None
+        self._whole = cache.length < plan.sinks
+        if self._whole:
+            return None
+        self._source = plan.candidates
+        if self._source == "resampled":
+            if cache.candidates is None:
+                self._source = "all"
+            else:
+                chosen = torch.from_numpy(cache.candidates.view(np.int32))
+                self._chosen.copy_(chosen[:, None])
+        return plan.modes, self._source, plan.floors is None, plan.caps is None
+
+    def clear(self) -> None:
+        """Forget what the last token did, as the first launches of a step."""
+        for tally in (self._counts, self._captured, self._heat):
+            tally.zero_()
+
+    def runs(self, index: int) -> bool:
+        """Whether a layer leaves neurons out."""
+        assert self._plan is not None
+        return self._neurons[index] is not None and self._plan.modes[index] != "dense"
+
+    def add(
+        self,
+        index: int,
+        layer: Layer,
+        out: Tensor,
+        inputs: Activations,
+        hidden: Activations,
+        split: SplitSums,
+    ) -> None:
+        """The FFN of `inputs` into `out`, float32 [1, d_model]. `hidden` is memory to work in."""
+        plan, neurons, config = self._plan, self._neurons[index], self._config
+        assert plan is not None
+        assert neurons is not None
+        bounded = plan.floors is not None or plan.caps is not None
+        bounds = self._bounds[index] if bounded else None
+        tests = FfnTests(self._cutoffs[index], self._core[index], bounds)
+        report = Tally(self._counts[index], self._captured[index], self._heat[index])
+        survivors, activation = self._survivors, config.activation
+        if plan.modes[index] == "contribution":
+            find_contributors(
+                out,
+                hidden,
+                survivors,
+                inputs,
+                layer.gate,
+                layer.up,
+                neurons,
+                tests,
+                report,
+                activation,
+                config.activation_param,
+            )
+            add_contributors(out, hidden, survivors, neurons)
+            return
+        find_survivors(
+            out,
+            survivors,
+            inputs,
+            layer.gate,
+            neurons,
+            tests,
+            report,
+            activation,
+            config.activation_param,
+            candidates=self._candidates(index, inputs, split),
+        )
+        add_survivors(out, survivors, inputs, neurons, tests, report, activation)
+
+    def _candidates(self, index: int, inputs: Activations, split: SplitSums) -> Tensor | None:
+        """Masks int32 [1, groups], or None for everyone."""
+        if self._source == "resampled":
+            return self._chosen[index]
+        guess = self._guesses[index]
+        if self._source == "all" or guess is None:
+            return None
+        matvec(guess.turned, guess.axes, *inputs, split=split)
+        quantize(guess.inputs, guess.turned, guess.turned.shape[1])
+        matvec(guess.scores, guess.rows, *guess.inputs, split=split)
+        name_candidates(self._predicted, guess.scores, guess.cutoffs)
+        return self._predicted
+
+    @property
+    def counts(self) -> NDArray[np.int64]:
+        """Of the last token, int64 [n_layers, 8]: the columns of `neuron_tables.COUNTS`."""
+        counts = np.zeros((self._config.n_layers, len(COUNTS)), np.int64)
+        if not self._whole:
+            counts[:] = self._counts[:, 0].cpu().numpy()
+        for index, row in enumerate(counts):
+            row[_DENSE] = self._whole or not self.runs(index)
+        return counts
+
+    @property
+    def captured(self) -> NDArray[np.float32]:
+        """Of the last token, float32 [n_layers]: the active neurons' contributions summed."""
+        captured: NDArray[np.float32] = self._captured[:, 0].cpu().numpy()
+        return np.zeros_like(captured) if self._whole else captured.copy()
+
+    @property
+    def heat(self) -> NDArray[np.float32]:
+        """Of the last token, float32 [n_layers, 32 * groups]: contributions by neuron."""
+        heat: NDArray[np.float32] = self._heat[:, 0].cpu().numpy()
+        return np.zeros_like(heat) if self._whole else heat
