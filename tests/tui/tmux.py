@@ -7,7 +7,7 @@ import select
 import shlex
 import subprocess
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Self
 
@@ -64,16 +64,30 @@ class Tmux:
 
     def wait_for(self, *texts: str, without: str = "\0", seconds: float = 60) -> str:
         """Wait until all of these are seen, and `without` is not. Returns the screen."""
-        deadline = time.monotonic() + seconds
-        while True:
+
+        def seen() -> bool:
             screen = self.screen()
-            if all(text in screen for text in texts) and without not in screen:
-                return screen
+            return all(text in screen for text in texts) and without not in screen
+
+        self._wait(seen, f"{texts} were not seen", seconds)
+        return self.screen()
+
+    def wait_for_end(self, seconds: float = 60) -> None:
+        """Wait until the command has ended."""
+
+        def ended() -> bool:
+            return self._tmux("list-panes", "-F", "#{pane_dead}").strip() == "1"
+
+        self._wait(ended, "The command did not end", seconds)
+
+    def _wait(self, condition: Callable[[], bool], failure: str, seconds: float) -> None:
+        deadline = time.monotonic() + seconds
+        while not condition():
             left = deadline - time.monotonic()
             if left <= 0:
-                raise AssertionError(f"{texts} were not seen in {seconds} s:\n{screen}")
-            # something was drawn: look again
-            if select.select([self._output], [], [], min(left, 1))[0]:
+                raise AssertionError(f"{failure} in {seconds} s:\n{self.screen()}")
+            # whatever is drawn is a reason to look again
+            if select.select([self._output], [], [], min(left, 0.5))[0]:
                 os.read(self._output, 1 << 20)
 
     def _tmux(self, *arguments: str) -> str:
