@@ -64,12 +64,12 @@ def _values(packed, KIND: tl.constexpr):
     if KIND == "int8":
         split = tl.join(packed, packed >> 16)
         quants = tl.join(split, split >> 8) & 255
-        zero: tl.constexpr = 128.0
+        zero = 128.0
     else:
         split = tl.join(packed, packed >> 4)
         split = tl.join(split, split >> 16)
         quants = tl.join(split, split >> 8) & 15
-        zero: tl.constexpr = 0.0 if KIND == "int4m" else 8.0
+        zero = 0.0 if KIND == "int4m" else 8.0
     # 2^23 + quant, put together from bits: converting would run at a quarter of the rate
     return (quants | 0x4B000000).to(tl.float32, bitcast=True) - (8388608.0 + zero)
 

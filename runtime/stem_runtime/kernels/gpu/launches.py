@@ -1,0 +1,200 @@
+"""What the kernels are compiled with where nothing runs: shapes of Llama-3.2-1B.
+
+Every launcher of this package is called here, and `LAUNCHES` is the whole list. Tensors are on
+torch's meta device: they have types, shapes and an alignment, and no memory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+
+from ...quant import GROUP, Kind
+from ...quant.layout import tiles_shape
+from ...sampling_params import SamplingParams
+from ...sparsity.neurons import KINDS as CPU_KINDS
+from ...sparsity.neurons import Parts
+from ..cpu import layout as cpu_layout
+from . import attention, compact, ffn, matvec, prefill, quantize, rope
+from .layout import Activations, DeviceMatrix
+from .records import DeviceNeurons, FfnTests, Tally
+from .sample import DeviceSampler
+
+D_MODEL, FFN, VOCAB = 2048, 8192, 128256
+HEADS, KV_HEADS, HEAD_DIM = 32, 8, 64
+CONTEXT, CHUNK = 4096, 256
+SPLITS = 16
+
+VARIANTS: tuple[tuple[Kind, int], ...] = (("int4", 1), ("int4", 8), ("int4m", 1), ("int8", 1))
+"""Kinds of weights, and how many sequences are decoded at once."""
+
+
+@dataclass(frozen=True, slots=True)
+class Launch:
+    """A call of a launcher with representative arguments.
+
+    `streams` names the arguments of its kernels through which weights or the cache are read.
+    """
+
+    name: str
+    call: Callable[[], object]
+    streams: frozenset[str] = frozenset()
+
+
+def floats(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    return torch.empty(shape, dtype=dtype, device="meta")
+
+
+def ints(*shape: int) -> torch.Tensor:
+    return torch.empty(shape, dtype=torch.int32, device="meta")
+
+
+def matrix(rows: int, cols: int, kind: Kind) -> DeviceMatrix:
+    tiles = torch.empty(tiles_shape(rows, cols, kind), dtype=torch.uint8, device="meta")
+    return DeviceMatrix(tiles, rows, cols, kind)
+
+
+def neurons(kind: Kind, parts: Parts) -> DeviceNeurons:
+    """One layer's neurons, of whose records `parts` are kept."""
+    code = CPU_KINDS[kind]
+    row = cpu_layout.row_bytes(code, D_MODEL // GROUP) // 4
+    column = cpu_layout.column_bytes(code, D_MODEL) // 4
+    gate, up = row * (parts == "gate"), row * (parts != "down")
+    shared = cpu_layout.shared_bytes(code, D_MODEL) // 2
+    groups = FFN // GROUP
+    return DeviceNeurons(
+        records=ints(FFN, gate + up + column),
+        shared=floats(groups, shared, dtype=torch.float16),
+        up=gate,
+        down=gate + up,
+        parts=parts,
+        kinds=(kind, kind, kind),
+        d_model=D_MODEL,
+        weights=floats(FFN),
+        norms=floats(FFN),
+        core=ints(groups),
+        alive=ints(groups),
+    )
+
+
+def products() -> Iterator[Launch]:
+    yield Launch(
+        "embed",
+        partial(matvec.embed, floats(1, D_MODEL), matrix(VOCAB, D_MODEL, "int8"), ints(1)),
+    )
+    for kind, batch in VARIANTS:
+        yield Launch(
+            f"matvec, {kind}, {batch} at once",
+            partial(
+                matvec.matvec,
+                floats(batch, D_MODEL),
+                matrix(D_MODEL, FFN, kind),
+                *Activations.empty(batch, FFN, "meta"),
+                add=floats(batch, D_MODEL),
+                split=matvec.SplitSums.empty(batch, "meta"),
+            ),
+            frozenset({"tiles"}),
+        )
+    for kind in ("int4", "int4m", "int8"):
+        inputs = floats(CHUNK, D_MODEL, dtype=torch.bfloat16)
+        weights = matrix(FFN, D_MODEL, kind)
+        yield Launch(
+            f"prompt, {kind}",
+            partial(prefill.matmul, floats(CHUNK, FFN), weights, inputs),
+            frozenset({"words"}),
+        )
+
+
+def norms() -> Iterator[Launch]:
+    hidden, weight = floats(1, D_MODEL), floats(D_MODEL)
+    acts = Activations.empty(1, D_MODEL, "meta")
+    yield Launch("quantize", partial(quantize.quantize, acts, hidden, D_MODEL))
+    yield Launch("norm and quantize", partial(quantize.norm_quantize, acts, hidden, weight, 1e-5))
+    yield Launch("norm", partial(quantize.rms_norm, hidden, hidden, weight, 1e-5))
+
+
+def attentions() -> Iterator[Launch]:
+    cache = floats(1, KV_HEADS, CONTEXT, HEAD_DIM, dtype=torch.float16)
+    heads, position = floats(1, HEADS * HEAD_DIM), ints(1)
+    shared, table = floats(1, KV_HEADS * HEAD_DIM), floats(CONTEXT, 2, HEAD_DIM // 2)
+    norm = floats(HEAD_DIM)
+    yield Launch(
+        "rope and cache",
+        partial(
+            rope.rope_store,
+            *(heads, shared, shared, cache, cache, position, table),
+            q_norm=norm,
+            k_norm=norm,
+            eps=1e-5,
+        ),
+    )
+    partials = attention.Partials.empty(1, HEADS, HEAD_DIM, SPLITS, "meta")
+    args = (heads, heads, cache, cache, position, partials)
+    yield Launch(
+        "attention",
+        partial(attention.decode_attention, *args, scale=1.0),
+        frozenset({"keys", "values"}),
+    )
+    many = floats(CHUNK, HEADS * HEAD_DIM)
+    yield Launch(
+        "attention of a prompt",
+        partial(attention.prefill_attention, many, many, cache, cache, position, scale=1.0),
+        frozenset({"keys", "values"}),
+    )
+
+
+def ffns(kind: Kind, batch: int) -> Iterator[Launch]:
+    """The dense FFN, the one by contribution, and the one by gates of everyone or candidates."""
+    of = f"{kind}, {batch} at once"
+    streams = frozenset({"gate", "up", "source", "records"})
+    acts = Activations.empty(batch, D_MODEL, "meta")
+    hidden = Activations.empty(batch, FFN, "meta")
+    out, gate = floats(batch, D_MODEL), matrix(FFN, D_MODEL, kind)
+    found = compact.Survivors.empty(batch, FFN, "meta")
+    tests = FfnTests.empty(batch, FFN, "meta", bounds=batch == 1 and kind == "int4")
+    tally = Tally.empty(batch, FFN, "meta")
+    yield Launch(
+        f"FFN, dense, {of}", partial(ffn.hidden_values, hidden, acts, gate, gate, "silu"), streams
+    )
+    columns = neurons(kind, "down")
+    args = (out, hidden, found, acts, gate, gate, columns, tests, tally, "silu")
+    yield Launch(f"FFN, contributors, {of}", partial(ffn.find_contributors, *args), streams)
+    adding = partial(ffn.add_contributors, out, hidden, found, columns)
+    yield Launch(f"FFN, their columns, {of}", adding, streams)
+    rows = neurons(kind, "up")
+    finding = partial(ffn.find_survivors, out, found, acts, gate, rows, tests, tally, "relu")
+    yield Launch(f"FFN, gates, {of}", finding, streams)
+    named = partial(
+        ffn.find_survivors,
+        *(out, found, acts, gate, neurons(kind, "gate"), tests, tally, "relu"),
+        candidates=ints(batch, FFN // GROUP),
+    )
+    yield Launch(f"FFN, gates of candidates, {of}", named, streams)
+    adding = partial(ffn.add_survivors, out, found, acts, rows, tests, tally, "relu")
+    yield Launch(f"FFN, survivors, {of}", adding, streams)
+
+
+def choices() -> Iterator[Launch]:
+    masks, scores = ints(1, FFN // GROUP), floats(1, FFN)
+    yield Launch("name candidates", partial(compact.name_candidates, masks, scores, floats(FFN)))
+    for name, params in {
+        "take the best": SamplingParams(temperature=0),
+        "sample of 40": SamplingParams(temperature=1, top_k=40),
+        "sample of a nucleus": SamplingParams(temperature=1, top_k=0, top_p=0.9),
+        "sample of all": SamplingParams(temperature=1, top_k=0, top_p=1),
+    }.items():
+        sampler = DeviceSampler(VOCAB, CONTEXT, "meta")
+        sampler.begin(params)
+        yield Launch(name, partial(sampler.sample, floats(1, VOCAB)))
+
+
+LAUNCHES: tuple[Launch, ...] = (
+    *norms(),
+    *products(),
+    *attentions(),
+    *(launch for kind, batch in VARIANTS for launch in ffns(kind, batch)),
+    *choices(),
+)
