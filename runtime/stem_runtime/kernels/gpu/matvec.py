@@ -23,8 +23,9 @@ from .layout import DeviceMatrix, chunks_of, group_words, head_words
 THREADS = 128
 """Threads of a program. Each holds four rows of one chunk."""
 
-_PROGRAMS = 512
-"""Programs that a matrix is split into where it has fewer tiles: about four for each processor."""
+_PROGRAMS = 1024
+"""Programs that a matrix is split into where it has fewer tiles: what is resident at once on a
+large chip."""
 
 _LEAST_GROUPS = 16
 """A split takes at least so many groups, about 4 KiB of int4 weights."""
@@ -98,7 +99,6 @@ def matvec(
         split.arrived if split is not None else None,
         matrix.rows,
         groups,
-        triton.cdiv(groups, splits),
         KIND=matrix.kind,
         BATCH=words.shape[0],
         SPLITS=splits,
@@ -140,14 +140,12 @@ def tile_products(
     """
     HEAD: tl.constexpr = head_words(KIND)
     CHUNKS: tl.constexpr = chunks_of(KIND)
-    SIZE: tl.constexpr = group_words(KIND)
     STEP: tl.constexpr = THREADS // (4 * CHUNKS)
-    SHRINK: tl.constexpr = 0.0625 if KIND == "int4" else 1.0
     # a thread has four rows of one chunk: one load of 128 bits
     lane = tl.arange(0, THREADS)
     chunk = lane // 4 % CHUNKS
     row = (lane % 4 * 4)[:, None] + tl.arange(0, 4)[None, :]
-    two = tl.arange(0, 2)[None, :]
+    quad = HEAD + (chunk * 16)[:, None] + row
     sums = tl.tuple([])
     for _ in tl.static_range(BATCH):
         sums = sums + (tl.zeros([THREADS, 4], tl.float32),)
@@ -155,41 +153,56 @@ def tile_products(
         loaded = tl.tuple([])
         for u in tl.static_range(UNROLL):
             group = start + u * STEP + lane // (4 * CHUNKS)
-            at = (tile + group * SIZE + HEAD + chunk * 16)[:, None] + row
-            loaded = loaded + (tl.load(at, mask=(group < end)[:, None], other=0),)
+            at = (tile + group * group_words(KIND))[:, None]
+            mask = (group < end)[:, None]
+            quants = tl.load(at + quad, mask=mask, other=0)
+            halves = at.to(tl.pointer_type(tl.float16), bitcast=True) + row
+            scale = tl.load(halves, mask=mask, other=0.0)
+            minimum = scale
+            if KIND == "int4m":
+                minimum = tl.load(halves + 16, mask=mask, other=0.0)
+            loaded = loaded + ((quants, scale, minimum),)
+        # without it most loads are put off until the first have been multiplied
+        tl.debug_barrier()
         for u in tl.static_range(UNROLL):
             group = start + u * STEP + lane // (4 * CHUNKS)
-            valid = group < end
-            mask = valid[:, None]
-            head = (tile + group * SIZE).to(tl.pointer_type(tl.float16), bitcast=True)[:, None]
-            scale = SHRINK * tl.load(head + row, mask=mask, other=0.0).to(tl.float32)
-            if KIND == "int4m":
-                minimum = tl.load(head + 16 + row, mask=mask, other=0.0).to(tl.float32)
+            quants, scale, minimum = loaded[u]
             added = tl.tuple([])
             for b in tl.static_range(BATCH):
                 at = group + b * x_stride
-                x_scale = tl.load(x_scales + at, mask=valid, other=0.0)[:, None]
-                if KIND == "int8":
-                    acts = tl.load(words + at * 8 + chunk, mask=valid, other=0)
-                    product = scale * int8_dot(loaded[u], acts[:, None], 0).to(tl.float32)
-                else:
-                    pair = (words + at * 8 + 2 * chunk)[:, None] + two
-                    low, high = tl.split(tl.load(pair, mask=mask, other=0))
-                    if KIND == "int4":
-                        dot = int4_centred_dot16(loaded[u], low[:, None], high[:, None], 0)
-                        product = scale * dot.to(tl.float32)
-                    else:
-                        dot = int4_dot(loaded[u], low[:, None], high[:, None], 0)
-                        # each of a group's chunks would add the whole sum
-                        once = valid & (chunk == 0)
-                        total = tl.load(x_sums + at, mask=once, other=0).to(tl.float32)
-                        product = scale * dot.to(tl.float32) + minimum * total[:, None]
-                added = added + (sums[b] + product * x_scale,)
+                product = _chunk_products(
+                    quants, scale, minimum, words, x_scales, x_sums, at, chunk, group < end, KIND
+                )
+                added = added + (sums[b] + product,)
             sums = added
     rows = tl.tuple([])
     for b in tl.static_range(BATCH):
         rows = rows + (tl.sum(tl.reshape(sums[b], [THREADS // 4, 16]), axis=0),)
     return rows
+
+
+@triton.jit
+def _chunk_products(
+    quants, scale, minimum, words, x_scales, x_sums, at, chunk, valid, KIND: tl.constexpr
+):
+    """Chunks of weights [THREADS, 4 rows] times theirs of the activations, in the groups `at`."""
+    factor = tl.load(x_scales + at, mask=valid, other=0.0)[:, None]
+    wide = scale.to(tl.float32)
+    if KIND == "int8":
+        acts = tl.load(words + at * 8 + chunk, mask=valid, other=0)
+        product = wide * int8_dot(quants, acts[:, None], 0).to(tl.float32)
+    else:
+        pair = (words + at * 8 + 2 * chunk)[:, None] + tl.arange(0, 2)[None, :]
+        low, high = tl.split(tl.load(pair, mask=valid[:, None], other=0))
+        if KIND == "int4":
+            dot = int4_centred_dot16(quants, low[:, None], high[:, None], 0)
+            product = wide * 0.0625 * dot.to(tl.float32)
+        else:
+            dot = int4_dot(quants, low[:, None], high[:, None], 0)
+            # each of a group's chunks would add the whole sum
+            total = tl.load(x_sums + at, mask=valid & (chunk == 0), other=0).to(tl.float32)
+            product = wide * dot.to(tl.float32) + minimum.to(tl.float32) * total[:, None]
+    return factor * product
 
 
 @triton.jit
@@ -208,7 +221,6 @@ def _matvec(
     arrived,
     rows,
     groups,
-    share,
     KIND: tl.constexpr,
     BATCH: tl.constexpr,
     SPLITS: tl.constexpr,
@@ -217,8 +229,8 @@ def _matvec(
 ):
     tile = tl.program_id(0)
     split = tl.program_id(1)
-    first = split * share
-    end = tl.minimum(first + share, groups)
+    first = split * groups // SPLITS
+    end = (split + 1) * groups // SPLITS
     products = tile_products(
         tiles + tile.to(tl.int64) * groups * group_words(KIND),
         words,
