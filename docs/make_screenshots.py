@@ -27,7 +27,9 @@ IMAGES = Path(__file__).parent / "images"
 SIZE = (100, 30)
 
 FIRST = "Why is the sky blue? Answer in one sentence."
-SECOND = "Write a Python class for a stack, with docstrings and an example, and explain every method."
+SECOND = (
+    "Write a Python class for a stack, with docstrings and an example, and explain every method."
+)
 
 SHOWN_AT = 105
 """Tokens of the second question and its answer that are there when the chat is drawn."""
