@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from types import TracebackType
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 import numpy as np
 import torch
@@ -16,10 +16,15 @@ from ..formats.packed import PackedModel
 from ..kernels import Backend, DeviceChoice
 from ..kv_cache import KVCache
 from ..neuron_tables import NeuronTables
+from ..sampling import _unusable
+from ..sampling_params import SamplingParams
 from ..sparsity.neurons import Neurons
 from ..sparsity.plan import FfnPlan
 from .cache import GpuCache
 from .torch_step import TorchStep, Watch
+
+if TYPE_CHECKING:
+    from ..kernels.gpu.sample import DeviceSampler
 
 _CHUNK = 256
 """Tokens of a prompt that one pass reads: cancelling waits for one of them at most."""
@@ -45,6 +50,7 @@ class GpuEngine:
         self._model, self._device = model, torch.device(choice.name)
         self._tables = None if neurons is None else NeuronTables(model, neurons, 1)
         self._step = _step_of(choice.backend)(model, neurons, self._device)
+        self._last: torch.Tensor | None = None
         self._lock = threading.Lock()
         self._stop = threading.Event()
         self._closed = False
@@ -78,14 +84,14 @@ class GpuEngine:
                 if cancel is not None and cancel():
                     raise Cancelled("Reading the prompt was cancelled.")
                 if len(tokens) == 1:
-                    logits = self._decode(own, part[0])
+                    last = self._advance(own, part[0])
                 else:
                     states = self._read(own, part)
                     if start + len(part) == len(tokens):
-                        logits = self._step.logits(states[-1:])[0].cpu().numpy()
+                        last = self._last = self._step.logits(states[-1:])[0]
                 if progress is not None:
                     progress(start + len(part))
-            return logits
+            return last.cpu().numpy()
 
     @torch.inference_mode()
     def decode(
@@ -101,7 +107,47 @@ class GpuEngine:
         With `sparse` neurons are left out of the FFNs as the plan says; UsageError without one.
         """
         with self._lock:
-            return self._decode(self._check(cache, (token,), sparse=sparse), token, sparse=sparse)
+            own = self._check(cache, (token,), sparse=sparse)
+            return self._advance(own, token, sparse=sparse).cpu().numpy()
+
+    @torch.inference_mode()
+    def advance(self, cache: KVCache, token: int, *, sparse: bool = False) -> None:
+        """`decode` that leaves the logits on the device, for `choose`."""
+        with self._lock:
+            own = self._check(cache, (token,), sparse=sparse)
+            self._advance(own, token, sparse=sparse)
+
+    def new_sampler(
+        self, params: SamplingParams, capacity: int, recent: Sequence[int] = ()
+    ) -> DeviceSampler:
+        """What `choose` goes by, for a text of up to `capacity` tokens that begins with `recent`.
+
+        Raises UsageError where Triton does not run: there `Sampler` takes the logits of `decode`.
+        """
+        if self.kernels.backend != "triton":
+            raise UsageError("Choosing tokens on the device needs Triton.")
+        from ..kernels.gpu.sample import DeviceSampler
+
+        sampler = DeviceSampler(self.config.vocab_size, capacity, self._device)
+        sampler.begin(params, [recent])
+        return sampler
+
+    @torch.inference_mode()
+    def choose(self, sampler: DeviceSampler) -> int:
+        """The token to follow what was read last; it alone comes from the device.
+
+        Raises StemError where the logits cannot be used, UsageError where nothing was read.
+        """
+        with self._lock:
+            from ..kernels.gpu.sample import NOT_FINITE
+
+            if self._last is None:
+                raise UsageError("Nothing was read that a token could follow.")
+            chosen = sampler.sample(self._last[None])
+            token, status = torch.cat((chosen, sampler.status)).tolist()
+            if status:
+                raise _unusable(status == NOT_FINITE)
+            return int(token)
 
     @torch.inference_mode()
     def logits(self, cache: KVCache, tokens: Sequence[int], *, sparse: bool = False) -> Logits:
@@ -188,6 +234,7 @@ class GpuEngine:
         with self._lock:
             if not self._closed:
                 self._closed = True
+                self._last = None
                 del self._step
 
     def __enter__(self) -> Self:
@@ -224,8 +271,8 @@ class GpuEngine:
             raise UsageError("This engine was made without neurons to skip; calibrate first.")
         return self._tables
 
-    def _decode(self, cache: GpuCache, token: int, *, sparse: bool = False) -> Logits:
-        logits = self._step.decode(cache, token, sparse=sparse).cpu().numpy()
+    def _advance(self, cache: GpuCache, token: int, *, sparse: bool = False) -> torch.Tensor:
+        self._last = logits = self._step.decode(cache, token, sparse=sparse)
         cache.tokens.append(token)
         return logits
 
@@ -243,6 +290,7 @@ class GpuEngine:
         *,
         sparse: bool = False,
     ) -> torch.Tensor:
+        self._last = None
         watch = Watch(self._stop.is_set, ffn_inputs)
         states = self._step.read(cache, tokens, watch, sparse=sparse)
         if states is None:

@@ -53,6 +53,8 @@ class Selection:
         self._config, self._device = config, device
         self._layers = [self._upload(layer) for layer in neurons.layers]
         self.plan: FfnPlan | None = None
+        self._implied: Tensor | None = None
+        self._chosen: Tensor | None = None
         self._forget()
 
     def _upload(self, layer: LayerNeurons | None) -> _Layer | None:
@@ -89,8 +91,7 @@ class Selection:
         self._counts = torch.zeros((layers, len(COUNTS)), dtype=torch.int64, device=self._device)
         self._captured = torch.zeros(layers, device=self._device)
         self._sharpness = torch.zeros(layers, device=self._device)
-        self._implied: Tensor | None = None
-        self._chosen: Tensor | None = None
+        self._implied = self._chosen = None
 
     def decode(self, index: int, x: Tensor, gate: Tensor, hidden: Tensor, sharp: Tensor) -> Tensor:
         """Hidden values [1, ffn] of one token, zero where its tests leave a neuron out."""

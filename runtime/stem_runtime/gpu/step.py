@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from weakref import WeakKeyDictionary
 
@@ -24,7 +24,7 @@ from ..sparsity.plan import FfnPlan
 from .cache import GpuCache
 from .graph import captured
 from .sparse import SparseFfns
-from .torch_step import TorchStep
+from .torch_step import TorchStep, Watch
 from .weights import Layer
 
 _FEW = 8
@@ -77,7 +77,7 @@ class TritonStep(TorchStep):
         super().__init__(model, neurons, device)
         self._buffers = Buffers(model.config, device)
         self._ffns = None if neurons is None else SparseFfns(model, neurons, device)
-        self._in_kernels = False
+        self._in_kernels = True
         self._places: WeakKeyDictionary[GpuCache, Place] = WeakKeyDictionary()
 
     def decode(self, cache: GpuCache, token: int, *, sparse: bool = False) -> Tensor:
@@ -103,6 +103,12 @@ class TritonStep(TorchStep):
             if cache.heat is not None:
                 cache.heat += ffns.heat
         return buffers.logits[0]
+
+    def read(
+        self, cache: GpuCache, tokens: Sequence[int], watch: Watch, *, sparse: bool = False
+    ) -> Tensor | None:
+        self._in_kernels = True
+        return super().read(cache, tokens, watch, sparse=sparse)
 
     def set_plan(self, plan: FfnPlan | None) -> None:
         super().set_plan(plan)
@@ -237,6 +243,8 @@ class TritonStep(TorchStep):
     def _mix(
         self, layer: Layer, index: int, cache: GpuCache, joint: Tensor
     ) -> tuple[Tensor, Tensor]:
+        if not self._in_kernels:
+            return super()._mix(layer, index, cache, joint)
         config, place = self._config, self._place(cache)
         position = torch.full((1,), cache.length, dtype=torch.int32, device=joint.device)
         own = cache.device_keys[index : index + 1], cache.device_values[index : index + 1]
