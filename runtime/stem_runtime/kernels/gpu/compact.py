@@ -71,6 +71,7 @@ def bound(
     joins in spite of a cap. Among equal potentials at the cap none passes, at the floor all do.
     """
     batch, groups = survivors.passed.shape
+    padded = triton.next_power_of_2(groups)
     _bound[(1,)](
         survivors.count,
         survivors.queue,
@@ -82,8 +83,8 @@ def bound(
         bounds,
         groups,
         BATCH=batch,
-        GROUPS=triton.next_power_of_2(groups),
-        num_warps=16,
+        GROUPS=padded,
+        num_warps=min(32, max(8, padded // 32)),
     )
 
 

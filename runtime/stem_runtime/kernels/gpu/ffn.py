@@ -34,17 +34,14 @@ from .compact import (
     union_of,
 )
 from .layout import Activations, DeviceMatrix
-from .matvec import tile_products
+from .matvec import THREADS, tile_products, unroll_of
 from .neuron import add_columns, group_products, round_group
 from .records import DeviceNeurons, FfnTests, Tally
 
 _PROGRAMS = 512
 """Programs that share a queue: about four for each processor."""
 
-_THREADS = tl.constexpr(128)
-
-_UNROLL = tl.constexpr(4)
-"""Loads of 128 bits that each thread has in flight in a product over tiles."""
+_THREADS = tl.constexpr(THREADS)
 
 
 def hidden_values(
@@ -67,7 +64,10 @@ def hidden_values(
         *gate.tiles.shape[:2],
         param,
         *[None] * 12,
-        **_constants(acts, activation, GATE=gate.kind, UP=up.kind),
+        GATE=gate.kind,
+        UP=up.kind,
+        UNROLL=unroll_of(acts.scales.shape[0]),
+        **_constants(acts, activation),
     )
 
 
@@ -104,7 +104,10 @@ def find_contributors(
         out,
         out.stride(0),
         neurons.d_model,
-        **_constants(acts, activation, GATE=gate.kind, UP=up.kind),
+        GATE=gate.kind,
+        UP=up.kind,
+        UNROLL=unroll_of(acts.scales.shape[0]),
+        **_constants(acts, activation),
     )
 
 
@@ -129,7 +132,7 @@ def add_contributors(
         KIND=neurons.kinds[2],
         BATCH=batch,
         B=triton.next_power_of_2(batch),
-        num_warps=4,
+        num_warps=THREADS // 32,
     )
 
 
@@ -171,7 +174,9 @@ def find_survivors(
         out.stride(0),
         neurons.d_model,
         BOUNDED=tests.bounds is not None,
-        **_constants(acts, activation, GATE=gate.kind),
+        GATE=gate.kind,
+        UNROLL=unroll_of(acts.scales.shape[0]),
+        **_constants(acts, activation),
     )
     if tests.bounds is not None:
         bound(survivors, report.counts, tests.cutoffs, tests.core, tests.bounds)
@@ -212,18 +217,18 @@ def add_survivors(
         out.stride(0),
         neurons.d_model,
         DOWN=neurons.kinds[2],
-        **_constants(acts, activation, UP=neurons.kinds[1]),
+        UP=neurons.kinds[1],
+        **_constants(acts, activation),
     )
 
 
-def _constants(acts: Activations, activation: str, **kinds: str) -> dict[str, Any]:
+def _constants(acts: Activations, activation: str) -> dict[str, Any]:
     batch = acts.scales.shape[0]
     return {
         "ACTIVATION": activation,
         "BATCH": batch,
         "B": triton.next_power_of_2(batch),
-        "num_warps": 4,
-        **kinds,
+        "num_warps": THREADS // 32,
     }
 
 
@@ -239,17 +244,18 @@ def _tile_pair(
     KIND: tl.constexpr,
     BATCH: tl.constexpr,
     B: tl.constexpr,
+    UNROLL: tl.constexpr,
 ):
     """The products of 32 neurons, two tiles of `matrix`: float32 [B, 32], zero behind the last."""
     SIZE: tl.constexpr = 136 if KIND == "int8" else (80 if KIND == "int4m" else 72)
     pair = matrix + group.to(tl.int64) * 2 * groups * SIZE
     rest = tl.where(2 * group + 1 < tiles, groups, 0)
     first = tile_products(
-        pair, words, scales, sums, 0, groups, groups, KIND, BATCH, _UNROLL, _THREADS
+        pair, words, scales, sums, 0, groups, groups, KIND, BATCH, UNROLL, _THREADS
     )
     pair += groups * SIZE
     second = tile_products(
-        pair, words, scales, sums, 0, rest, groups, KIND, BATCH, _UNROLL, _THREADS
+        pair, words, scales, sums, 0, rest, groups, KIND, BATCH, UNROLL, _THREADS
     )
     b = tl.arange(0, B)[:, None]
     products = tl.zeros([B, 32], tl.float32)
@@ -326,13 +332,14 @@ def _hidden_values(
     B: tl.constexpr,
     GATE: tl.constexpr,
     UP: tl.constexpr,
+    UNROLL: tl.constexpr,
 ):
     group = tl.program_id(0)
     ffn_groups = tl.num_programs(0)
     b = tl.arange(0, B)
     valid = b < BATCH
-    gates = _tile_pair(gate, group, words, x_scales, x_sums, tiles, groups, GATE, BATCH, B)
-    ups = _tile_pair(up, group, words, x_scales, x_sums, tiles, groups, UP, BATCH, B)
+    gates = _tile_pair(gate, group, words, x_scales, x_sums, tiles, groups, GATE, BATCH, B, UNROLL)
+    ups = _tile_pair(up, group, words, x_scales, x_sums, tiles, groups, UP, BATCH, B, UNROLL)
     hidden = hidden_of(activate(gates, param, ACTIVATION), ups, ACTIVATION)
     if norms is not None:
         offered = tl.where(valid, tl.load(alive + group), 0)
@@ -429,6 +436,7 @@ def _find_survivors(
     BATCH: tl.constexpr,
     B: tl.constexpr,
     GATE: tl.constexpr,
+    UNROLL: tl.constexpr,
 ):
     group = tl.program_id(0)
     ffn_groups = tl.num_programs(0)
@@ -447,7 +455,9 @@ def _find_survivors(
         )
     else:
         offered = tl.where(valid, living, 0)
-        products = _tile_pair(source, group, words, x_scales, x_sums, tiles, groups, GATE, BATCH, B)
+        products = _tile_pair(
+            source, group, words, x_scales, x_sums, tiles, groups, GATE, BATCH, B, UNROLL
+        )
     acts = activate(products, param, ACTIVATION)
     potential = tl.abs(acts) * tl.load(weights + group * 32 + lane)[None, :]
     cutoff = tl.load(cutoffs + 2 * b, mask=valid, other=0.0)

@@ -17,7 +17,10 @@ ACROSS = tl.constexpr(8)
 """Neurons that one pass reads together: most groups have no more that survive."""
 
 IN_FLIGHT = tl.constexpr(2048)
-"""Products that a pass makes at once: of 16 words for each of 128 threads, for one sequence."""
+"""Words times sequences of a pass: 16 for each of 128 threads, what fits into registers."""
+
+LEAST = tl.constexpr(512)
+"""Words of a pass however many sequences there are: one load of 128 bits for each thread."""
 
 
 @triton.jit
@@ -77,7 +80,8 @@ def _row_products(
 ):
     """Products [B, N] with the rows that N pointers point to."""
     WORDS: tl.constexpr = 8 if KIND == "int8" else 4
-    GROUPS: tl.constexpr = IN_FLIGHT // (ACROSS * WORDS * B)
+    LOADED: tl.constexpr = max(IN_FLIGHT // B, LEAST)
+    GROUPS: tl.constexpr = LOADED // (ACROSS * WORDS)
     even = groups + groups % 2
     halves = (rows + even * WORDS).to(tl.pointer_type(tl.float16), bitcast=True)
     word = tl.arange(0, WORDS)
@@ -151,7 +155,8 @@ def add_columns(
     meanwhile: in which order is left open.
     """
     SIZE: tl.constexpr = 64 if KIND == "int8" else 128
-    CHUNKS: tl.constexpr = IN_FLIGHT // (ACROSS * 16 * B)
+    LOADED: tl.constexpr = max(IN_FLIGHT // B, LEAST)
+    CHUNKS: tl.constexpr = LOADED // (ACROSS * 16)
     width = tl.cdiv(d_model, 64) * 64
     full = width // SIZE
     for chunk in range(0, full, CHUNKS):
