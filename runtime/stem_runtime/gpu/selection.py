@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 
 from ..config import ModelConfig
-from ..kernels.gpu.layout import DeviceMatrix
+from ..kernels.gpu.matrix import DeviceMatrix
 from ..neuron_tables import COUNTS
 from ..quant import GROUP, groups_of
 from ..sparsity.neurons import LayerNeurons, Neurons, bits_of

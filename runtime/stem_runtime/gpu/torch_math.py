@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 
 from ..config import ModelConfig
-from ..kernels.gpu.layout import DeviceMatrix
+from ..kernels.gpu.matrix import DeviceMatrix
 from ..quant import GROUP, TILE
 from ..quant.layout import ZERO_QUANT
 

@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 
 from ..formats.packed import PackedModel
-from ..kernels.gpu.layout import DeviceMatrix
+from ..kernels.gpu.matrix import DeviceMatrix
 from ..quant import TILE
 from ..sparsity.neurons import Neurons
 from ..sparsity.plan import FfnPlan

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from ..formats.packed import PackedModel
-from ..kernels.gpu.layout import DeviceMatrix
+from ..kernels.gpu.matrix import DeviceMatrix
 from ..quant import TILE, PackedMatrix
 
 _VECTORS = (

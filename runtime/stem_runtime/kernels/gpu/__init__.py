@@ -1,5 +1,5 @@
 """GPU kernels: Triton functions over the packed weights, each with a launcher for raw tensors.
 
-Importing any module of this package imports torch and triton. Where $TRITON_INTERPRET is 1 at that
-time, the same functions run on CPU tensors in Triton's interpreter.
+Importing a module of this package imports torch, and but for `matrix` triton. Where
+$TRITON_INTERPRET is 1 at that time, the same functions run on CPU tensors in Triton's interpreter.
 """

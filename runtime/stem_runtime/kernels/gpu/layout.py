@@ -8,14 +8,14 @@ multiple of 16 bytes, so four neighbouring words are one load of 128 bits.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import NamedTuple, Self
 
 import torch
 import triton
 
-from ...quant import Kind, PackedMatrix, groups_of
+from ...quant import groups_of
 from ...quant.layout import GROUP
+from .matrix import DeviceMatrix as DeviceMatrix
 
 
 @triton.constexpr_function
@@ -34,35 +34,6 @@ def head_words(kind: str) -> int:
 def group_words(kind: str) -> int:
     """int32 words of one (tile, group)."""
     return head_words(kind) + 16 * chunks_of(kind)
-
-
-@dataclass(frozen=True, slots=True)
-class DeviceMatrix:
-    """A packed matrix of (rows, cols) in the memory of a device.
-
-    `tiles` is uint8 [tiles, groups, GROUP_BYTES[kind]], contiguous.
-    """
-
-    tiles: torch.Tensor
-    rows: int
-    cols: int
-    kind: Kind
-
-    @classmethod
-    def of(cls, matrix: PackedMatrix, device: torch.device | str) -> Self:
-        """Upload `matrix`."""
-        tiles = torch.from_numpy(matrix.joined()).to(device)
-        return cls(tiles, matrix.rows, matrix.cols, matrix.kind)
-
-    @property
-    def words(self) -> torch.Tensor:
-        """The same bytes as int32 [tiles, groups, group_words(kind)]."""
-        return self.tiles.view(torch.int32)
-
-    @property
-    def groups(self) -> int:
-        """Groups of 32 columns in a row, the last one perhaps partly padding."""
-        return self.tiles.shape[1]
 
 
 class Activations(NamedTuple):
