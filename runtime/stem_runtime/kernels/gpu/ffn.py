@@ -155,7 +155,7 @@ def find_survivors(
     and of the core by their records, of which any sequence has need. Floors and caps cost a launch
     more. Clears `out`, float32 [b, d_model or more], for `add_survivors`.
     """
-    groups = survivors.queue.shape[0]
+    batch, groups = survivors.passed.shape
     by_records = candidates is not None
     _find_survivors[(groups,)](
         *survivors,
@@ -175,7 +175,7 @@ def find_survivors(
         neurons.d_model,
         BOUNDED=tests.bounds is not None,
         GATE=gate.kind,
-        UNROLL=unroll_of(acts.scales.shape[0]),
+        UNROLL=unroll_of(batch),
         **_constants(acts, activation),
     )
     if tests.bounds is not None:
@@ -229,6 +229,8 @@ def _constants(acts: Activations, activation: str) -> dict[str, Any]:
         "BATCH": batch,
         "B": triton.next_power_of_2(batch),
         "num_warps": THREADS // 32,
+        # left alone, ptxas spills addresses to have more programs on a processor than there are
+        "maxnreg": 168 if batch <= 2 else 255,
     }
 
 
@@ -248,20 +250,17 @@ def _tile_pair(
 ):
     """The products of 32 neurons, two tiles of `matrix`: float32 [B, 32], zero behind the last."""
     SIZE: tl.constexpr = 136 if KIND == "int8" else (80 if KIND == "int4m" else 72)
-    pair = matrix + group.to(tl.int64) * 2 * groups * SIZE
-    rest = tl.where(2 * group + 1 < tiles, groups, 0)
-    first = tile_products(
-        pair, words, scales, sums, 0, groups, groups, KIND, BATCH, UNROLL, _THREADS
-    )
-    pair += groups * SIZE
-    second = tile_products(
-        pair, words, scales, sums, 0, rest, groups, KIND, BATCH, UNROLL, _THREADS
-    )
     b = tl.arange(0, B)[:, None]
+    half = tl.arange(0, 32)[None, :] // 16
     products = tl.zeros([B, 32], tl.float32)
-    for i in tl.static_range(BATCH):
-        both = tl.reshape(tl.permute(tl.join(first[i], second[i]), (1, 0)), [1, 32])
-        products = tl.where(b == i, both, products)
+    for i in range(tl.minimum(tiles - 2 * group, 2)):
+        tile = matrix + (group.to(tl.int64) * 2 + i) * groups * SIZE
+        found = tile_products(
+            tile, words, scales, sums, 0, groups, groups, KIND, BATCH, UNROLL, _THREADS
+        )
+        for sequence in tl.static_range(BATCH):
+            twice = tl.reshape(tl.broadcast_to(found[sequence][None, :], [2, 16]), [1, 32])
+            products = tl.where((b == sequence) & (half == i), twice, products)
     return products
 
 
