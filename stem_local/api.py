@@ -10,10 +10,11 @@ from typing import Literal, Unpack, overload
 
 from stem_runtime.errors import UsageError
 from stem_runtime.formats.packed import open_packed
+from stem_runtime.kernels import Device, choose_device
 from stem_runtime.kernels import choose as choose_kernels
 from stem_runtime.tokenizer import Tokenizer
 
-from . import store
+from . import machine, store
 from .chat import Prompt
 from .completion import Completion
 from .generation import GenerateOptions, Stream
@@ -33,6 +34,7 @@ def load(
     threads: int | None = None,
     context: int | None = None,
     kernels: str | None = None,
+    device: Device = "auto",
     sparsity: Sparsity = "auto",
     quality: float = QUALITY,
     notify: Callable[[str], None] | None = None,
@@ -42,6 +44,8 @@ def load(
     `threads` defaults to the physical cores. `context` is how many tokens of prompt and answer
     there is room for: 8192 unless told, and never more than the model was made for; memory for it
     is used only as it fills. `kernels` names a kernel variant instead of the best one here.
+    `device` is "cpu", "cuda" or "mps"; "auto" is a CUDA card where one can be used and the model
+    fits on it, else the CPU.
     `sparsity` is what its answers leave out unless they are asked for otherwise: "auto" what its
     calibration showed not to matter, where that is faster, "off" nothing, 0.0 to 0.95 that share
     of the neurons. `quality` is how much of its perplexity auto may add (0.01 is +1%).
@@ -61,10 +65,20 @@ def load(
     tokenizer = Tokenizer.from_file(folder / "tokenizer.json", packed.info["tokenizer"])
     notify = notify or _tell
     sparsity, quality = check_sparsity(sparsity), check_quality(quality)
-    calibrated = Calibrated(packed, choose_kernels(kernels).name)
+    kv_bytes = machine.kv_bytes(packed.config.to_dict())
+    needed = machine.needed_bytes(packed.nbytes, kv_bytes, context)
+    place = choose_device(device if kernels is None else "cpu", needed)
+    variant = choose_kernels(kernels).name if place.backend == "cpu" else place.name
+    calibrated = Calibrated(packed, variant)
     equipped = Equipment().with_(calibrated.choose(sparsity, quality))
     engine = build_engine(
-        packed, calibrated, equipped, threads=threads, kernels=kernels, notify=notify
+        packed,
+        calibrated,
+        equipped,
+        threads=threads,
+        kernels=kernels,
+        device=place,
+        notify=notify,
     )
     return Model(
         packed,
@@ -72,6 +86,7 @@ def load(
         tokenizer,
         context,
         notify,
+        device=place,
         calibrated=calibrated,
         equipped=equipped,
         sparsity=sparsity,

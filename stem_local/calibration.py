@@ -76,7 +76,12 @@ def calibrate(
 
     own = [_own_text(Path(path)) for path in text]
     with load(
-        store.resolve(model), threads=1, kernels=kernels, sparsity="off", notify=notify
+        store.resolve(model),
+        threads=1,
+        kernels=kernels,
+        device="cpu",
+        sparsity="off",
+        notify=notify,
     ) as loaded:
         begin = loaded.begin_tokens
         texts = [begin + loaded.tokenize(part) for part in (*built_in_texts(), *own)]

@@ -10,6 +10,7 @@ from typing import Any
 
 from stem_runtime import paths
 from stem_runtime.errors import UsageError
+from stem_runtime.kernels import DEVICES, Device
 from stem_runtime.sampling_params import Limit
 from stem_runtime.threads import MAX_THREADS
 
@@ -41,6 +42,7 @@ class Config:
     mouse: bool = True
     context: int | None = None
     threads: int | None = None
+    device: Device = "auto"
     keys: Mapping[str, str] = field(default_factory=dict)
     chat: ChatSettings = field(default_factory=ChatSettings)
 
@@ -55,6 +57,8 @@ class Config:
         for name, limit in (("context", _CONTEXT), ("threads", _THREADS)):
             if (number := getattr(self, name)) is not None:
                 limit.check(name, number)
+        if self.device not in DEVICES:
+            raise UsageError(f"device must be {' or '.join(DEVICES)}, not {self.device!r:.40}.")
         for binding, keys in self.keys.items():
             _check_keys(binding, keys)
 
@@ -87,6 +91,11 @@ ABOUT: Mapping[str, About] = {
         "Threads to compute with. Not set: as many as there are physical cores.",
         str(_THREADS),
         example=4,
+    ),
+    "device": About(
+        "Where to compute. auto: on a CUDA card where one can be used and the model fits, else on "
+        "the CPU.",
+        " or ".join(f'"{device}"' for device in DEVICES),
     ),
 }
 """Every setting outside the tables [keys] and [chat]."""

@@ -8,10 +8,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Self, Unpack, overload
+from typing import TYPE_CHECKING, Any, Literal, Self, Unpack, cast, overload
 from weakref import WeakKeyDictionary
 
 from stem_runtime.errors import FormatError, UsageError
+from stem_runtime.kernels import DeviceChoice
 
 from . import scoring
 from .chat import Message, Prompt, Session, check_room, encode_raw, fit, question, with_system
@@ -34,6 +35,9 @@ if TYPE_CHECKING:
     from stem_runtime.tokenizer import Tokenizer
 
 
+CPU = DeviceChoice("cpu", "cpu", "asked for")
+
+
 @dataclass(frozen=True, slots=True)
 class ModelInfo:
     """What a loaded model is. `nbytes` is the size of its packed weights."""
@@ -49,6 +53,7 @@ class ModelInfo:
     license: str | None
     folder: Path
     kernels: str
+    device: str
     threads: int
 
     def to_dict(self) -> dict[str, Any]:
@@ -89,13 +94,14 @@ class Model:
         context: int,
         notify: Callable[[str], None] | None = None,
         *,
+        device: DeviceChoice = CPU,
         calibrated: Calibrated | None = None,
         equipped: Equipment = Equipment(),
         sparsity: Sparsity = "auto",
         quality: float = QUALITY,
     ) -> None:
-        """`equipped` is what the engine was built with; `sparsity` and `quality` hold for calls
-        that say nothing of them.
+        """`equipped` is what the engine was built with, on `device`; `sparsity` and `quality` hold
+        for calls that say nothing of them.
         """
         self.packed = packed
         self.calibrated = calibrated or Calibrated(packed, engine.kernels.name)
@@ -111,6 +117,7 @@ class Model:
         self.resamplers = WeakKeyDictionary()
         self._engine: Engine | None = engine
         self._equipped = equipped
+        self._device = device
         self._plan: FfnPlan | None = None
         self._cache_lock = threading.Lock()
         self._idle_cache: KVCache | None = None
@@ -157,6 +164,7 @@ class Model:
             license=stem.get("license"),
             folder=self.packed.folder,
             kernels=engine.kernels.name,
+            device=self._device.name,
             threads=engine.threads,
         )
 
@@ -313,6 +321,7 @@ class Model:
                 wanted,
                 threads=old.threads,
                 kernels=old.kernels.name,
+                device=self._device,
                 notify=self.notify,
             )
             self._equipped, self._plan = wanted, None
@@ -355,9 +364,15 @@ def build_engine(
     *,
     threads: int | None,
     kernels: str | None,
+    device: DeviceChoice,
     notify: Callable[[str], None] | None,
 ) -> Engine:
     """An engine that can leave out what its equipment says. Raises KernelError, UsageError."""
+    neurons = None if equipment.parts is None else calibrated.neurons(equipment.parts)
+    if device.backend != "cpu":
+        from stem_runtime.gpu.engine import GpuEngine
+
+        return cast("Engine", GpuEngine(packed, device, neurons=neurons))
     from stem_runtime.engine import Engine
 
     return Engine(
@@ -366,7 +381,7 @@ def build_engine(
         kernels=kernels,
         notify=notify,
         head=calibrated.look if equipment.look else None,
-        neurons=None if equipment.parts is None else calibrated.neurons(equipment.parts),
+        neurons=neurons,
     )
 
 

@@ -13,6 +13,8 @@ from .errors import NotInstalledError
 from .terminal import tell
 
 if TYPE_CHECKING:
+    from stem_runtime.kernels import Device
+
     from .model import Model
     from .sparsity import Sparsity
 
@@ -45,6 +47,7 @@ def open_model(
     threads: int | None,
     context: int | None,
     kernels: str | None,
+    device: Device,
     sparsity: Sparsity,
     quality: float,
 ) -> Model:
@@ -57,6 +60,7 @@ def open_model(
             threads=threads,
             context=context,
             kernels=kernels,
+            device=device,
             sparsity=sparsity,
             quality=quality,
         )

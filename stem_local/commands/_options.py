@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from stem_runtime.kernels import DEVICES
+
 from ..cli_types import quality, sparsity
 
 if TYPE_CHECKING:
@@ -28,6 +30,12 @@ sparsity_option = click.option(
     metavar="S",
     default="auto",
     help="What to leave out: auto, off, or a share of the neurons up to 0.95 (auto).",
+)
+device_option = click.option(
+    "--device",
+    type=click.Choice(DEVICES),
+    default="auto",
+    help="Where to compute; auto: on a CUDA card where one can be used (auto).",
 )
 quality_option = click.option(
     "--quality",

@@ -11,11 +11,13 @@ from stem_runtime.errors import UsageError
 
 from ..cli_types import installed
 from ..units import parameters, size
-from ._options import ALL, quality_option, sparsities
+from ._options import ALL, device_option, quality_option, sparsities
 from ._output import as_json as print_json
 from ._output import cancellable, table
 
 if TYPE_CHECKING:
+    from stem_runtime.kernels import Device
+
     from ..ablation import Ablation
     from ..model import Model
     from ..sparsity import Sparsity
@@ -45,6 +47,7 @@ if TYPE_CHECKING:
 @quality_option
 @click.option("--threads", type=int, metavar="N", help="Threads to compute with.")
 @click.option("--kernels", metavar="NAME", help="Kernel variant; see stem-local doctor.")
+@device_option
 def command(
     model: str | None,
     as_json: bool,
@@ -57,6 +60,7 @@ def command(
     quality: float,
     threads: int | None,
     kernels: str | None,
+    device: Device,
 ) -> None:
     """Measure the prefill and decode speed of MODEL, its memory, and its time to start.
 
@@ -75,7 +79,7 @@ def command(
     from ..benchmark import measure, time_starts
 
     places = parse_contexts(contexts)
-    with load(model, threads=threads, kernels=kernels, quality=quality) as loaded:
+    with load(model, threads=threads, kernels=kernels, device=device, quality=quality) as loaded:
         if ablate:
             show_ablation(ablated(loaded, sparsity), as_json)
             return

@@ -34,7 +34,7 @@ def command(json_: bool) -> None:
         "machine": _machine(),
         "kernels": _kernels(),
         "memory_bandwidth": _bandwidth(),
-        "gpu": "not used: this version computes on the CPU only",
+        "device": _device(),
         "folders": _folders(),
         "network": _network(),
         "models": _models(),
@@ -77,6 +77,13 @@ def _kernels() -> dict[str, Any]:
         "missing_for": available(),
         "threads": default_threads(),
     }
+
+
+def _device() -> dict[str, Any]:
+    from stem_runtime.kernels import choose_device
+
+    choice = choose_device()
+    return {"name": choice.name, "backend": choice.backend, "reason": choice.reason}
 
 
 def _bandwidth() -> dict[str, Any]:
@@ -149,7 +156,7 @@ def _show(found: dict[str, Any]) -> None:
             ("could run", ", ".join(n for n, lacks in kernels["missing_for"].items() if not lacks)),
             ("threads", kernels["threads"]),
             ("memory", f"{speed} GB/s read" if speed else "too little to measure its speed"),
-            ("gpu", found["gpu"]),
+            ("device", f"{found['device']['name']} ({found['device']['reason']})"),
             *((name.replace("_", " "), _told(about)) for name, about in found["folders"].items()),
             ("hub", network["hub"] + (", offline (HF_HUB_OFFLINE)" if network["offline"] else "")),
             ("hub login", "yes" if network["logged_in"] else "no (needed for gated models only)"),

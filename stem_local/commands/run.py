@@ -11,9 +11,11 @@ from stem_runtime.errors import UsageError
 from ..cli_types import installed
 from ..oneshot import full_prompt, open_model, piped_input
 from ..terminal import interruptible, line_chat, print_answer, print_json, tell
-from ._options import quality_option, sparsity_option
+from ._options import device_option, quality_option, sparsity_option
 
 if TYPE_CHECKING:
+    from stem_runtime.kernels import Device
+
     from ..sparsity import Sparsity
 
 INTERRUPTED = 130
@@ -44,6 +46,7 @@ INTERRUPTED = 130
 @click.option("--threads", type=int, metavar="N", help="Threads to compute with.")
 @click.option("--context", type=int, metavar="N", help="Tokens of prompt and answer (8192).")
 @click.option("--kernels", metavar="NAME", help="Kernel variant; see stem-local doctor.")
+@device_option
 def command(
     model: str | None,
     prompt: str | None,
@@ -57,6 +60,7 @@ def command(
     threads: int | None,
     context: int | None,
     kernels: str | None,
+    device: Device,
     **sampling: Any,
 ) -> None:
     """Answer PROMPT with MODEL, or chat when there is no prompt.
@@ -84,6 +88,7 @@ def command(
         threads=threads,
         context=context,
         kernels=kernels,
+        device=device,
         sparsity=sparsity,
         quality=quality,
     ) as loaded:

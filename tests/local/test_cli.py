@@ -276,7 +276,7 @@ def test_doctor(monkeypatch: pytest.MonkeyPatch) -> None:
     assert found["models"][0]["name"] == "tiny"
     assert found["folders"]["models"]["bytes"] > 60_000
     shown = stem("doctor").stdout
-    for word in ("kernels:", "threads:", "12.3 GB/s", "gpu:", "tiny (", " kB)", "free)"):
+    for word in ("kernels:", "threads:", "12.3 GB/s", "device:", "tiny (", " kB)", "free)"):
         assert word in shown
 
 

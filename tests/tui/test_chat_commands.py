@@ -239,6 +239,11 @@ async def quit_key(chatting: Chatting) -> None:
     await chatting.until(lambda: chatting.app._exit)
 
 
+async def palette_key(chatting: Chatting) -> None:
+    await chatting.press("ctrl+p")
+    await chatting.until(lambda: "/help" in chatting.screen)
+
+
 def screen_key(key: str, screen: type) -> Try:
     async def test(chatting: Chatting) -> None:
         await chatting.press(key)
@@ -305,6 +310,7 @@ async def cycle_key(chatting: Chatting) -> None:
 
 
 CHAT_KEYS: dict[str, Try] = {
+    "app.palette": palette_key,
     "app.quit": quit_key,
     "chat.help": screen_key("f1", HelpScreen),
     "chat.models": screen_key("f2", ModelsScreen),

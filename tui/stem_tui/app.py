@@ -53,8 +53,11 @@ class ChatApp(App[None]):
     /* at the bottom they would hide what is being typed */
     ToastRack { align: right top; }
     """
+    # the chat's own palette has them all
+    COMMANDS: ClassVar[set[Any]] = set()
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("ctrl+q", "quit", "Quit", priority=True, id="app.quit"),
+        Binding("ctrl+p", "command_palette", "Commands", priority=True, id="app.palette"),
     ]
 
     def __init__(
@@ -174,7 +177,11 @@ class ChatApp(App[None]):
             loop.call_soon_threadsafe(self.chat.meter.waiting, text)
 
         return (self._load or load)(
-            name, context=self.config.context, threads=self.config.threads, notify=notify
+            name,
+            context=self.config.context,
+            threads=self.config.threads,
+            device=self.config.device,
+            notify=notify,
         )
 
     # The history.

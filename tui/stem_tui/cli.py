@@ -159,6 +159,7 @@ def _answer(config: Config, question: str | None) -> None:
         threads=config.threads,
         context=config.context,
         kernels=None,
+        device=config.device,
         sparsity=chat.sparsity,
         quality=chat.quality,
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import platform
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 from ..errors import KernelError
 from .host import host_cpu
@@ -29,7 +29,8 @@ TOKEN_BLOCK = {"avx512vnni": 16, "avx2vnni": 4, "avx2": 4, "neon": 4, "portable"
 """Tokens that share each load of a weight in prefill; activations are laid out in such blocks."""
 
 
-DEVICES = ("auto", "cpu", "cuda", "mps")
+Device = Literal["auto", "cpu", "cuda", "mps"]
+DEVICES: tuple[Device, ...] = get_args(Device)
 """What `choose_device` can be asked for. "auto" is a CUDA card where one can be used."""
 
 Backend = Literal["cpu", "triton", "torch"]

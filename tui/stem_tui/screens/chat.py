@@ -20,7 +20,6 @@ from stem_local.terminal import printable
 
 from .. import slash
 from ..dialogue import Dialogue
-from ..palette import Palette
 from ..replies import Replies
 from ..widgets.composer import Composer
 from ..widgets.gauge import ContextGauge
@@ -34,6 +33,7 @@ if TYPE_CHECKING:
     from stem_local.model import Model
 
     from ..app import ChatApp
+    from ..palette import Palette
     from ..widgets.settings_panel import SettingsPanel
 
 T = TypeVar("T")
@@ -41,11 +41,17 @@ T = TypeVar("T")
 BUSY = "An answer is under way: stop it first (Escape)."
 
 
+def _palette() -> type[Palette]:
+    from ..palette import Palette
+
+    return Palette
+
+
 class ChatScreen(Screen[None]):
     """One conversation at a time; the app holds the model and the history."""
 
     app: ChatApp
-    COMMANDS: ClassVar[set[Any]] = {Palette}
+    COMMANDS: ClassVar[set[Any]] = {_palette}
     DEFAULT_CSS = """
     ChatScreen {
         #body { layers: talk over; }
@@ -213,7 +219,8 @@ class ChatScreen(Screen[None]):
             await self.new_chat()
         else:
             await self.retitle()
-        if chosen is not None and chosen != self.conversation:
+        elsewhere = chosen != self.conversation or screen.found is not None
+        if chosen is not None and elsewhere:
             await self.open_conversation(chosen)
 
     async def retitle(self) -> None:
