@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from stem_local.model import Model
     from stem_local.sparsity import Sparsity
 
-    from .screens.chat import ChatScreen
+    from .screens.conversing import Conversing
 
 HINTS = {
     "context": "The context is full: the answer ends here. /clear begins a new chat.",
@@ -33,7 +33,7 @@ HINTS = {
 class Replies:
     """Has the last message of a screen's conversation answered. Used on the screen's own thread."""
 
-    def __init__(self, chat: ChatScreen) -> None:
+    def __init__(self, chat: Conversing) -> None:
         self._chat = chat
         self._worker: Worker[None] | None = None
         self._answering: Answering | None = None
