@@ -1,6 +1,6 @@
 """Machine code of the kernels for chips that are not there.
 
-    python -m stem_runtime.kernels.gpu.compile [--chips 80 90] [--only matvec] [--json]
+    python -m stem_runtime.kernels.gpu.compile [--chips 80 90] [--only matvec] [--quick] [--json]
 
 Compiles what the launchers of `launches` launch, for every chip in CHIPS, without a driver, and
 prints what the machine code needs. A stand-in for the driver names the chip, and launches end once
@@ -143,9 +143,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--chips", type=int, nargs="+", choices=CHIPS, default=list(CHIPS))
     parser.add_argument("--only", nargs="+", default=[""], help="words that names begin with")
+    parser.add_argument("--quick", action="store_true", help="every kernel, but not its variants")
     parser.add_argument("--json", action="store_true", help="for programs")
     args = parser.parse_args()
     wanted = [launch for launch in LAUNCHES if launch.name.startswith(tuple(args.only))]
+    wanted = [launch for launch in wanted if not (args.quick and launch.variant)]
     codes = [
         code for launch in wanted for chip in args.chips for code in machine_code(launch, chip)
     ]
@@ -155,7 +157,7 @@ def main() -> None:
     for code in codes:
         share = "" if code.wide_share is None else f"{code.wide_share:.0%} by 128 bits"
         print(
-            f"{code.launch:24} {code.kernel:24} {code.chip:3} {code.threads:4} threads "
+            f"{code.launch:40} {code.kernel:18} {code.chip:3} {code.threads:4} threads "
             f"{code.registers:3} registers {code.local_bytes} spilled {code.shared_bytes:6} shared "
             f"{share}"
         )

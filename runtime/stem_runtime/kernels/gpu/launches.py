@@ -36,12 +36,14 @@ VARIANTS: tuple[tuple[Kind, int], ...] = (("int4", 1), ("int4", 8), ("int4m", 1)
 class Launch:
     """A call of a launcher with representative arguments.
 
-    `streams` names the arguments of its kernels through which weights or the cache are read.
+    `streams` names the arguments of its kernels through which weights or the cache are read. A
+    `variant` is of kernels that another launch has too, for other weights, sequences or settings.
     """
 
     name: str
     call: Callable[[], object]
     streams: frozenset[str] = frozenset()
+    variant: bool = False
 
 
 def floats(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
@@ -97,6 +99,7 @@ def products() -> Iterator[Launch]:
                 split=matvec.SplitSums.empty(batch, "meta"),
             ),
             frozenset({"tiles"}),
+            variant=kind == "int4m" or batch > 1,
         )
     for kind in ("int4", "int4m", "int8"):
         inputs = floats(CHUNK, D_MODEL, dtype=torch.bfloat16)
@@ -105,6 +108,7 @@ def products() -> Iterator[Launch]:
             f"prompt, {kind}",
             partial(prefill.matmul, floats(CHUNK, FFN), weights, inputs),
             frozenset({"words"}),
+            variant=kind != "int4",
         )
 
 
@@ -149,6 +153,11 @@ def attentions() -> Iterator[Launch]:
 def ffns(kind: Kind, batch: int) -> Iterator[Launch]:
     """The dense FFN, the one by contribution, and the one by gates of everyone or candidates."""
     of = f"{kind}, {batch} at once"
+    variant = (kind, batch) != VARIANTS[0]
+
+    def each(name: str, launcher: Callable[..., object], *args: object, **kwargs: object) -> Launch:
+        return Launch(f"FFN, {name}, {of}", partial(launcher, *args, **kwargs), streams, variant)
+
     streams = frozenset({"gate", "up", "source", "records"})
     acts = Activations.empty(batch, D_MODEL, "meta")
     hidden = Activations.empty(batch, FFN, "meta")
@@ -156,25 +165,23 @@ def ffns(kind: Kind, batch: int) -> Iterator[Launch]:
     found = compact.Survivors.empty(batch, FFN, "meta")
     tests = FfnTests.empty(batch, FFN, "meta", bounds=batch == 1 and kind == "int4")
     tally = Tally.empty(batch, FFN, "meta")
-    yield Launch(
-        f"FFN, dense, {of}", partial(ffn.hidden_values, hidden, acts, gate, gate, "silu"), streams
-    )
-    columns = neurons(kind, "down")
-    args = (out, hidden, found, acts, gate, gate, columns, tests, tally, "silu")
-    yield Launch(f"FFN, contributors, {of}", partial(ffn.find_contributors, *args), streams)
-    adding = partial(ffn.add_contributors, out, hidden, found, columns)
-    yield Launch(f"FFN, their columns, {of}", adding, streams)
+    if batch == 1:
+        columns = neurons(kind, "down")
+        dense = partial(ffn.hidden_values, hidden, acts, gate, gate, "silu")
+        yield Launch(f"FFN, dense, {of}", dense, streams, variant=True)
+        args = (out, hidden, found, acts, gate, gate, columns, tests, tally, "silu")
+        yield each("contributors", ffn.find_contributors, *args)
+        yield each("their columns", ffn.add_contributors, out, hidden, found, columns)
     rows = neurons(kind, "up")
-    finding = partial(ffn.find_survivors, out, found, acts, gate, rows, tests, tally, "relu")
-    yield Launch(f"FFN, gates, {of}", finding, streams)
-    named = partial(
+    rest = tests, tally, "relu"
+    yield each("gates", ffn.find_survivors, out, found, acts, gate, rows, *rest)
+    yield each(
+        "gates of candidates",
         ffn.find_survivors,
-        *(out, found, acts, gate, neurons(kind, "gate"), tests, tally, "relu"),
+        *(out, found, acts, gate, neurons(kind, "gate"), *rest),
         candidates=ints(batch, FFN // GROUP),
     )
-    yield Launch(f"FFN, gates of candidates, {of}", named, streams)
-    adding = partial(ffn.add_survivors, out, found, acts, rows, tests, tally, "relu")
-    yield Launch(f"FFN, survivors, {of}", adding, streams)
+    yield each("survivors", ffn.add_survivors, out, found, acts, rows, *rest)
 
 
 def choices() -> Iterator[Launch]:
@@ -188,7 +195,11 @@ def choices() -> Iterator[Launch]:
     }.items():
         sampler = DeviceSampler(VOCAB, CONTEXT, "meta")
         sampler.begin(params)
-        yield Launch(name, partial(sampler.sample, floats(1, VOCAB)))
+        yield Launch(
+            name,
+            partial(sampler.sample, floats(1, VOCAB)),
+            variant=name in ("sample of 40", "sample of a nucleus"),
+        )
 
 
 LAUNCHES: tuple[Launch, ...] = (

@@ -12,7 +12,9 @@ import triton
 
 _RESOURCES = re.compile(r"REG:(\d+) STACK:(\d+) SHARED:\d+ LOCAL:(\d+)")
 
-_ADDRESS = re.compile(r"^\s*(?:@!?%p\d+\s+)?([\w.:]+)\s+(%rd\d+),\s*(.*);")
+_ADDRESS = re.compile(r"^\s*(?:@!?%p\d+\s+)?([\w.:]+)\s+(\{[^}]*\}|%rd\d+),\s*(.*);")
+_REGISTER = re.compile(r"%rd\d+")
+_SHARED = re.compile(r"\bst\.shared\.[\w.:]*b64\s+\[[^]]*\],\s*(.*);")
 _PARAMETER = re.compile(r"\[\w+_param_(\d+)\]")
 _LOAD = re.compile(r"\bld\.global((?:[.:]+\w+)*)\s+(?:\{[^}]*\}|%\w+),\s*\[\s*(%rd\d+)")
 _COPY = re.compile(
@@ -66,16 +68,21 @@ def _origins(ptx: str) -> dict[str, set[int]]:
     """The arguments that each 64-bit register was computed from, by their places."""
     origins: dict[str, set[int]] = {}
     sources: dict[str, set[str]] = {}
+    shared = {address for stored in _SHARED.findall(ptx) for address in _REGISTER.findall(stored)}
     for line in ptx.splitlines():
         found = _ADDRESS.match(line)
         if found is None:
             continue
-        operation, register, operands = found.groups()
+        operation, results, operands = found.groups()
         parameter = _PARAMETER.search(operands)
-        if operation.startswith("ld.param") and parameter:
-            origins.setdefault(register, set()).add(int(parameter[1]))
-        elif not operation.startswith("ld."):
-            sources.setdefault(register, set()).update(re.findall(r"%rd\d+", operands))
+        for register in _REGISTER.findall(results):
+            if operation.startswith("ld.param") and parameter:
+                origins.setdefault(register, set()).add(int(parameter[1]))
+            elif operation.startswith("ld.shared"):
+                # threads hand each other addresses through shared memory
+                sources.setdefault(register, set()).update(shared)
+            elif not operation.startswith("ld."):
+                sources.setdefault(register, set()).update(_REGISTER.findall(operands))
     changed = True
     while changed:
         changed = False
