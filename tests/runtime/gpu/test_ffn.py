@@ -139,7 +139,7 @@ def run(
                 out, hidden, survivors, acts, gate, up, neurons, limits, report, activation, PARAM
             )
             ffn.add_contributors(out, hidden, survivors, neurons)
-    assert survivors.count.tolist() == [0, 0], "the queue is left empty"
+    assert survivors.length.tolist() == [0, 0], "the queue is left empty"
     assert (out[:, layer.d_model :] == 7).all()
     arrays = (out[:, : layer.d_model], report.counts, report.captured, report.heat)
     return Found(*(array.cpu().numpy() for array in arrays))
@@ -335,7 +335,7 @@ def test_nobody_passes(device: str) -> None:
 def test_few_programs_take_turns(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """A queue longer than the grid, used twice: reports add up, the output does not."""
     monkeypatch.setattr(ffn, "_PROGRAMS", 2)
-    layer = Layer(device, 32, 200, ("int4", "int4", "int4"))
+    layer = Layer(device, 32, 100, ("int4", "int4", "int4"))
     x = layer.inputs(1)
     for mode in ("gate", "contribution"):
         tests = asked(layer, x, "silu", mode, 0.5, 0.5)

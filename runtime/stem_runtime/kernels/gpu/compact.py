@@ -31,10 +31,10 @@ CAP = tl.constexpr(6)
 class Survivors(NamedTuple):
     """Static buffers between the two launches of a sparse FFN, for b sequences.
 
-    One set is enough for all layers of a stream. `count` is all zero between FFNs.
+    One set is enough for all layers of a stream. `length` is all zero between FFNs.
     """
 
-    count: torch.Tensor
+    length: torch.Tensor
     """int32 [2]: entries of the queue, programs that are done with it"""
     queue: torch.Tensor
     """int32 [groups, 2]: a group, and the mask of its neurons that any sequence needs"""
@@ -73,7 +73,7 @@ def bound(
     batch, groups = survivors.passed.shape
     padded = triton.next_power_of_2(groups)
     _bound[(1,)](
-        survivors.count,
+        survivors.length,
         survivors.queue,
         survivors.passed,
         survivors.potentials,
@@ -130,22 +130,22 @@ def union_of(masks):
 
 
 @triton.jit
-def enqueue(count, queue, group, mask):
+def enqueue(length, queue, group, mask):
     """Append a group that has survivors."""
     if mask != 0:
-        place = tl.atomic_add(count, 1, sem="relaxed")
+        place = tl.atomic_add(length, 1, sem="relaxed")
         tl.store(queue + 2 * place, group)
         tl.store(queue + 2 * place + 1, mask)
 
 
 @triton.jit
-def leave_queue(count):
+def leave_queue(length):
     """Called by each program that has read the queue: the last one empties it."""
     # all of this program must have read how long the queue is
     tl.debug_barrier()
-    if tl.atomic_add(count + 1, 1, sem="acq_rel") == tl.num_programs(0) - 1:
-        tl.store(count, 0)
-        tl.store(count + 1, 0)
+    if tl.atomic_add(length + 1, 1, sem="acq_rel") == tl.num_programs(0) - 1:
+        tl.store(length, 0)
+        tl.store(length + 1, 0)
 
 
 @triton.jit
@@ -168,7 +168,7 @@ def _kth_largest(keys, k):
 
 @triton.jit
 def _bound(
-    count,
+    length,
     queue,
     passed,
     potentials,
@@ -211,7 +211,7 @@ def _bound(
     place = tl.cumsum(needed, axis=0) - needed
     tl.store(queue + 2 * place, group, mask=needed == 1)
     tl.store(queue + 2 * place + 1, union, mask=needed == 1)
-    tl.store(count, tl.sum(needed, axis=0))
+    tl.store(length, tl.sum(needed, axis=0))
 
 
 @triton.jit

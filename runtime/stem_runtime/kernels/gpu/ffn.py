@@ -94,7 +94,7 @@ def find_contributors(
         up.words,
         *gate.tiles.shape[:2],
         param,
-        survivors.count,
+        survivors.length,
         survivors.queue,
         neurons.norms,
         tests.core,
@@ -117,7 +117,7 @@ def add_contributors(
     """Add the queue's columns of down, times their hidden values, to `out`."""
     batch, groups = hidden.scales.shape
     _add_contributors[(min(groups, _PROGRAMS),)](
-        survivors.count,
+        survivors.length,
         survivors.queue,
         *hidden,
         groups,
@@ -196,7 +196,7 @@ def add_survivors(
     """
     groups = survivors.queue.shape[0]
     _add_survivors[(min(groups, _PROGRAMS),)](
-        survivors.count,
+        survivors.length,
         survivors.queue,
         survivors.passed,
         survivors.gates,
@@ -314,7 +314,7 @@ def _hidden_values(
     tiles,
     groups,
     param,
-    count,
+    length,
     queue,
     norms,
     core,
@@ -349,7 +349,7 @@ def _hidden_values(
         tally(counts, CANDIDATES, everyone, valid)
         tally(counts, GATED, everyone, valid)
         tally(counts, CORE, unasked, valid)
-        enqueue(count, queue, group, union_of(kept))
+        enqueue(length, queue, group, union_of(kept))
         _clear(out, out_stride, d_model, group, ffn_groups, BATCH, 32)
     quants, scales, sums = round_group(hidden)
     byte = tl.arange(0, 4)
@@ -363,7 +363,7 @@ def _hidden_values(
 
 @triton.jit
 def _add_contributors(
-    count,
+    length,
     queue,
     hidden_words,
     hidden_scales,
@@ -384,7 +384,7 @@ def _add_contributors(
     b = tl.arange(0, B)
     valid = b < BATCH
     lane = tl.arange(0, 32)
-    for item in range(tl.program_id(0), tl.load(count), tl.num_programs(0)):
+    for item in range(tl.program_id(0), tl.load(length), tl.num_programs(0)):
         group = tl.load(queue + 2 * item)
         at = b * groups + group
         word = tl.load(hidden_words + at[:, None] * 8 + lane // 4, mask=valid[:, None], other=0)
@@ -403,12 +403,12 @@ def _add_contributors(
             BATCH,
             B,
         )
-    leave_queue(count)
+    leave_queue(length)
 
 
 @triton.jit
 def _find_survivors(
-    count,
+    length,
     queue,
     passed,
     gates,
@@ -475,13 +475,13 @@ def _find_survivors(
         mask = mask_of(pick)
         tl.store(passed + at, mask, mask=valid)
         tally(counts, GATED, tl.sum(pick, axis=1), valid)
-        enqueue(count, queue, group, union_of(mask))
+        enqueue(length, queue, group, union_of(mask))
     _clear(out, out_stride, d_model, group, ffn_groups, BATCH, 32)
 
 
 @triton.jit
 def _add_survivors(
-    count,
+    length,
     queue,
     passed,
     gates,
@@ -514,7 +514,7 @@ def _add_survivors(
     b = tl.arange(0, B)
     valid = b < BATCH
     lane = tl.arange(0, 32)
-    for item in range(tl.program_id(0), tl.load(count), tl.num_programs(0)):
+    for item in range(tl.program_id(0), tl.load(length), tl.num_programs(0)):
         group = tl.load(queue + 2 * item)
         first = records + group * 32 * each
         union = tl.load(queue + 2 * item + 1)
@@ -551,4 +551,4 @@ def _add_survivors(
             BATCH,
             B,
         )
-    leave_queue(count)
+    leave_queue(length)
