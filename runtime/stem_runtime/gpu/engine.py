@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
@@ -11,7 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ..errors import Cancelled, ContextFullError, UsageError
+from ..errors import Cancelled, ContextFullError, KernelError, UsageError
 from ..formats.packed import PackedModel
 from ..kernels import Backend, DeviceChoice
 from ..kv_cache import KVCache
@@ -38,7 +39,7 @@ class GpuEngine:
     What `Engine` says of its arguments and calls holds here, but for this: the whole head is always
     computed, also where a look is asked for, and layers of which nearly all neurons fire do not
     rest from skipping them. `kernels` is the choice; `threads` is 1, the one that tells the card
-    what to do.
+    what to do. Raises KernelError where the card's memory is too small.
     """
 
     threads = 1
@@ -49,19 +50,22 @@ class GpuEngine:
         self.config, self.kernels = model.config, choice
         self._model, self._device = model, torch.device(choice.name)
         self._tables = None if neurons is None else NeuronTables(model, neurons, 1)
-        self._step = _step_of(choice.backend)(model, neurons, self._device)
+        with _room_for("this model"):
+            self._step = _step_of(choice.backend)(model, neurons, self._device)
         self._last: torch.Tensor | None = None
         self._lock = threading.Lock()
         self._stop = threading.Event()
         self._closed = False
 
     def new_cache(self, capacity: int) -> GpuCache:
-        """A cache for `capacity` tokens. Raises UsageError beyond the model's context length."""
+        """A cache for `capacity` tokens. Raises UsageError beyond the model's context length,
+        KernelError where the card's memory is too small."""
         if not 1 <= capacity <= self.config.context_length:
             raise UsageError(
                 f"capacity is from 1 to {self.config.context_length} tokens, not {capacity}."
             )
-        return GpuCache(self.config, capacity, self._device)
+        with _room_for(f"a context of {capacity} tokens"):
+            return GpuCache(self.config, capacity, self._device)
 
     @torch.inference_mode()
     def prefill(
@@ -297,6 +301,16 @@ class GpuEngine:
             raise Cancelled("Reading the prompt was cancelled.")
         cache.tokens.extend(tokens)
         return states
+
+
+@contextmanager
+def _room_for(what: str) -> Iterator[None]:
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise KernelError(
+            f"The card's memory has no room for {what}; take a smaller context, or device='cpu'."
+        ) from error
 
 
 def _step_of(backend: Backend) -> type[TorchStep]:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from stem_runtime.config import ACTIVATIONS
 from stem_runtime.engine import Cancelled, Engine
-from stem_runtime.errors import ContextFullError, UsageError
+from stem_runtime.errors import ContextFullError, KernelError, UsageError
 from stem_runtime.formats.packed import PackedModel, open_packed
 from stem_runtime.gpu import engine as gpu
 from stem_runtime.gpu.engine import GpuEngine
@@ -265,6 +265,21 @@ def test_what_does_not_fit_is_refused(cases: Cases, make: Make) -> None:
     engine.close()
     with pytest.raises(UsageError, match="closed"):
         engine.decode(cache, 1)
+
+
+def test_a_card_that_is_full_is_said_to_be(
+    cases: Cases, make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_args: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    engine = make(cases("llama").model)
+    monkeypatch.setattr(gpu, "GpuCache", full)
+    with pytest.raises(KernelError, match=r"no room for a context of 20 tokens; .*device='cpu'"):
+        engine.new_cache(20)
+    monkeypatch.setattr(gpu, "TorchStep", full)
+    with pytest.raises(KernelError, match="no room for this model"):
+        make(cases("llama").model)
 
 
 def test_cancelling_keeps_whole_chunks(cases: Cases, make: Make) -> None:
