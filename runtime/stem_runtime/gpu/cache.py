@@ -13,6 +13,8 @@ from ..kv_cache import KVCache
 class GpuCache(KVCache):
     """What `KVCache` is to the CPU: the same tokens and knowledge of neurons, another memory.
 
+    `captured` is known only where `heat` is collected.
+
     `device_keys` and `device_values` are float16 [layer, kv_head, capacity, head_dim]. All of it is
     taken at once, since a captured step keeps the addresses.
     """

@@ -98,10 +98,10 @@ class TritonStep(TorchStep):
                 lambda: self._run(keys, values, place, left_out), self._weights.device
             )
         place.steps[structure]()
-        if ffns is not None:
+        if ffns is not None and cache.heat is not None:
+            # what nobody collects stays on the device: fetching it waits for the step
             cache.captured = ffns.captured
-            if cache.heat is not None:
-                cache.heat += ffns.heat
+            cache.heat += ffns.heat
         return buffers.logits[0]
 
     def read(

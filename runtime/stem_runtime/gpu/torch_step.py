@@ -95,10 +95,9 @@ class TorchStep:
         choose = None if selection is None else selection.decode
         states = self._states(cache, (token,), Watch(), choose)
         assert states is not None
-        if selection is not None and sparse:
+        if selection is not None and sparse and cache.heat is not None:
             cache.captured = selection.captured
-            if cache.heat is not None:
-                cache.heat += selection.heat
+            cache.heat += selection.heat
         return self.logits(states)[0]
 
     def logits(self, states: Tensor) -> Tensor:
