@@ -237,11 +237,10 @@ def test_every_activation_sparse(device: str, activation: str) -> None:
     x = layer.inputs(1)
     for mode in ("gate", "contribution"):
         seen = []
-        for share in (0.0, 0.3, 1.0):
+        for share in (0.1, 1.0):
             tests = asked(layer, x, activation, mode, share, share)
             seen.append(judge(layer, x, activation, tests)[0].counts[0, ACTIVE])
-        assert seen == sorted(seen)
-        assert seen[0] == 0 < seen[2]
+        assert 0 < seen[0] < seen[1]
 
 
 @pytest.mark.parametrize("kind", KINDS)
