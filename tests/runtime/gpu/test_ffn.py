@@ -188,9 +188,9 @@ def asked(
 
 def gap(values: NDArray[np.float64], share: float) -> float:
     """A cut-off that about a share of `values` is over, in the middle of a wide gap; 0 for all."""
-    if share == 1:
+    steps = np.unique(np.append(values, 0.0))
+    if share == 1 or len(steps) == 1:
         return 0.0
-    steps = np.unique(np.append(values, [0.0, 2 * values.max() + 1]))
     place = min(int((1 - share) * len(steps)), len(steps) - 2)
     near = slice(max(place - 3, 0), place + 4)
     best = near.start + int(np.argmax(np.diff(steps)[near]))
@@ -237,8 +237,9 @@ def test_every_activation_sparse(device: str, activation: str) -> None:
     x = layer.inputs(1)
     for mode in ("gate", "contribution"):
         seen = []
-        for share in (0.1, 1.0):
-            tests = asked(layer, x, activation, mode, share, share)
+        for share in (0.4, 1.0):
+            second = share if mode == "contribution" else 1.0
+            tests = asked(layer, x, activation, mode, share, second)
             seen.append(judge(layer, x, activation, tests)[0].counts[0, ACTIVE])
         assert 0 < seen[0] < seen[1]
 
