@@ -18,7 +18,7 @@ from stem_runtime.kernels.gpu.attention import (
 )
 
 few = settings(
-    max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 seeds = st.integers(0, 2**32 - 1)
 
@@ -75,6 +75,22 @@ class Case:
             result = found[rows, :-1].reshape(wanted.shape)
             np.testing.assert_allclose(result, wanted, rtol=tolerance, atol=tolerance)
 
+    def largest_weights(self, scale: float, window: int) -> NDArray[np.float64]:
+        """Of one token of each sequence, by head, where all its values are read as one-hot."""
+        found = []
+        for q, keys, length in zip(self.q, self.cache[0], self.lengths, strict=True):
+            k = np.swapaxes(keys[:, :length], 0, 1)
+            # values that say which position they belong to turn the output into the weights
+            shape = (*k.shape[:2], max(length, q.shape[1]))
+            own = np.broadcast_to(np.eye(length, shape[2])[:, None], shape)
+            wide = np.zeros((1, len(q), shape[2]))
+            wide[0, :, : q.shape[1]] = q
+            padded = np.zeros(shape)
+            padded[..., : k.shape[2]] = k
+            weights = oracle.attention(wide, padded, own, scale=scale, window=window)
+            found.append(weights[0].max(axis=1))
+        return np.array(found)
+
 
 @few
 @given(
@@ -101,6 +117,7 @@ def test_one_token_of_each_sequence(
     for buffer in partials:
         buffer.fill_(torch.nan)
     scale = head_dim**-0.5
+    sharpness = torch.full(partials.stats.shape[:2], torch.nan, device=device)
     decode_attention(
         case.out[:, :-1],
         case.device_q,
@@ -110,8 +127,10 @@ def test_one_token_of_each_sequence(
         partials,
         scale=scale,
         window=window,
+        sharpness=sharpness,
     )
     case.check(scale, window)
+    np.testing.assert_allclose(sharpness.cpu(), case.largest_weights(scale, window), rtol=1e-5)
 
 
 @few

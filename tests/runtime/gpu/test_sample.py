@@ -16,7 +16,7 @@ from stem_runtime.sampling import Sampler, SamplingParams
 from ..test_sampling import logit_arrays, oracle, params
 
 few = settings(
-    max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 WORD = (1 << 64) - 1
 

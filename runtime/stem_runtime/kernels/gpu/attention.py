@@ -59,21 +59,24 @@ def decode_attention(
     *,
     scale: float,
     window: int = 0,
+    sharpness: torch.Tensor | None = None,
 ) -> None:
     """Attention of one token per sequence over everything up to itself.
 
     `out` and `q` float32 [batch, n_heads * head_dim], rows may be parts of something wider; `keys`
     and `values` float16 [batch, kv_heads, capacity, head_dim], contiguous, the token's own already
     stored; `positions` int32 [batch], that of the token. With a `window` a query sees itself and
-    the window - 1 positions before.
+    the window - 1 positions before. `sharpness` float32 [batch, n_heads], contiguous, receives each
+    head's largest weight.
     """
     splits = partials.stats.shape[2]
-    _attend(out, q, keys, values, positions, partials, splits, scale, window)
+    _attend(out, sharpness, q, keys, values, positions, partials, splits, scale, window)
     if splits == 1:
         return
     batch, _, capacity, head_dim = keys.shape
     _combine[(batch, q.shape[1] // head_dim)](
         out,
+        sharpness,
         *partials,
         positions,
         window or capacity,
@@ -102,7 +105,7 @@ def prefill_attention(
     `out` and `q` float32 [batch * n, n_heads * head_dim], the tokens of a sequence follow each
     other; `positions` int32 [batch], that of each first one. The rest is as for `decode_attention`.
     """
-    _attend(out, q, keys, values, positions, None, 1, scale, window)
+    _attend(out, None, q, keys, values, positions, None, 1, scale, window)
 
 
 def _block_positions(head_dim: int) -> int:
@@ -112,6 +115,7 @@ def _block_positions(head_dim: int) -> int:
 
 def _attend(
     out: torch.Tensor,
+    sharpness: torch.Tensor | None,
     q: torch.Tensor,
     keys: torch.Tensor,
     values: torch.Tensor,
@@ -130,6 +134,7 @@ def _attend(
     found = (partials.sums, partials.stats) if partials is not None and splits > 1 else (None, None)
     _attention[(triton.cdiv(tokens * group, rows), batch * kv_heads, splits)](
         out,
+        sharpness,
         *found,
         q,
         keys,
@@ -171,6 +176,7 @@ def _share(first, stop, SPLITS: tl.constexpr, BLOCK: tl.constexpr):
 @triton.jit
 def _attention(
     out,
+    sharpness,
     sums,
     stats,
     q,
@@ -191,6 +197,8 @@ def _attention(
     ROWS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
+    # else a row's window could begin behind the first block
+    tl.static_assert(ROWS <= BLOCK)
     sequence = tl.program_id(1) // KV_HEADS
     shared = tl.program_id(1) % KV_HEADS
     split = tl.program_id(2)
@@ -227,12 +235,11 @@ def _attention(
         key = tl.load(keys + place, mask=valid, other=0.0)
         scores = _exact_dot(queries, tl.trans(key), tl.zeros((ROWS, BLOCK), tl.float32))
         visible = (seen[None, :] <= own[:, None]) & (seen[None, :] > own[:, None] - window)
-        scores = tl.where(visible & (seen < end)[None, :], scores, float("-inf"))
+        scores = tl.where(visible, scores, float("-inf"))
+        # finite: every row sees something of its first block
         higher = tl.maximum(peak, tl.max(scores, axis=1))
-        # rows of a block may have seen nothing yet, and infinity less infinity is not a number
-        level = tl.where(higher == float("-inf"), 0.0, higher)
-        shares = tl.exp2(scores - level[:, None])
-        fade = tl.exp2(peak - level)
+        shares = tl.exp2(scores - higher[:, None])
+        fade = tl.exp2(peak - higher)
         weight = weight * fade + tl.sum(shares, axis=1)
         value = tl.load(values + place, mask=valid, other=0.0)
         total = _exact_dot(shares, value, total * fade[:, None])
@@ -243,6 +250,10 @@ def _attention(
         cell = (sequence * tokens + token)[:, None] * out_stride
         cell += head[:, None] * HEAD_DIM + d[None, :]
         tl.store(out + cell, total / weight[:, None], mask=stored)
+        if sharpness is not None:
+            # the largest weight is that of the peak, and was counted as 1
+            at = sequence * KV_HEADS * GROUP + head
+            tl.store(sharpness + at, 1.0 / weight, mask=known)
     else:
         # one token of each sequence, as `_combine` reads it
         part = (sequence * KV_HEADS * GROUP + head) * SPLITS + split
@@ -254,6 +265,7 @@ def _attention(
 @triton.jit
 def _combine(
     out,
+    sharpness,
     sums,
     stats,
     positions,
@@ -280,3 +292,5 @@ def _combine(
     found = tl.load(cell, mask=used[:, None] & inside[None, :], other=0.0)
     total = tl.sum(found * factor[:, None], axis=0)
     tl.store(out + sequence * out_stride + head * HEAD_DIM + d, total / weight, mask=inside)
+    if sharpness is not None:
+        tl.store(sharpness + sequence * tl.num_programs(1) + head, 1.0 / weight)

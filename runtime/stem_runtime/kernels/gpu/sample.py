@@ -4,8 +4,9 @@ Random numbers are SplitMix64 (Steele, Lea and Flood, 2014), the draws and the o
 are laid over the tokens are the sampler's, and probabilities are float64: the same seed gives the
 same token for the same logits, unless a draw falls within rounding of the border between two.
 
-A logit and its token are one int64 key: the float's bits in an order that integers share, above the
-XX, so that the largest key is the best logit and, among equals, the lowest token.
+A logit and its token are one int64 key: the float's bits in an order that integers share, above 31
+bits that are larger for lower tokens. The largest key is the best logit and, among equals, the
+lowest token.
 """
 
 from __future__ import annotations
@@ -31,8 +32,6 @@ _PART = 1024
 """Tokens of one program that sums their weights."""
 _NO_KEY = tl.constexpr(-0x7F800001 << 32)
 """Minus infinity, behind every token."""
-_NO_TOKEN = tl.constexpr(1 << 30)
-"""No vocabulary is as large; tokens from here on fill up slices, with keys of their own."""
 _NOT_FINITE = tl.constexpr(NOT_FINITE)
 _NOTHING_LEFT = tl.constexpr(NOTHING_LEFT)
 
@@ -196,14 +195,11 @@ def _order(bits):
 
 
 @triton.jit
-def _key(logit, token):
-    rank = _order(logit.to(tl.int32, bitcast=True)).to(tl.int64)
-    return (rank << 32) | (0x7FFFFFFF - token)
-
-
-@triton.jit
 def _keys_of(logits, counts, settings, token, vocab):
-    """Keys of the penalized logits of `token`; NaN goes as plus infinity."""
+    """Keys of the penalized logits of `token`; NaN goes as plus infinity.
+
+    Tokens behind the vocabulary are as minus infinity, all different like the others.
+    """
     valid = token < vocab
     logit = tl.load(logits + token, mask=valid, other=float("-inf"))
     penalty = tl.where(logit > 0, tl.load(settings + 4), tl.load(settings + 3))
@@ -211,7 +207,9 @@ def _keys_of(logits, counts, settings, token, vocab):
     logit = tl.where(tl.load(counts + token, mask=valid, other=0) > 0, penalized, logit)
     logit = tl.where(logit != logit, float("inf"), logit)
     # zeros of both signs are equal
-    return _key(tl.where(logit == 0, 0.0, logit), token)
+    logit = tl.where(logit == 0, 0.0, logit)
+    rank = _order(logit.to(tl.int32, bitcast=True)).to(tl.int64)
+    return (rank << 32) | (0x7FFFFFFF - token)
 
 
 @triton.jit
@@ -232,7 +230,7 @@ def _all_keys(
 
 @triton.jit
 def _bound(key, WANTED: tl.constexpr):
-    """A number that exactly WANTED of the keys, all different, reach; found by halving."""
+    """A number that exactly WANTED of the keys reach, the best all different; found by halving."""
     low, high = tl.min(key, axis=0), tl.max(key, axis=0)
     # as many reach `low`, and less than WANTED exceed `high`
     reach = key.shape[0]
@@ -267,9 +265,8 @@ def _best(
     if FIRST:
         key = _keys_of(here, counts + row * count, settings, place, count)
     else:
-        nothing = _key(tl.full((SLICE,), float("-inf"), tl.float32), _NO_TOKEN + place)
-        key = tl.load(here + place, mask=place < count, other=0)
-        key = tl.where(place < count, key, nothing)
+        # SLICE and `count` are multiples of WANTED: what fills up a slice is never among its best
+        key = tl.load(here + place, mask=place < count, other=_NO_KEY)
     to = found + row * found_stride + tl.program_id(0) * WANTED
     if WANTED == 1:
         tl.store(to, tl.max(key, axis=0))
