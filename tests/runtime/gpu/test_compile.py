@@ -14,7 +14,6 @@ from types import ModuleType
 
 import numpy as np
 import pytest
-import triton
 
 import stem_runtime.kernels.gpu
 from stem_runtime.formats.packed import expected_tensors, open_packed
@@ -103,12 +102,11 @@ def test_streams_are_read_by_128_bits(codes: list[MachineCode]) -> None:
         assert code.wide_share >= 0.5, code
 
 
-def test_the_page_has_these_figures(codes: list[MachineCode], page: ModuleType) -> None:
+def test_the_page_has_every_kernel(codes: list[MachineCode], page: ModuleType) -> None:
+    """Figures move with every edit, and are those of the last `make docs`; limits are above."""
     text = page.PAGE.read_text(encoding="utf-8")
-    if f"Triton {triton.__version__}." not in text:
-        pytest.skip("docs/gpu.md has the figures of another version of Triton")
-    lines = page.code_table(codes).splitlines()
-    assert [line for line in lines if line not in text] == []
+    rows = [page.code_line({code.chip: code}).split(" | ")[:2] for code in codes]
+    assert [row for row in rows if " | ".join(row) not in text] == []
 
 
 @pytest.mark.parametrize("family", ["llama", "qwen3", "gemma3"])
