@@ -56,6 +56,17 @@ class Chatting:
         self.chat.composer.load(text)
         await self.press("enter")
 
+    async def send_held(self, text: str, after: int = 0) -> None:
+        """Send a message and wait until its answer is held, after so many steps of the engine."""
+        self.model.hold_after(after)
+        await self.send(text)
+        await self.until(self.model.started.is_set)
+
+    async def let_go(self) -> None:
+        """Let a held answer go on, and wait for its end."""
+        self.model.release()
+        await self.until(lambda: not self.chat.answering)
+
     async def ask(self, text: str) -> None:
         """Send a message and wait for the whole answer."""
         before = len(self.entries)

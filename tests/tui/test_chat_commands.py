@@ -272,13 +272,10 @@ async def regenerate_key(chatting: Chatting) -> None:
 
 
 async def stop_key(chatting: Chatting) -> None:
-    chatting.model.hold()
-    await chatting.send("Hi")
-    await chatting.until(chatting.model.started.is_set)
+    await chatting.send_held("Hi")
     # from the messages too
     await chatting.press("ctrl+up", "escape")
-    chatting.model.release()
-    await chatting.until(lambda: not chatting.chat.answering)
+    await chatting.let_go()
     assert chatting.entries[-1].state == "stopped"
 
 

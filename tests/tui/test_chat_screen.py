@@ -81,12 +81,9 @@ def test_escape_stops_the_answer_and_keeps_what_came(model: Scripted) -> None:
     model.reply = "word " * 60
 
     async def test(chatting: Chatting) -> None:
-        model.hold_after(40)
-        await chatting.send("Hi")
-        await chatting.until(model.started.is_set)
+        await chatting.send_held("Hi", after=40)
         await chatting.press("escape")
-        model.release()
-        await chatting.until(lambda: not chatting.chat.answering)
+        await chatting.let_go()
         answer = chatting.entries[-1]
         assert answer.state == "stopped"
         assert 0 < len(answer.content) < len(model.reply)
@@ -99,13 +96,10 @@ def test_escape_stops_the_answer_and_keeps_what_came(model: Scripted) -> None:
 
 def test_escape_stops_a_prompt_being_read(model: Scripted) -> None:
     async def test(chatting: Chatting) -> None:
-        model.hold()
-        await chatting.send("A question that is longer than one part of the prompt")
-        await chatting.until(model.started.is_set)
+        await chatting.send_held("A question that is longer than one part of the prompt")
         await chatting.press("escape")
         assert model.engine.interrupted
-        model.release()
-        await chatting.until(lambda: not chatting.chat.answering)
+        await chatting.let_go()
         answer = chatting.entries[-1]
         assert (answer.content, answer.state) == ("", "stopped")
 
@@ -114,14 +108,11 @@ def test_escape_stops_a_prompt_being_read(model: Scripted) -> None:
 
 def test_a_message_waits_while_an_answer_is_under_way(model: Scripted) -> None:
     async def test(chatting: Chatting) -> None:
-        model.hold()
-        await chatting.send("One")
-        await chatting.until(model.started.is_set)
+        await chatting.send_held("One")
         await chatting.send("Two")
         assert chatting.chat.composer.text == "Two"
         assert "under way" in chatting.told
-        model.release()
-        await chatting.until(lambda: not chatting.chat.answering)
+        await chatting.let_go()
         assert len(chatting.entries) == 2
 
     run_chat(model, test)
@@ -248,9 +239,7 @@ def test_a_new_chat_stops_the_answer_of_the_old_one_and_keeps_it(model: Scripted
     model.reply = "word " * 60
 
     async def test(chatting: Chatting) -> None:
-        model.hold_after(30)
-        await chatting.send("One")
-        await chatting.until(model.started.is_set)
+        await chatting.send_held("One", after=30)
         await chatting.press("ctrl+n")
         model.release()
         await chatting.until(lambda: not chatting.entries)
@@ -439,9 +428,7 @@ def test_quitting_keeps_the_answer_under_way(model: Scripted) -> None:
     model.reply = "word " * 60
 
     async def test(chatting: Chatting) -> None:
-        model.hold_after(30)
-        await chatting.send("Hi")
-        await chatting.until(model.started.is_set)
+        await chatting.send_held("Hi", after=30)
         chatting.app.run_worker(chatting.app.action_quit())
         model.release()
         await chatting.until(lambda: chatting.app.chat.dialogue.entries[-1].state == "stopped")
