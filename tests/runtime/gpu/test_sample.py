@@ -122,6 +122,9 @@ def test_no_temperature_takes_the_lowest_of_the_best(device: str) -> None:
     assert draw_one(device, logits, p, []) == (777, FINE)
     assert draw_one(device, logits, p, [777]) == (4500, FINE)
     assert draw_one(device, -logits, p, []) == (0, FINE)
+    # below zero a penalty multiplies
+    below = np.array([-1.0, -1.25], np.float32)
+    assert draw_one(device, below, p, [0]) == (1, FINE)
 
 
 def test_texts_of_a_batch_have_their_own_draws_and_penalties(device: str) -> None:
