@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -140,3 +141,22 @@ def open_fake(folder: Path, reply: str | None, context: int) -> tuple[Model, Fak
     engine = FakeEngine(packed.config.vocab_size, reply)
     tokenizer = Tokenizer.from_file(folder / "tokenizer.json", packed.info["tokenizer"])
     return Model(packed, cast("Any", engine), tokenizer, context), engine
+
+
+def reopened(model: Model, engine: FakeEngine) -> Model:
+    """The model, or another like it where it was closed."""
+    if not model.closed:
+        return model
+    reply = None if engine.reply is None else engine.reply.decode()
+    return open_fake(model.packed.folder, reply, model.context)[0]
+
+
+def interrupt_after(tokens: int, model: Model, engine: FakeEngine) -> None:
+    """Let Ctrl-C be pressed after so many tokens of the answer to "Hi"."""
+    prompt = model.generate("Hi", max_tokens=1).stats.prompt_tokens
+
+    def interrupt(cache: FakeCache) -> None:
+        if cache.length == prompt + tokens:
+            signal.raise_signal(signal.SIGINT)
+
+    engine.before_step = interrupt

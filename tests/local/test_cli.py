@@ -11,7 +11,6 @@ from types import SimpleNamespace
 
 import click
 import pytest
-from click.testing import Result
 
 from stem_local import hub as pulling
 from stem_local import store, units
@@ -22,7 +21,7 @@ from stem_runtime import bandwidth
 
 from ..runtime.files import tiny_gguf
 from ..runtime.tiny import random_packed, tiny_config
-from .command import stem
+from .command import fails, stem
 from .conftest import GGUF_REPO
 
 MANAGING = ("pull", "list", "show", "rm", "convert", "doctor")
@@ -31,15 +30,6 @@ MANAGING = ("pull", "list", "show", "rm", "convert", "doctor")
 def install(name: str) -> store.InstalledModel:
     with store.locked(name):
         return store.install(name, lambda out: random_packed(out, tiny_config()) and None)
-
-
-def fails(result: Result, code: int, *says: str) -> None:
-    """The result is this exit code, nothing on standard output, one line on standard error."""
-    assert (result.exit_code, result.stdout) == (code, "")
-    assert result.stderr.startswith("error: ")
-    assert result.stderr.count("\n") == 1
-    for text in says:
-        assert text in result.stderr
 
 
 def test_help_imports_no_verb() -> None:

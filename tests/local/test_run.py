@@ -15,7 +15,7 @@ from stem_local import api, cli, hub, oneshot, terminal
 from stem_local.commands import run
 from stem_local.errors import NotInstalledError
 from stem_local.model import Model
-from tests.local.fakes import FakeEngine, fake_model, open_fake
+from tests.local.fakes import FakeEngine, fake_model, interrupt_after, reopened
 from tests.runtime.tiny import random_packed, tiny_config
 
 Made = tuple[Model, FakeEngine]
@@ -34,10 +34,7 @@ def invoke(made: Made, monkeypatch: pytest.MonkeyPatch) -> Invoke:
 
     def load(name: object = None, **options: Any) -> Model:
         asked.append({"name": name, **options})
-        model = made[0]
-        if model.closed:
-            model, _ = open_fake(model.packed.folder, "Hello there.", model.context)
-        return model
+        return reopened(*made)
 
     monkeypatch.setattr(api, "load", load)
 
@@ -125,14 +122,7 @@ def test_bad_flags_are_told_in_one_line() -> None:
 
 
 def test_interrupting_keeps_the_partial_answer(invoke: Invoke, made: Made) -> None:
-    model, engine = made
-    prompt = model.generate("Hi", max_tokens=1).stats.prompt_tokens
-
-    def interrupt(cache: Any) -> None:
-        if cache.length == prompt + 4:
-            signal.raise_signal(signal.SIGINT)
-
-    engine.before_step = interrupt
+    interrupt_after(4, *made)
     result = invoke("tiny", "Hi")
     assert (result.stdout, result.exit_code) == ("Hello \n", 130)
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler

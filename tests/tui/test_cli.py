@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 import subprocess
 import sys
 import tomllib
@@ -21,7 +20,8 @@ from stem_local.errors import NotInstalledError
 from stem_local.model import Model
 from stem_tui import app, cli
 
-from ..local.fakes import FakeEngine, fake_model, open_fake
+from ..local.command import fails
+from ..local.fakes import FakeEngine, fake_model, interrupt_after, reopened
 from ..runtime.tiny import random_packed, tiny_config
 
 Made = tuple[Model, FakeEngine]
@@ -48,9 +48,7 @@ def asked(made: Made, monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
 
     def load(name: object = None, **options: Any) -> Model:
         calls.append({"name": name, **options})
-        model = made[0]
-        if model.closed:
-            model, _ = open_fake(model.packed.folder, "Hello there.", model.context)
+        model = reopened(*made)
         stream = model.stream
 
         def streamed(prompt: str, **options: Any) -> Any:
@@ -81,15 +79,6 @@ def opened(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
     monkeypatch.setattr(app, "ChatApp", App)
     monkeypatch.setattr(cli, "_has_screen", lambda: True)
     return apps
-
-
-def fails(result: Result, code: int, *says: str) -> None:
-    """The result is this exit code, nothing on standard output, one line on standard error."""
-    assert (result.exit_code, result.stdout) == (code, "")
-    assert result.stderr.startswith("error: ")
-    assert result.stderr.count("\n") == 1
-    for text in says:
-        assert text in result.stderr
 
 
 @pytest.mark.usefixtures("asked")
@@ -147,14 +136,7 @@ def test_an_answer_that_is_cut_off_says_so(question: str, most: int, says: str) 
 
 @pytest.mark.usefixtures("asked")
 def test_interrupting_keeps_the_partial_answer(made: Made) -> None:
-    model, engine = made
-    prompt = model.generate("Hi", max_tokens=1).stats.prompt_tokens
-
-    def interrupt(cache: Any) -> None:
-        if cache.length == prompt + 4:
-            signal.raise_signal(signal.SIGINT)
-
-    engine.before_step = interrupt
+    interrupt_after(4, *made)
     configure("[chat]\ntemperature = 0")
     result = stem_chat("Hi")
     assert (result.stdout, result.exit_code) == ("Hello \n", 130)
