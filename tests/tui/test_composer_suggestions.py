@@ -215,6 +215,17 @@ def test_an_argument_is_sent_as_it_stands_unless_another_is_marked() -> None:
     run_app(ChatDesk(), test)
 
 
+def test_a_list_for_what_was_typed_before_marks_nothing() -> None:
+    async def test(pilot: Pilot[Any]) -> None:
+        listed = await typed(pilot, "/")
+        assert listed.chosen is not None
+        listed.follow("/read notes.txt")
+        # its own list is still on its way
+        assert listed.chosen is None
+
+    run_app(ChatDesk(), test)
+
+
 def test_a_setting_completes_to_its_name_then_to_its_value() -> None:
     async def test(pilot: Pilot[Any]) -> None:
         desk = pilot.app

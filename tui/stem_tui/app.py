@@ -51,7 +51,7 @@ class ChatApp(App[None]):
     TITLE = "stem-chat"
     CSS = """
     /* at the bottom they would hide what is being typed */
-    ToastRack { align: right top; }
+    ToastRack { dock: top; align: right top; }
     """
     # the chat's own palette has them all
     COMMANDS: ClassVar[set[Any]] = set()

@@ -89,6 +89,8 @@ class Suggestions(Widget):
         if names or self._dismissed or slash.awaited(text) is None:
             self._show(names, mark_first=True)
         else:
+            # what was marked was for another text, and Enter may come before the new list does
+            self._chosen = None
             self._listed.clear()
             self.run_worker(self._list_arguments(text), group="arguments", exclusive=True)
 
