@@ -63,6 +63,7 @@ check: $(DEV)
 	$(PY) -m mypy
 	$(PY) docs/generate_cli.py --check
 	$(PY) docs/generate_config.py --check
+	$(PY) docs/generate_gpu.py --check
 
 fmt: $(DEV)
 	$(PY) -m ruff check --fix .
