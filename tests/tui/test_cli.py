@@ -105,9 +105,9 @@ def test_settings_and_options_reach_the_model(asked: list[dict[str, Any]]) -> No
     stem_chat("Hi")
     stem_chat("Hi", "--model=mine", "--threads=2", "--context=99", "--system=Be brief.")
     (theirs, first, mine, second) = asked
-    sparsity = {"sparsity": "off", "quality": 0.02, "kernels": None}
-    assert theirs == {"name": "theirs", "threads": 1, "context": 64, **sparsity}
-    assert mine == {"name": "mine", "threads": 2, "context": 99, **sparsity}
+    same = {"sparsity": "off", "quality": 0.02, "kernels": None, "device": "auto"}
+    assert theirs == {"name": "theirs", "threads": 1, "context": 64, **same}
+    assert mine == {"name": "mine", "threads": 2, "context": 99, **same}
     chat = ChatSettings(max_tokens=3, sparsity="off", quality=0.02, seed=5).options()
     assert first.items() >= {**chat, "prompt": "Hi", "system": "Be kind."}.items()
     assert second["system"] == "Be brief."
