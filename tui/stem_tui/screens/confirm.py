@@ -24,14 +24,6 @@ class ConfirmScreen(Dialog[bool]):
         height: auto;
         max-height: 1fr;
     }
-    ConfirmScreen Horizontal {
-        height: auto;
-        margin-top: 1;
-        align-horizontal: right;
-    }
-    ConfirmScreen Button {
-        margin-left: 2;
-    }
     """
 
     AUTO_FOCUS = "#no"
@@ -54,7 +46,7 @@ class ConfirmScreen(Dialog[bool]):
         # However long the question is, the answers stay in sight.
         with VerticalScroll(can_focus=False):
             yield Static(Content(printable(self._question)))
-        with Horizontal():
+        with Horizontal(id="answers"):
             yield Button(f"{self._yes} (y)", variant="error", id="yes")
             yield Button(f"{self._no} (n)", id="no")
 

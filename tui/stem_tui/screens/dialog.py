@@ -15,7 +15,10 @@ T = TypeVar("T")
 
 
 class Dialog(ModalScreen[T]):
-    """A modal screen whose parts are stacked in a box; the border carries its title."""
+    """A modal screen whose parts are stacked in a box; the border carries its title.
+
+    Buttons in a part called `answers` stand side by side at the right.
+    """
 
     DEFAULT_CSS = """
     Dialog {
@@ -32,6 +35,14 @@ class Dialog(ModalScreen[T]):
         border-title-style: bold;
         background: $surface;
         color: $foreground;
+    }
+    Dialog #answers {
+        height: auto;
+        margin-top: 1;
+        align-horizontal: right;
+    }
+    Dialog #answers Button {
+        margin-left: 2;
     }
     Dialog.-short > #box {
         max-height: 100%;

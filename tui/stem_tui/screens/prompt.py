@@ -29,14 +29,6 @@ class PromptScreen(Dialog[str | None]):
     PromptScreen #hint {
         color: $text-muted;
     }
-    PromptScreen Horizontal {
-        height: auto;
-        margin-top: 1;
-        align-horizontal: right;
-    }
-    PromptScreen Button {
-        margin-left: 2;
-    }
     """
 
     AUTO_FOCUS = "Input"
@@ -59,7 +51,7 @@ class PromptScreen(Dialog[str | None]):
         yield Static(Content(printable(self._question)))
         yield Input(self._value, max_length=MAX_LENGTH, id="value")
         yield Static(Content(printable(self._hint)), id="hint")
-        with Horizontal():
+        with Horizontal(id="answers"):
             yield Button(f"{self._done} (Enter)", variant="primary", id="done")
             yield Button("Cancel (Esc)", id="cancel")
 
