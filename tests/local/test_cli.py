@@ -23,13 +23,9 @@ from ..runtime.files import tiny_gguf
 from ..runtime.tiny import random_packed, tiny_config
 from .command import fails, stem
 from .conftest import GGUF_REPO
+from .installing import install
 
 MANAGING = ("pull", "list", "show", "rm", "convert", "doctor")
-
-
-def install(name: str) -> store.InstalledModel:
-    with store.locked(name):
-        return store.install(name, lambda out: random_packed(out, tiny_config()) and None)
 
 
 def test_help_imports_no_verb() -> None:

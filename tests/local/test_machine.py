@@ -14,12 +14,8 @@ from stem_runtime.kv_cache import KVCache
 from stem_runtime.sparsity.profile import FILE
 
 from ..runtime.looks import add_profile
-from ..runtime.tiny import random_packed, tiny_config
-
-
-def install(name: str) -> store.InstalledModel:
-    with store.locked(name):
-        return store.install(name, lambda out: random_packed(out, tiny_config()) and None)
+from ..runtime.tiny import tiny_config
+from .installing import install
 
 
 def test_this_machine_has_memory() -> None:

@@ -15,11 +15,7 @@ from stem_local.errors import BusyError, NotInstalledError
 from stem_runtime.errors import UsageError
 
 from ..runtime.tiny import random_packed, tiny_config
-
-
-def install(name: str, seed: int = 0) -> store.InstalledModel:
-    with store.locked(name):
-        return store.install(name, lambda out: random_packed(out, tiny_config(), seed) and None)
+from .installing import install
 
 
 def leftovers() -> list[str]:

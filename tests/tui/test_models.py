@@ -28,6 +28,7 @@ from stem_tui.screens.model_jobs import Job, ModelJobs, sentence
 from stem_tui.screens.model_table import ModelTable
 from stem_tui.screens.models import ModelsScreen
 
+from ..local.installing import install
 from ..runtime.files import tiny_gguf
 from ..runtime.looks import add_profile
 from ..runtime.tiny import random_packed, tiny_config
@@ -40,11 +41,6 @@ MEMORY = 8_000_000_000
 @pytest.fixture(autouse=True)
 def memory(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(machine, "memory_bytes", lambda: MEMORY)
-
-
-def install(name: str) -> store.InstalledModel:
-    with store.locked(name):
-        return store.install(name, lambda out: random_packed(out, tiny_config()) and None)
 
 
 def installed_size(name: str) -> str:
@@ -135,11 +131,12 @@ class Opened:
         await self.pilot.app.push_screen(self.screen, self.results.append)
         await until(self.pilot, lambda: self.table.row_count)
 
-    async def on(self, name: str) -> None:
-        """Move the cursor to a model, which is there or will be."""
+    async def on(self, name: str, *keys: str) -> None:
+        """Move the cursor to a model, which is there or will be, and press keys."""
         await until(self.pilot, lambda: self.table.model(name))
         self.table.move_cursor(row=self.table.get_row_index(name))
         await self.pilot.pause()
+        await self.press(*keys)
 
     async def press(self, *keys: str) -> None:
         await self.pilot.press(*keys)
@@ -271,11 +268,9 @@ def test_without_a_network_all_but_downloading_works(monkeypatch: pytest.MonkeyP
 
     async def test(opened: Opened) -> None:
         await opened.open()
-        await opened.on("smollm2-360m")
-        await opened.press("enter")
+        await opened.on("smollm2-360m", "enter")
         await opened.said("! HF_HUB_OFFLINE is set and smollm2-360m is not in the Hub cache: unset")
-        await opened.on("mine")
-        await opened.press("enter")
+        await opened.on("mine", "enter")
         assert await opened.returned() == "mine"
 
     check(test)
@@ -347,14 +342,11 @@ def test_one_thing_at_a_time(work: Work) -> None:
 
     async def test(opened: Opened) -> None:
         await opened.open()
-        await opened.on("qwen3-0.6b")
-        await opened.press("enter")
+        await opened.on("qwen3-0.6b", "enter")
         await opened.said("Downloading qwen3-0.6b")
-        await opened.on("qwen3-1.7b")
-        await opened.press("enter")
+        await opened.on("qwen3-1.7b", "enter")
         await opened.said("One thing at a time: qwen3-0.6b comes first (x cancels).")
-        await opened.on("mine")
-        await opened.press("c")
+        await opened.on("mine", "c")
         await opened.said("One thing at a time")
         assert len(work.wanted) == 1
         await opened.press("enter")
@@ -371,8 +363,7 @@ def test_a_download_goes_on_when_the_screen_is_left(
 
     async def test(opened: Opened) -> None:
         await opened.open("other")
-        await opened.on("qwen3-0.6b")
-        await opened.press("enter")
+        await opened.on("qwen3-0.6b", "enter")
         await opened.said("42 MB of 100 MB")
         await opened.press("escape")
         assert await opened.returned() is None
@@ -389,8 +380,7 @@ def test_a_download_goes_on_when_the_screen_is_left(
 def test_leaving_the_app_cancels_a_download(work: Work) -> None:
     async def test(opened: Opened) -> None:
         await opened.open()
-        await opened.on("qwen3-0.6b")
-        await opened.press("enter")
+        await opened.on("qwen3-0.6b", "enter")
         await opened.said("42 MB of 100 MB")
 
     check(test)
@@ -424,8 +414,7 @@ def test_removal_asks_first() -> None:
 
     async def test(opened: Opened) -> None:
         await opened.open("two")
-        await opened.on("one")
-        await opened.press("d")
+        await opened.on("one", "d")
         await opened.said("Delete one (")
         await opened.press("n")
         assert store.find("one")
@@ -433,11 +422,9 @@ def test_removal_asks_first() -> None:
         await opened.said("one was deleted:")
         assert store.find("one") is None
         await until(opened.pilot, lambda: opened.table.model("one") is None)
-        await opened.on("two")
-        await opened.press("d")
+        await opened.on("two", "d")
         await opened.said("two is in use: use another model before")
-        await opened.on("qwen3-0.6b")
-        await opened.press("d")
+        await opened.on("qwen3-0.6b", "d")
         await opened.said("qwen3-0.6b is not installed.")
         assert store.find("two")
 
@@ -476,8 +463,7 @@ def test_leaving_at_once_is_no_trouble() -> None:
             opened.pilot.app.push_screen(screen, opened.results.append)
             await opened.press("escape")
         await opened.open()
-        await opened.on("mine")
-        await opened.press("enter", "enter", "escape")
+        await opened.on("mine", "enter", "enter", "escape")
         await until(opened.pilot, lambda: len(opened.results) == 4)
         assert opened.results[:3] == [None] * 3
 
@@ -526,11 +512,9 @@ def test_what_cannot_be_calibrated_now(work: Work) -> None:
 
     async def test(opened: Opened) -> None:
         await opened.open(answering=lambda: True)
-        await opened.on("mine")
-        await opened.press("c")
+        await opened.on("mine", "c")
         await opened.said("Calibrating measures speeds: stop the answer")
-        await opened.on("qwen3-0.6b")
-        await opened.press("c")
+        await opened.on("qwen3-0.6b", "c")
         await opened.said("qwen3-0.6b must be installed before")
         assert work.wanted == []
 
@@ -589,8 +573,7 @@ def test_keys_can_be_changed_and_are_named_as_they_are(work: Work) -> None:
         await opened.said("g downloads 1.5 GB")
         await opened.press("g")
         await opened.said("42 MB of")
-        await opened.on("qwen3-1.7b")
-        await opened.press("g")
+        await opened.on("qwen3-1.7b", "g")
         await opened.said("(f9 cancels)")
         await opened.press("x")
         assert opened.job is not None
@@ -687,8 +670,7 @@ def test_it_looks_as_it_did(theme: str, work: Work, snap_compare: Callable[..., 
     async def act(pilot: Pilot[Any]) -> None:
         opened = Opened(pilot)
         await opened.open("smollm2-135m")
-        await opened.on("minicpm-s-1b")
-        await opened.press("enter")
+        await opened.on("minicpm-s-1b", "enter")
         await opened.said("! The Hub could")
 
     assert snap_compare(Host(theme=theme), run_before=act)
