@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import pytest
 from hypothesis import given, settings
@@ -19,11 +19,13 @@ from stem_tui.screens import conversations
 from stem_tui.screens.conversation_rows import Row, conversation_row, hit_row, marked, when
 from stem_tui.screens.conversations import ConversationsScreen
 
-from .conftest import NOW, Host, run_app, shown, until
+from .conftest import NOW, SIZE, Host, run_app, shown, until
 
 pytestmark = pytest.mark.usefixtures("clock")
 
 DAY = 86_400
+
+T = TypeVar("T")
 
 
 @pytest.fixture(autouse=True)
@@ -68,6 +70,9 @@ class Opened:
     async def rows(self, count: int) -> None:
         await until(self.pilot, lambda: len(self.numbers) == count)
 
+    async def press(self, *keys: str) -> None:
+        await self.pilot.press(*keys)
+
     async def returned(self) -> int | None:
         await until(self.pilot, lambda: self.results)
         return self.results[0]
@@ -76,18 +81,36 @@ class Opened:
         await until(self.pilot, lambda: text in self.text)
 
 
+def listed(
+    history: History,
+    test: Callable[[Opened], Awaitable[T]],
+    *,
+    rows: int = 3,
+    app: Host | None = None,
+    size: tuple[int, int] = SIZE,
+    **options: Any,
+) -> T:
+    """What a test returns that begins once so many rows are listed."""
+
+    async def session(pilot: Pilot[Any]) -> T:
+        opened = Opened(history, pilot, **options)
+        await opened.open(rows)
+        return await test(opened)
+
+    return run_app(app or Host(), session, size)
+
+
 def test_conversations_are_listed_newest_first_and_opened(history: History) -> None:
-    async def test(pilot: Pilot[Any]) -> None:
-        opened = Opened(history, pilot, current=2)
-        await opened.open(3)
+    async def test(opened: Opened) -> None:
         assert opened.numbers == [3, 2, 1]
-        await until(pilot, lambda: "▸ today 14:13 3 What does" in " ".join(opened.text.split()))
+        listing = "▸ today 14:13 3 What does"
+        await until(opened.pilot, lambda: listing in " ".join(opened.text.split()))
         assert "3 conversations." in opened.text
-        await pilot.press("down", "down", "up", "enter")
+        await opened.press("down", "down", "up", "enter")
         assert await opened.returned() == 2
         assert opened.screen.deleted == set()
 
-    run_app(Host(), test)
+    listed(history, test, current=2)
 
 
 @pytest.mark.parametrize(
@@ -100,82 +123,72 @@ def test_conversations_are_listed_newest_first_and_opened(history: History) -> N
     ],
 )
 def test_keys_move_through_the_list(history: History, keys: list[str], number: int) -> None:
-    async def test(pilot: Pilot[Any]) -> int | None:
-        opened = Opened(history, pilot)
-        await opened.open(3)
-        await pilot.press(*keys, "enter")
+    async def test(opened: Opened) -> int | None:
+        await opened.press(*keys, "enter")
         return await opened.returned()
 
-    assert run_app(Host(), test) == number
+    assert listed(history, test) == number
 
 
 def test_a_click_opens_and_escape_leaves(history: History) -> None:
-    async def click(pilot: Pilot[Any]) -> int | None:
-        opened = Opened(history, pilot)
-        await opened.open(3)
-        await pilot.click(OptionList, offset=(10, 1))
+    async def click(opened: Opened) -> int | None:
+        await opened.pilot.click(OptionList, offset=(10, 1))
         return await opened.returned()
 
-    async def leave(pilot: Pilot[Any]) -> int | None:
-        opened = Opened(history, pilot)
-        await opened.open(3)
-        await pilot.press("escape")
+    async def leave(opened: Opened) -> int | None:
+        await opened.press("escape")
         return await opened.returned()
 
-    assert run_app(Host(), click) == 2
-    assert run_app(Host(), leave) is None
+    assert listed(history, click) == 2
+    assert listed(history, leave) is None
 
 
 def test_words_are_searched_as_they_are_typed(history: History) -> None:
-    async def test(pilot: Pilot[Any]) -> None:
-        opened = Opened(history, pilot)
-        await opened.open(3)
-        await pilot.press(*"nobo")
+    async def test(opened: Opened) -> None:
+        await opened.press(*"nobo")
         await opened.said("3 found with “nobo”")
         assert " model  What does the fox say?" in opened.text
         assert "Nobody knows say?" in opened.text
-        await pilot.press(*"dy blue")
+        await opened.press(*"dy blue")
         await opened.said("1 found with “nobody blue”")
-        await pilot.press(*"xyz")
+        await opened.press(*"xyz")
         await opened.said("Nothing has “nobody bluexyz”")
-        await pilot.press("enter", "ctrl+r", "ctrl+d", "ctrl+s")
+        await opened.press("enter", "ctrl+r", "ctrl+d", "ctrl+s")
         assert opened.results == []
-        assert pilot.app.screen is opened.screen
+        assert opened.pilot.app.screen is opened.screen
         opened.screen.query_one(Input).value = ""
         await opened.rows(3)
 
-    run_app(Host(), test)
+    listed(history, test)
 
 
 def test_a_found_message_is_opened_on_its_own_branch(history: History) -> None:
     assert [entry.content for entry in history.get(2).entries] == ["What does the hen say?"]
 
-    async def test(pilot: Pilot[Any], answering: bool) -> int | None:
-        opened = Opened(history, pilot, query="knows say", current=2, answering=answering)
-        await opened.open(1)
-        await pilot.press("enter")
+    async def test(opened: Opened) -> int | None:
+        await opened.press("enter")
         assert await opened.returned() == 2
         return opened.screen.found
 
+    find = partial(listed, history, test, rows=1, query="knows say", current=2)
+
     # It would take the branch away from under an answer that is being written.
-    assert run_app(Host(), partial(test, answering=True)) is None
+    assert find(answering=True) is None
     assert len(history.get(2).entries) == 1
-    assert run_app(Host(), partial(test, answering=False)) == 4
+    assert find(answering=False) == 4
     branch = [entry.content for entry in history.get(2).entries]
     assert branch == ["What does the fox say?", "Nobody knows say?"]
 
 
 def test_the_found_message_that_is_highlighted_stays_so(history: History) -> None:
-    async def test(pilot: Pilot[Any]) -> int | None:
-        opened = Opened(history, pilot, query="fox")
-        await opened.open(1)
+    async def test(opened: Opened) -> int | None:
         history.add(2, None, "user", "Another fox")
         history.add(2, None, "user", "A third fox")
         opened.screen.query_one(Input).value = "fox "
         await opened.rows(3)
         return opened.screen.query_one(OptionList).highlighted
 
-    assert run_app(Host(), test) == 2
+    assert listed(history, test, rows=1, query="fox") == 2
 
 
 def test_enter_waits_for_what_was_typed_to_be_found(
@@ -183,68 +196,60 @@ def test_enter_waits_for_what_was_typed_to_be_found(
 ) -> None:
     monkeypatch.setattr(conversations, "PAUSE", 0.1)
 
-    async def test(pilot: Pilot[Any]) -> int | None:
-        opened = Opened(history, pilot)
-        await opened.open(3)
+    async def test(opened: Opened) -> int | None:
         for key in (*"blue", "enter"):
-            pilot.app.simulate_key(key)
+            opened.pilot.app.simulate_key(key)
         return await opened.returned()
 
-    assert run_app(Host(), test) == 1
+    assert listed(history, test) == 1
 
 
 def test_a_conversation_is_renamed(history: History) -> None:
-    async def test(pilot: Pilot[Any]) -> None:
-        opened = Opened(history, pilot)
-        await opened.open(3)
-        await pilot.press("down", "ctrl+r")
+    async def test(opened: Opened) -> None:
+        await opened.press("down", "ctrl+r")
         await opened.said("New title")
-        await pilot.press("escape")
-        await pilot.pause()
-        await pilot.press("ctrl+r")
+        await opened.press("escape")
+        await opened.pilot.pause()
+        await opened.press("ctrl+r")
         await opened.said("New title")
-        await pilot.press(*"Foxes", "enter")
+        await opened.press(*"Foxes", "enter")
         await opened.said("3  Foxes")
-        await pilot.press("enter")
+        await opened.press("enter")
         assert await opened.returned() == 2
         assert opened.screen.renamed == {2: "Foxes"}
 
-    run_app(Host(), test)
+    listed(history, test)
     assert history.get(2).info.title == "Foxes"
 
 
 def test_a_conversation_is_deleted_only_after_asking(history: History) -> None:
-    async def test(pilot: Pilot[Any]) -> None:
-        opened = Opened(history, pilot)
-        await opened.open(3)
-        await pilot.press("down", "ctrl+d")
+    async def test(opened: Opened) -> None:
+        await opened.press("down", "ctrl+d")
         await opened.said("Delete “What does the fox say?”")
-        await pilot.press("n")
-        await pilot.pause()
+        await opened.press("n")
+        await opened.pilot.pause()
         assert opened.numbers == [3, 2, 1]
-        await pilot.press("ctrl+d")
+        await opened.press("ctrl+d")
         await opened.said("Delete “What does the fox say?”")
-        await pilot.press("y")
+        await opened.press("y")
         await opened.rows(2)
         assert opened.numbers == [3, 1]
         assert opened.screen.deleted == {2}
-        await pilot.press("enter")
+        await opened.press("enter")
         assert await opened.returned() == 1
 
-    run_app(Host(), test)
+    listed(history, test)
     assert [info.id for info in history.conversations()] == [3, 1]
 
 
 def test_a_conversation_that_is_being_answered_is_kept(history: History) -> None:
-    async def test(pilot: Pilot[Any]) -> None:
-        opened = Opened(history, pilot, current=3, answering=True)
-        await opened.open(3)
-        await pilot.press("ctrl+d")
+    async def test(opened: Opened) -> None:
+        await opened.press("ctrl+d")
         await opened.said("stop it first")
-        await pilot.press("down", "ctrl+d")
+        await opened.press("down", "ctrl+d")
         await opened.said("Delete “What does the fox say?”")
 
-    run_app(Host(), test)
+    listed(history, test, current=3, answering=True)
 
 
 def test_more_are_listed_as_one_goes_down(
@@ -254,20 +259,18 @@ def test_more_are_listed_as_one_goes_down(
     for number in range(50):
         history.add(history.create({}), None, "user", f"Question {number}")
 
-    async def test(pilot: Pilot[Any]) -> None:
-        opened = Opened(history, pilot)
-        await opened.open(20)
+    async def test(opened: Opened) -> None:
         assert "The 20 newest conversations; more below." in opened.text
-        await pilot.press("pagedown")
+        await opened.press("pagedown")
         await opened.rows(40)
         # Meanwhile another window begins one, which moves the others down.
         history.add(history.create({}), None, "user", "Question 50")
-        await pilot.press("pagedown", "pagedown")
+        await opened.press("pagedown", "pagedown")
         await opened.rows(53)
         assert len(set(opened.numbers)) == 53
         await opened.said("53 conversations.")
 
-    run_app(Host(), test)
+    listed(history, test, rows=20)
 
 
 def test_what_goes_wrong_is_said_and_the_list_stays(
@@ -276,35 +279,29 @@ def test_what_goes_wrong_is_said_and_the_list_stays(
     def fail(*_: object) -> None:
         raise HistoryError("The disk is full: make room and try again.")
 
-    async def test(pilot: Pilot[Any]) -> None:
-        opened = Opened(history, pilot)
-        await opened.open(3)
+    async def test(opened: Opened) -> None:
         monkeypatch.setattr(History, "search", fail)
-        await pilot.press("x")
+        await opened.press("x")
         await opened.said("The disk is full")
         assert opened.numbers == [3, 2, 1]
 
-    run_app(Host(), test)
+    listed(history, test)
 
 
 def test_a_private_history_says_so_and_an_empty_one_too() -> None:
-    async def test(pilot: Pilot[Any]) -> str:
-        opened = Opened(History.in_memory(), pilot)
-        await opened.open(0)
+    async def test(opened: Opened) -> str:
         await opened.said("No conversations yet")
-        await pilot.press("enter", "ctrl+r", "ctrl+d", "ctrl+s", "down")
+        await opened.press("enter", "ctrl+r", "ctrl+d", "ctrl+s", "down")
         return opened.text
 
-    assert "(not saved)" in run_app(Host(), test)
+    assert "(not saved)" in listed(History.in_memory(), test, rows=0)
 
 
 def test_the_keys_are_all_on_a_small_screen(history: History) -> None:
-    async def test(pilot: Pilot[Any]) -> str:
-        opened = Opened(history, pilot)
-        await opened.open(3)
+    async def test(opened: Opened) -> str:
         return opened.text
 
-    text = run_app(Host(), test)
+    text = listed(history, test)
     for key in ("Open", "Rename", "Export", "Import", "Delete", "Close"):
         assert key in text
 
@@ -313,29 +310,25 @@ def test_keys_can_be_others(history: History) -> None:
     app = Host()
     app.set_keymap({"conversations.open": "ctrl+l", "conversations.delete": "f8"})
 
-    async def test(pilot: Pilot[Any]) -> int | None:
-        opened = Opened(history, pilot)
-        await opened.open(3)
-        await pilot.press("ctrl+d", "enter", "f8")
+    async def test(opened: Opened) -> int | None:
+        await opened.press("ctrl+d", "enter", "f8")
         await opened.said("Delete “How do magnets work?”")
         assert opened.results == []
-        await pilot.press("y")
+        await opened.press("y")
         await opened.rows(2)
-        await pilot.press("ctrl+l")
+        await opened.press("ctrl+l")
         return await opened.returned()
 
-    assert run_app(app, test) == 2
+    assert listed(history, test, app=app) == 2
 
 
 def test_a_tiny_terminal_still_lists_and_finds(history: History) -> None:
-    async def test(pilot: Pilot[Any]) -> int | None:
-        opened = Opened(history, pilot)
-        await opened.open(3)
+    async def test(opened: Opened) -> int | None:
         assert "today 14:13" in opened.text
-        await pilot.press("down", "enter")
+        await opened.press("down", "enter")
         return await opened.returned()
 
-    assert run_app(Host(), test, (40, 8)) == 2
+    assert listed(history, test, size=(40, 8)) == 2
 
 
 @pytest.mark.parametrize(
