@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .errors import Cancelled as Cancelled
-from .errors import ContextFullError, UsageError
+from .errors import UsageError
 from .formats.packed import PackedModel
 from .kernels import choose
 from .kernels.cpu import layout as L
@@ -218,15 +218,7 @@ class Engine:
             raise UsageError("This model is closed; load it again.")
         if not self._team.alive:
             raise UsageError("This model was loaded before the process was forked; load it again.")
-        if not len(tokens):
-            raise UsageError("There are no tokens to read.")
-        if min(tokens) < 0 or max(tokens) >= self.config.vocab_size:
-            raise UsageError(f"Token ids are from 0 to {self.config.vocab_size - 1}.")
-        if cache.length + len(tokens) > cache.capacity:
-            raise ContextFullError(
-                f"{len(tokens)} more tokens do not fit: the context holds {cache.capacity} and "
-                f"{cache.length} are taken; shorten the prompt or load with a larger context."
-            )
+        cache.check(tokens, self.config.vocab_size)
 
     def _neurons(self) -> NeuronTables:
         if self._work.ffn is None:

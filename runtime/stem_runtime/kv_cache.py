@@ -5,12 +5,13 @@ from __future__ import annotations
 import contextlib
 import math
 import mmap
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
 from .config import ModelConfig
-from .errors import UsageError
+from .errors import ContextFullError, UsageError
 
 BLOCK = 16
 """Positions whose keys lie together; capacities are rounded up to it."""
@@ -30,12 +31,16 @@ class KVCache:
     """
 
     def __init__(self, config: ModelConfig, capacity: int) -> None:
-        self.capacity = capacity
-        self.room = -(-capacity // BLOCK) * BLOCK
+        self._begin(config, capacity, -(-capacity // BLOCK) * BLOCK)
         head_pad = -(-config.head_dim // 16) * 16
         heads = config.n_layers * config.kv_heads
         self.keys = _zeros((heads, self.room // BLOCK, head_pad, BLOCK))
         self.values = _zeros((heads, self.room, head_pad))
+
+    def _begin(self, config: ModelConfig, capacity: int, room: int) -> None:
+        """Know nothing yet, with memory for `room` positions."""
+        self.capacity = capacity
+        self.room = room
         self.tokens: list[int] = []
         self.candidates: NDArray[np.uint32] | None = None
         self.heat: NDArray[np.float32] | None = None
@@ -51,6 +56,18 @@ class KVCache:
         """Bytes of the positions that are filled."""
         full = self.keys.nbytes + self.values.nbytes
         return full * self.length // self.room
+
+    def check(self, tokens: Sequence[int], vocab_size: int) -> None:
+        """Raises UsageError for tokens that no model has, ContextFullError if they do not fit."""
+        if not len(tokens):
+            raise UsageError("There are no tokens to read.")
+        if min(tokens) < 0 or max(tokens) >= vocab_size:
+            raise UsageError(f"Token ids are from 0 to {vocab_size - 1}.")
+        if self.length + len(tokens) > self.capacity:
+            raise ContextFullError(
+                f"{len(tokens)} more tokens do not fit: the context holds {self.capacity} and "
+                f"{self.length} are taken; shorten the prompt or load with a larger context."
+            )
 
     def truncate(self, length: int) -> None:
         """Forget all but the first `length` tokens. Raises UsageError if there are fewer."""

@@ -25,21 +25,10 @@ from stem_runtime.team import Team
 from stem_runtime.threads import MAX_THREADS
 
 from . import golden
-from .tiny import random_packed, tiny_config
+from .tiny import MIXED, random_packed, tiny_config
 
 VARIANTS = [name for name, lacks in available().items() if not lacks]
 CHUNK = 32
-KINDS: dict[str, Kind] = {
-    "embed": "int8",
-    "head": "int4",
-    "q": "int4m",
-    "k": "int8",
-    "v": "int4",
-    "o": "int4m",
-    "gate": "int8",
-    "up": "int4",
-    "down": "int4m",
-}
 SHAPES: dict[str, dict[str, Any]] = {
     "llama": {},
     # nothing is a multiple of what the kernels work in
@@ -79,7 +68,7 @@ def cases(tmp_path_factory: pytest.TempPathFactory) -> Cases:
                 values["activation_param"] = 0.2
             config = tiny_config(**values)
             folder = tmp_path_factory.mktemp("model") / "packed"
-            model = open_packed(random_packed(folder, config, 3, kinds or KINDS))
+            model = open_packed(random_packed(folder, config, 3, kinds or MIXED))
             rng = np.random.default_rng(len(name))
             tokens = rng.integers(0, config.vocab_size, 2 * CHUNK + 7).tolist()
             made[key] = Case(model, tokens, oracle.forward_packed(model, tokens))

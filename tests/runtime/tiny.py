@@ -19,6 +19,19 @@ CHATML = (
 )
 SPECIALS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 
+MIXED: dict[str, Kind] = {
+    "embed": "int8",
+    "head": "int4",
+    "q": "int4m",
+    "k": "int8",
+    "v": "int4",
+    "o": "int4m",
+    "gate": "int8",
+    "up": "int4",
+    "down": "int4m",
+}
+"""A model in which every kind of matrix stands beside every other."""
+
 
 def rope_inv_freq(head_dim: int, base: float = 10000.0) -> tuple[float, ...]:
     return tuple(float(base ** (-2 * i / head_dim)) for i in range(head_dim // 2))

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from ..config import ModelConfig
 from ..kv_cache import KVCache
@@ -21,15 +19,10 @@ class GpuCache(KVCache):
 
     def __init__(self, config: ModelConfig, capacity: int, device: torch.device) -> None:
         # the base would map memory of the host; only what callers see of a cache is the same
-        self.capacity = self.room = capacity
+        self._begin(config, capacity, capacity)
         shape = (config.n_layers, config.kv_heads, capacity, config.head_dim)
         self.device_keys = torch.zeros(shape, dtype=torch.float16, device=device)
         self.device_values = torch.zeros_like(self.device_keys)
-        self.tokens: list[int] = []
-        self.candidates: NDArray[np.uint32] | None = None
-        self.heat: NDArray[np.float32] | None = None
-        self.captured: NDArray[np.float32] | None = None
-        self.rest: NDArray[np.int64] = np.zeros(config.n_layers, np.int64)
 
     @property
     def nbytes(self) -> int:

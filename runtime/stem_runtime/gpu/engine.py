@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ..errors import Cancelled, ContextFullError, KernelError, UsageError
+from ..errors import Cancelled, KernelError, UsageError
 from ..formats.packed import PackedModel
 from ..kernels import Backend, DeviceChoice
 from ..kv_cache import KVCache
@@ -257,15 +257,7 @@ class GpuEngine:
             raise UsageError("This model is closed; load it again.")
         if not isinstance(cache, GpuCache):
             raise UsageError("This cache belongs to an engine on the CPU; make one with new_cache.")
-        if not len(tokens):
-            raise UsageError("There are no tokens to read.")
-        if min(tokens) < 0 or max(tokens) >= self.config.vocab_size:
-            raise UsageError(f"Token ids are from 0 to {self.config.vocab_size - 1}.")
-        if cache.length + len(tokens) > cache.capacity:
-            raise ContextFullError(
-                f"{len(tokens)} more tokens do not fit: the context holds {cache.capacity} and "
-                f"{cache.length} are taken; shorten the prompt or load with a larger context."
-            )
+        cache.check(tokens, self.config.vocab_size)
         if sparse and self._known().plan is None:
             raise UsageError("There is no plan of what to leave out; set one first.")
         return cache

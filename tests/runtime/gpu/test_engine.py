@@ -22,23 +22,12 @@ from stem_runtime.gpu.engine import GpuEngine
 from stem_runtime.quant import Kind
 from stem_runtime.sampling import Sampler, SamplingParams
 
-from ..tiny import random_packed, tiny_config
+from ..tiny import MIXED, random_packed, tiny_config
 from .engines import Make, engines
 
 CHUNK = 16
 FEW = {"n_layers": 1, "vocab_size": 48, "ffn_dim": 40}
 """Sizes for kernels in the interpreter, which takes milliseconds for each of their programs."""
-KINDS: dict[str, Kind] = {
-    "embed": "int8",
-    "head": "int4",
-    "q": "int4m",
-    "k": "int8",
-    "v": "int4",
-    "o": "int4m",
-    "gate": "int8",
-    "up": "int4",
-    "down": "int4m",
-}
 SHAPES: dict[str, dict[str, Any]] = {
     "llama": {},
     # nothing is a multiple of what the kernels work in
@@ -82,7 +71,7 @@ def cases(tmp_path_factory: pytest.TempPathFactory) -> Cases:
         if key not in made:
             values = {"vocab_size": 301, **SHAPES.get(name, {}), **over}
             folder = tmp_path_factory.mktemp("model") / "packed"
-            model = open_packed(random_packed(folder, tiny_config(**values), 3, kinds or KINDS))
+            model = open_packed(random_packed(folder, tiny_config(**values), 3, kinds or MIXED))
             made[key] = Case(model, *answered(model, prompt, count))
         return made[key]
 
@@ -157,7 +146,7 @@ def test_kernels_answer_as_the_cpu(cases: Cases, name: str, make: Make) -> None:
 
 def test_kernels_differ_from_the_cpu_by_the_order_of_sums(cases: Cases, make: Make) -> None:
     """Tokens one by one and few together; a step that was recorded goes on after a cut."""
-    case = cases("odd", KINDS, 4, 1, **FEW)
+    case = cases("odd", MIXED, 4, 1, **FEW)
     engine = make(case.model, "triton")
     cache = engine.new_cache(8)
     rows = [engine.decode(cache, case.tokens[0]).copy(), *engine.logits(cache, case.tokens[1:3])]
