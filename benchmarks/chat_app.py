@@ -167,7 +167,7 @@ TEXT = (
 
 
 async def opening(app: object, pilot: object) -> list[float]:
-    """Seconds from opening a conversation of 2,000 messages to its picture, then per page up."""
+    """Seconds from opening 2,000 messages to their picture, then processor time of pages up."""
     history = app.chat.history
     conversation = history.create({})
     parent = None
@@ -183,9 +183,10 @@ async def opening(app: object, pilot: object) -> list[float]:
     times.append(time.perf_counter() - start)
     app.chat.transcript.focus()
     for _ in range(40):
-        start = time.perf_counter()
+        # the pilot takes pauses of its own, so only work counts
+        start = time.thread_time()
         await pilot.press("pageup")
-        times.append(time.perf_counter() - start)
+        times.append(time.thread_time() - start)
     return times
 
 
@@ -236,7 +237,7 @@ def rows(model: str, rounds: int, only: set[str]) -> Iterator[tuple[str, str, st
             os.environ.update(environment)
             opened, *pages = headless(opening)
             yield "2,000 messages open", milliseconds([opened]), "500 ms"
-            yield "a page up in them", milliseconds(pages), ""
+            yield "a page up in them, processor time", milliseconds(pages), ""
         if "stream" in only:
             os.environ.update(environment)
             kinds = {
