@@ -17,8 +17,9 @@ from stem_runtime.tokenizer import Tokenizer
 from . import machine, store
 from .chat import Prompt
 from .completion import Completion
+from .equipment import BARE, build_engine
 from .generation import GenerateOptions, Stream
-from .model import Equipment, Model, build_engine
+from .model import Model
 from .sparsity import QUALITY, Calibrated, Sparsity, check_quality, check_sparsity
 
 DEFAULT_CONTEXT = 8192
@@ -70,7 +71,7 @@ def load(
     place = choose_device(device if kernels is None else "cpu", needed)
     variant = choose_kernels(kernels).name if place.backend == "cpu" else place.name
     calibrated = Calibrated(packed, variant)
-    equipped = Equipment().with_(calibrated.choose(sparsity, quality))
+    equipped = BARE.with_(calibrated.choose(sparsity, quality))
     engine = build_engine(
         packed,
         calibrated,

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Self, Unpack, cast, overload
+from typing import TYPE_CHECKING, Any, Literal, Self, Unpack, overload
 from weakref import WeakKeyDictionary
 
 from stem_runtime.errors import FormatError, UsageError
@@ -17,6 +17,7 @@ from stem_runtime.kernels import DeviceChoice
 from . import scoring
 from .chat import Message, Prompt, Session, check_room, encode_raw, fit, question, with_system
 from .completion import Completion, collect
+from .equipment import BARE, Equipment, build_engine
 from .generation import GenerateOptions, Generation, Options, Stream
 from .sparsity import QUALITY, Calibrated, Choice, Sparsity, check_quality, check_sparsity
 
@@ -29,7 +30,6 @@ if TYPE_CHECKING:
     from stem_runtime.engine import Engine
     from stem_runtime.formats.packed import PackedModel
     from stem_runtime.kv_cache import KVCache
-    from stem_runtime.sparsity.neurons import Parts
     from stem_runtime.sparsity.plan import FfnPlan, Mode
     from stem_runtime.sparsity.resampling import Resampler
     from stem_runtime.tokenizer import Tokenizer
@@ -60,25 +60,6 @@ class ModelInfo:
         return {**asdict(self), "folder": str(self.folder)}
 
 
-@dataclass(frozen=True, slots=True)
-class Equipment:
-    """What an engine was built with: a look at the vocabulary, and which parts of every neuron."""
-
-    look: bool = False
-    parts: Parts | None = None
-
-    def with_(self, choice: Choice) -> Equipment:
-        """The same and what a choice needs."""
-        parts = self.parts
-        if choice.plan is not None:
-            from stem_runtime.sparsity.neurons import PARTS
-            from stem_runtime.sparsity.plan import parts_for
-
-            wanted = parts_for([choice.plan])
-            parts = wanted if parts is None else max(parts, wanted, key=PARTS.index)
-        return Equipment(self.look or choice.look, parts)
-
-
 class Model:
     """A loaded model. Made by `load`; a context manager; usable from several threads.
 
@@ -96,7 +77,7 @@ class Model:
         *,
         device: DeviceChoice = CPU,
         calibrated: Calibrated | None = None,
-        equipped: Equipment = Equipment(),
+        equipped: Equipment = BARE,
         sparsity: Sparsity = "auto",
         quality: float = QUALITY,
     ) -> None:
@@ -355,34 +336,6 @@ class Model:
                 f"Token {wrong} is outside the vocabulary of {self.name}, 0..{vocab - 1}."
             )
         return ids
-
-
-def build_engine(
-    packed: PackedModel,
-    calibrated: Calibrated,
-    equipment: Equipment,
-    *,
-    threads: int | None,
-    kernels: str | None,
-    device: DeviceChoice,
-    notify: Callable[[str], None] | None,
-) -> Engine:
-    """An engine that can leave out what its equipment says. Raises KernelError, UsageError."""
-    neurons = None if equipment.parts is None else calibrated.neurons(equipment.parts)
-    if device.backend != "cpu":
-        from stem_runtime.gpu.engine import GpuEngine
-
-        return cast("Engine", GpuEngine(packed, device, neurons=neurons))
-    from stem_runtime.engine import Engine
-
-    return Engine(
-        packed,
-        threads=threads,
-        kernels=kernels,
-        notify=notify,
-        head=calibrated.look if equipment.look else None,
-        neurons=neurons,
-    )
 
 
 def load_template(folder: Path, tokenizer: Tokenizer) -> ChatTemplate:

@@ -67,10 +67,6 @@ class Answering:
         with suppress(TimeoutError):
             await asyncio.wait_for(self._ended.wait(), seconds)
 
-    def join(self, seconds: float) -> None:
-        """Block until the thread is gone, this long at most."""
-        self._thread.join(seconds)
-
     def _run(self) -> None:
         try:
             self._stream = self._start()

@@ -1,0 +1,65 @@
+"""What an engine is built with, so that it can leave out what a choice says."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, cast
+
+from .sparsity import Calibrated, Choice
+
+if TYPE_CHECKING:
+    from stem_runtime.engine import Engine
+    from stem_runtime.formats.packed import PackedModel
+    from stem_runtime.kernels import DeviceChoice
+    from stem_runtime.sparsity.neurons import Parts
+
+
+@dataclass(frozen=True, slots=True)
+class Equipment:
+    """What an engine was built with: a look at the vocabulary, and which parts of every neuron."""
+
+    look: bool = False
+    parts: Parts | None = None
+
+    def with_(self, choice: Choice) -> Equipment:
+        """The same and what a choice needs."""
+        parts = self.parts
+        if choice.plan is not None:
+            from stem_runtime.sparsity.neurons import PARTS
+            from stem_runtime.sparsity.plan import parts_for
+
+            wanted = parts_for([choice.plan])
+            parts = wanted if parts is None else max(parts, wanted, key=PARTS.index)
+        return Equipment(self.look or choice.look, parts)
+
+
+BARE = Equipment()
+
+
+def build_engine(
+    packed: PackedModel,
+    calibrated: Calibrated,
+    equipment: Equipment,
+    *,
+    threads: int | None,
+    kernels: str | None,
+    device: DeviceChoice,
+    notify: Callable[[str], None] | None,
+) -> Engine:
+    """An engine that can leave out what its equipment says. Raises KernelError, UsageError."""
+    neurons = None if equipment.parts is None else calibrated.neurons(equipment.parts)
+    if device.backend != "cpu":
+        from stem_runtime.gpu.engine import GpuEngine
+
+        return cast("Engine", GpuEngine(packed, device, neurons=neurons))
+    from stem_runtime.engine import Engine
+
+    return Engine(
+        packed,
+        threads=threads,
+        kernels=kernels,
+        notify=notify,
+        head=calibrated.look if equipment.look else None,
+        neurons=neurons,
+    )
