@@ -76,6 +76,11 @@ class History:
         """A conversation with its open branch. Raises UsageError where there is none."""
         return self._load(conversation, tree.OPEN_BRANCH)
 
+    def outline(self, conversation: int) -> Conversation:
+        """A conversation without its messages, however many it has. Raises UsageError as `get`."""
+        with self._database.read() as connection, self._checked():
+            return rows.conversation(tree.require(connection, conversation), ())
+
     def tree(self, conversation: int) -> Conversation:
         """A conversation with every message of all its branches, parents before children."""
         return self._load(conversation, tree.ALL_BRANCHES)

@@ -437,3 +437,15 @@ class Branches(RuleBasedStateMachine):
 
 TestBranches = Branches.TestCase
 TestBranches.settings = settings(max_examples=25, stateful_step_count=20, deadline=None)
+
+
+def test_an_outline_is_a_conversation_without_its_messages() -> None:
+    history = History.in_memory()
+    conversation = history.create({"model": "tiny"})
+    history.add(conversation, None, "user", "Why is the sky blue?")
+    whole, outline = history.get(conversation), history.outline(conversation)
+    assert (outline.info, outline.settings) == (whole.info, whole.settings)
+    assert outline.entries == ()
+    with pytest.raises(UsageError):
+        history.outline(conversation + 1)
+    history.close()

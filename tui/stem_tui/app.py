@@ -22,7 +22,7 @@ from stem_local.errors import (
 )
 
 from . import quick_escape, themes
-from .dialogue import Dialogue
+from .dialogue import model_of
 from .screens.chat import ChatScreen
 from .seat import Seat
 
@@ -150,8 +150,7 @@ class ChatApp(App[None]):
         latest = await asyncio.to_thread(history.latest)
         if latest is None:
             return None
-        last = await asyncio.to_thread(Dialogue.open, history, latest, self.settings)
-        return last.model or None
+        return model_of(await asyncio.to_thread(history.outline, latest)) or None
 
     async def choose_model(self) -> None:
         """Let the user get, choose or remove models."""

@@ -9,7 +9,7 @@ from stem_local.errors import UsageError
 
 if TYPE_CHECKING:
     from stem_local.chat_settings import ChatSettings
-    from stem_local.history import Attachment, Entry, History
+    from stem_local.history import Attachment, Conversation, Entry, History
 
 
 class Dialogue:
@@ -32,12 +32,8 @@ class Dialogue:
     def open(cls, history: History, conversation: int, default: ChatSettings) -> Dialogue:
         """A conversation as it was left. Raises UsageError where there is none."""
         saved = history.get(conversation)
-        model = saved.settings.get("model")
-        dialogue = cls(
-            history,
-            type(default).from_dict(saved.settings, default),
-            model if isinstance(model, str) else "",
-        )
+        settings = type(default).from_dict(saved.settings, default)
+        dialogue = cls(history, settings, model_of(saved))
         dialogue.id, dialogue.title = conversation, saved.info.title
         dialogue.entries = list(saved.entries)
         return dialogue
@@ -94,7 +90,7 @@ class Dialogue:
     def read_title(self) -> None:
         """Take over the title that is saved, which may have been changed elsewhere."""
         if self.id is not None:
-            self.title = self.history.get(self.id).info.title
+            self.title = self.history.outline(self.id).info.title
 
     def answer(self) -> Entry:
         """Add an empty answer at the end of the branch, to be written while it comes."""
@@ -174,6 +170,12 @@ class Dialogue:
             else:
                 shown.append({"role": entry.role, "content": text})
         return shown
+
+
+def model_of(conversation: Conversation) -> str:
+    """The model that a saved conversation was last answered by, empty where it does not say."""
+    model = conversation.settings.get("model")
+    return model if isinstance(model, str) else ""
 
 
 def prompt_text(entry: Entry) -> str:
