@@ -93,6 +93,17 @@ def test_a_naturally_sparse_model_gets_predictors_and_implications(tmp_path: Pat
     assert profile.predictors[0].axes.cols == 64
     assert (profile.tables.active[:, 0, 0] < 0.5).all()
     assert_alive_is_who_fired(model, profile.rules.alive, tmp_path)
+    assert profile.rules.frequency is not None
+    assert_frequency_is_how_often_gates_fired(model, profile.rules.frequency, tmp_path)
+
+
+def assert_frequency_is_how_often_gates_fired(
+    model: PackedModel, frequency: np.ndarray, folder: Path
+) -> None:
+    paths = sorted((folder / "held").glob("*.npy"))
+    for layer in (0, 1):
+        fired = fire(model.config, FfnWeights.of(model, layer), layer_inputs(paths, layer))
+        assert np.allclose(frequency[layer], (fired.gate != 0).mean(axis=0), atol=1e-6)
 
 
 def assert_alive_is_who_fired(model: PackedModel, alive: np.ndarray, folder: Path) -> None:

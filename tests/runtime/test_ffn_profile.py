@@ -250,6 +250,9 @@ def test_tables_without_their_fields_are_refused(
         ("ffn.weights", lambda a: a * np.float32("nan")),
         ("ffn.norms", lambda a: a.T),
         ("ffn.floors", lambda a: a + 1000),
+        ("ffn.frequency", lambda a: a + 1),
+        ("ffn.frequency", lambda a: a - 1),
+        ("ffn.frequency", lambda a: a[:1]),
         ("ffn.sharpness", lambda a: a - 1),
         ("ffn.tables.active", lambda a: a + 1),
         ("ffn.tables.dropped", lambda a: a - 1),
@@ -273,6 +276,15 @@ def test_arrays_that_do_not_fit_are_refused(
     save(folder, arrays)
     with pytest.raises(FormatError):
         read(folder, made[0])
+
+
+def test_profiles_that_do_not_say_how_often_neurons_fire_are_read(
+    made: tuple[PackedModel, FfnProfile], folder: Path
+) -> None:
+    arrays = load(folder)
+    assert same(arrays.pop("ffn.frequency"), made[1].rules.frequency)
+    save(folder, arrays)
+    assert read(folder, made[0]).rules.frequency is None
 
 
 def test_masks_name_only_neurons_that_there_are(tmp_path: Path) -> None:

@@ -180,11 +180,16 @@ def _rules(file: Container, config: ModelConfig) -> FfnRules:
         sharpness=file.array("ffn.sharpness", "F32", (n, 2)),
         floors=file.array("ffn.floors", "F32", (n,)),
         caps=file.array("ffn.caps", "F32", (n,)),
+        frequency=(
+            file.array("ffn.frequency", "F32", (n, ffn)) if file.has("ffn.frequency") else None
+        ),
     )
     if min(rules.weights.min(), rules.norms.min(), rules.sharpness.min()) < 0:
         raise file.error("the weights of the FFNs' neurons are under 0")
     if not ((rules.floors >= 0) & (rules.floors <= rules.caps) & (rules.caps < 1e6)).all():
         raise file.error("floors and caps of the FFNs do not fit this model")
+    if rules.frequency is not None and not ((rules.frequency >= 0) & (rules.frequency <= 1)).all():
+        raise file.error("the FFNs' neurons fire less than never or more than always")
     if ffn % GROUP and ((rules.core | rules.alive)[:, -1] >> np.uint32(ffn % GROUP)).any():
         raise file.error("the masks of the FFNs name neurons that there are not")
     return rules

@@ -47,6 +47,7 @@ class _Layers:
     potentials: list[Potentials] = field(default_factory=list)
     predictors: list[Predictor] = field(default_factory=list)
     bounds: list[tuple[float, float]] = field(default_factory=list)
+    frequencies: list[F32] = field(default_factory=list)
 
 
 def fit(model: PackedModel, paths: Sequence[Path], step: Callable[[int, int], None]) -> FfnProfile:
@@ -88,6 +89,7 @@ def fit(model: PackedModel, paths: Sequence[Path], step: Callable[[int, int], No
             sharpness=np.zeros((tables.layers, 2), np.float32),
             floors=np.ascontiguousarray(floors),
             caps=np.ascontiguousarray(caps),
+            frequency=np.stack(found.frequencies),
         ),
         tuple(found.predictors) or None,
     )
@@ -134,6 +136,7 @@ def _fitted(
         found.rows.append(rows)
         found.prices.append(costs(model, layer))
         found.potentials.append(potentials)
+        found.frequencies.append(fires.mean(axis=0, dtype=np.float32))
         mean = max(1.0, float(fires.sum(axis=1).mean()))
         floor, cap = coherence.bounds(fires)
         found.bounds.append((min(1.0, floor / mean), max(1.0, cap / mean)))

@@ -101,6 +101,8 @@ class FfnRules:
     [n_layers, ffn, k]: neurons of the next layer that a firing one makes candidates, -1 for none.
     `sharpness` float32 [n_layers, 2]: mean and spread of attention's sharpness. `floors`, `caps`
     float32 [n_layers]: least and most neurons that pass the gate test, relative to their mean.
+    `frequency` float32 [n_layers, ffn]: the share of tokens, 0..1, for which a neuron fires; None
+    in profiles from before that was kept.
     """
 
     weights: F32
@@ -111,6 +113,7 @@ class FfnRules:
     sharpness: F32
     floors: F32
     caps: F32
+    frequency: F32 | None = None
 
 
 @dataclass(frozen=True, slots=True)
