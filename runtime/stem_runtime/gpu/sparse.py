@@ -14,7 +14,7 @@ from ..kernels.gpu.ffn import add_contributors, add_survivors, find_contributors
 from ..kernels.gpu.layout import Activations, DeviceMatrix
 from ..kernels.gpu.matvec import SplitSums, matvec
 from ..kernels.gpu.quantize import quantize
-from ..kernels.gpu.records import DeviceNeurons, FfnTests, Tally
+from ..kernels.gpu.records import Attention, DeviceNeurons, FfnTests, Tally
 from ..neuron_tables import COUNTS
 from ..quant import GROUP, groups_of
 from ..sparsity.neurons import LayerNeurons, Neurons, Predictor
@@ -62,6 +62,7 @@ class SparseFfns:
     """A model's neurons, what a plan asks of them, and what the last token made of that.
 
     Numbers of a plan lie in device memory: plans of one `structure` run the same launches.
+    `sharpness` float32 [n_layers, 1, n_heads] is where a step leaves each head's largest weight.
     """
 
     def __init__(self, model: PackedModel, neurons: Neurons, device: torch.device) -> None:
@@ -76,12 +77,16 @@ class SparseFfns:
             None if layer is None or layer.predictor is None else _Guess.of(layer.predictor, device)
             for layer in neurons.layers
         ]
+        self._usual = [(0.0, 1.0) if layer is None else layer.sharpness for layer in neurons.layers]
         self._survivors = Survivors.empty(1, config.ffn_dim, device)
 
         def zeros(kind: torch.dtype, *shape: int) -> Tensor:
             return torch.zeros(shape, dtype=kind, device=device)
 
         self._cutoffs = zeros(torch.float32, layers, 1, 2)
+        self.sharpness = zeros(torch.float32, layers, 1, config.n_heads)
+        self._rules = zeros(torch.float32, layers, 2)
+        self._moved = zeros(torch.float32, layers, 1, 2)
         self._bounds = zeros(torch.int32, layers, 1, 2)
         self._core = zeros(torch.int32, layers, groups)
         self._chosen = zeros(torch.int32, layers, 1, groups)
@@ -107,10 +112,12 @@ class SparseFfns:
         for core, neurons in zip(self._core, self._neurons, strict=True):
             if plan.core and neurons is not None:
                 core.copy_(neurons.core)
+        rules = [(plan.attention / spread, mean) for mean, spread in self._usual]
+        self._rules.copy_(torch.tensor(rules))
 
     def can_run(self) -> bool:
         """Whether the kernels know all that the plan asks for."""
-        return self._plan is not None and not (self._plan.attention or self._plan.implications)
+        return self._plan is not None and not self._plan.implications
 
     def begin(self, cache: GpuCache) -> object:
         """Take what `cache` knows of neurons; returns the structure of the step that follows.
@@ -129,7 +136,8 @@ class SparseFfns:
             else:
                 chosen = torch.from_numpy(cache.candidates.view(np.int32))
                 self._chosen.copy_(chosen[:, None])
-        return plan.modes, self._source, plan.floors is None, plan.caps is None
+        bounded = plan.floors is not None or plan.caps is not None
+        return plan.modes, self._source, bounded, plan.attention > 0
 
     def clear(self) -> None:
         """Forget what the last token did, as the first launches of a step."""
@@ -154,9 +162,7 @@ class SparseFfns:
         plan, neurons, config = self._plan, self._neurons[index], self._config
         assert plan is not None
         assert neurons is not None
-        bounded = plan.floors is not None or plan.caps is not None
-        bounds = self._bounds[index] if bounded else None
-        tests = FfnTests(self._cutoffs[index], self._core[index], bounds)
+        tests = self._tests(index, plan)
         report = Tally(self._counts[index], self._captured[index], self._heat[index])
         survivors, activation = self._survivors, config.activation
         if plan.modes[index] == "contribution":
@@ -189,6 +195,14 @@ class SparseFfns:
         )
         add_survivors(out, survivors, inputs, neurons, tests, report, activation)
 
+    def _tests(self, index: int, plan: FfnPlan) -> FfnTests:
+        bounds = attention = None
+        if plan.floors is not None or plan.caps is not None:
+            bounds = self._bounds[index]
+        if plan.attention:
+            attention = Attention(self.sharpness[index], self._rules[index], self._moved[index])
+        return FfnTests(self._cutoffs[index], self._core[index], bounds, attention)
+
     def _candidates(self, index: int, inputs: Activations, split: SplitSums) -> Tensor | None:
         """Masks int32 [1, groups], or None for everyone."""
         if self._source == "resampled":
@@ -211,6 +225,12 @@ class SparseFfns:
         for index, row in enumerate(counts):
             row[_DENSE] = self._whole or not self.runs(index)
         return counts
+
+    @property
+    def mean_sharpness(self) -> NDArray[np.float32]:
+        """Of the last token, float32 [n_layers]: what its heads' largest weights are on average."""
+        found: NDArray[np.float32] = self.sharpness[:, 0].mean(-1).cpu().numpy()
+        return found
 
     @property
     def captured(self) -> NDArray[np.float32]:

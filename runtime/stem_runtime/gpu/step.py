@@ -126,7 +126,7 @@ class TritonStep(TorchStep):
     def sharpness(self) -> NDArray[np.float32]:
         if self._ffns is None or not self._in_kernels:
             return super().sharpness
-        return np.zeros(self._config.n_layers, np.float32)
+        return self._ffns.mean_sharpness
 
     def _place(self, cache: GpuCache) -> Place:
         if cache not in self._places:
@@ -165,6 +165,7 @@ class TritonStep(TorchStep):
                 place.partials,
                 scale=config.attn_scale,
                 window=layer.window,
+                sharpness=None if self._ffns is None else self._ffns.sharpness[index],
             )
             quantize(b.joined, b.attended, b.attended.shape[1])
             self._add_product(layer.o, b.joined, vectors.get("attn_post_norm"))

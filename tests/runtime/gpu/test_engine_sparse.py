@@ -100,6 +100,7 @@ def test_kernels_leave_out_what_torch_does(plan: FfnPlan, models: Models, make: 
     np.testing.assert_array_equal(found.counts, want.counts)
     np.testing.assert_allclose(found.captured, want.captured, rtol=1e-3)
     np.testing.assert_allclose(found.heat, want.heat, atol=1e-3 * want.heat.max())
+    np.testing.assert_allclose(found.sharpness, want.sharpness, rtol=1e-4)
 
 
 def test_kernels_take_the_conversation_s_candidates(models: Models, make: Make) -> None:

@@ -50,7 +50,8 @@ def hidden_values(
         up.words,
         *gate.tiles.shape[:2],
         param,
-        *[None] * 12,
+        *[None] * 16,
+        HEADS=0,
         GATE=gate.kind,
         UP=up.kind,
         UNROLL=unroll_of(acts.scales.shape[0]),
@@ -87,10 +88,12 @@ def find_contributors(
         tests.core,
         neurons.alive,
         tests.cutoffs,
+        *_attention(tests),
         *report,
         out,
         out.stride(0),
         neurons.d_model,
+        HEADS=_heads(tests),
         GATE=gate.kind,
         UP=up.kind,
         UNROLL=unroll_of(acts.scales.shape[0]),
@@ -155,18 +158,20 @@ def find_survivors(
         tests.core,
         neurons.alive,
         tests.cutoffs,
+        *_attention(tests),
         candidates,
         report.counts,
         out,
         out.stride(0),
         neurons.d_model,
+        HEADS=_heads(tests),
         BOUNDED=tests.bounds is not None,
         GATE=gate.kind,
         UNROLL=unroll_of(batch),
         **_constants(acts, activation),
     )
     if tests.bounds is not None:
-        bound(survivors, report.counts, tests.cutoffs, tests.core, tests.bounds)
+        bound(survivors, report.counts, tests.settled, tests.core, tests.bounds)
 
 
 def add_survivors(
@@ -198,7 +203,7 @@ def add_survivors(
         neurons.shared.stride(0),
         neurons.norms,
         tests.core,
-        tests.cutoffs,
+        tests.settled,
         *report,
         out,
         out.stride(0),
@@ -207,6 +212,19 @@ def add_survivors(
         UP=neurons.kinds[1],
         **_constants(acts, activation),
     )
+
+
+def _attention(tests: FfnTests) -> tuple[torch.Tensor | int | None, ...]:
+    if tests.attention is None:
+        return (None,) * 4
+    return (*tests.attention, tests.attention.sharpness.shape[1])
+
+
+def _heads(tests: FfnTests) -> int:
+    """Heads whose sharpness is asked for, rounded up to a power of two."""
+    if tests.attention is None:
+        return 0
+    return int(triton.next_power_of_2(tests.attention.sharpness.shape[1]))
 
 
 def _constants(acts: Activations, activation: str) -> dict[str, Any]:

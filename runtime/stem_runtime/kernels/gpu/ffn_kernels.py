@@ -68,17 +68,39 @@ def _clear(out, out_stride, d_model, share, shares, BATCH: tl.constexpr, STEP: t
 
 
 @triton.jit
+def _cutoffs_of(cutoffs, sharpness, rule, moved, heads, b, valid, HEADS: tl.constexpr):
+    """The cut-offs of potentials and of contributions that hold, float32 [B] each.
+
+    Where attention moves them one program leaves them in `moved`, for the launches that follow.
+    """
+    first = tl.load(cutoffs + 2 * b, mask=valid, other=0.0)
+    second = tl.load(cutoffs + 2 * b + 1, mask=valid, other=0.0)
+    if sharpness is not None:
+        head = tl.arange(0, HEADS)
+        known = valid[:, None] & (head < heads)[None, :]
+        each = tl.load(sharpness + b[:, None] * heads + head[None, :], mask=known, other=0.0)
+        power = tl.load(rule) * (tl.load(rule + 1) - tl.sum(each, axis=1) / heads)
+        factor = tl.minimum(tl.maximum(tl.exp(power), 0.25), 4.0)
+        first *= factor
+        second *= factor
+        if tl.program_id(0) == 0:
+            tl.store(moved + 2 * b, first, mask=valid)
+            tl.store(moved + 2 * b + 1, second, mask=valid)
+    return first, second
+
+
+@triton.jit
 def _pick_contributors(
-    hidden, mask, group, norms, core, cutoffs, counts, captured, heat, groups, valid
+    hidden, mask, group, norms, core, cutoff, counts, captured, heat, groups, valid
 ):
     """Hidden values [B, 32] with those zero that fail the contribution test, and masks [B].
 
     Neurons outside of `mask`, int32 [B], fail; of the others is reported what they contribute.
+    `cutoff` is float32 [B].
     """
     b = tl.arange(0, hidden.shape[0])
     lane = tl.arange(0, 32)
     contribution = tl.abs(hidden) * tl.load(norms + group * 32 + lane)[None, :]
-    cutoff = tl.load(cutoffs + 2 * b + 1, mask=valid, other=0.0)
     tested = bits_of(mask[:, None]) == 1
     over = contribution > cutoff[:, None]
     kept = tested & (over | (bits_of(tl.load(core + group))[None, :] == 1))
@@ -111,12 +133,17 @@ def _hidden_values(
     core,
     alive,
     cutoffs,
+    sharpness,
+    rule,
+    moved,
+    heads,
     counts,
     captured,
     heat,
     out,
     out_stride,
     d_model,
+    HEADS: tl.constexpr,
     ACTIVATION: tl.constexpr,
     BATCH: tl.constexpr,
     B: tl.constexpr,
@@ -133,8 +160,9 @@ def _hidden_values(
     hidden = hidden_of(activate(gates, param, ACTIVATION), ups, ACTIVATION)
     if norms is not None:
         offered = tl.where(valid, tl.load(alive + group), 0)
+        _, cutoff = _cutoffs_of(cutoffs, sharpness, rule, moved, heads, b, valid, HEADS)
         hidden, kept, unasked = _pick_contributors(
-            hidden, offered, group, norms, core, cutoffs, counts, captured, heat, ffn_groups, valid
+            hidden, offered, group, norms, core, cutoff, counts, captured, heat, ffn_groups, valid
         )
         everyone = tl.sum(bits_of(offered[:, None]), axis=1)
         tally(counts, CANDIDATES, everyone, valid)
@@ -216,11 +244,16 @@ def _find_survivors(
     core,
     alive,
     cutoffs,
+    sharpness,
+    rule,
+    moved,
+    heads,
     candidates,
     counts,
     out,
     out_stride,
     d_model,
+    HEADS: tl.constexpr,
     BOUNDED: tl.constexpr,
     ACTIVATION: tl.constexpr,
     BATCH: tl.constexpr,
@@ -250,7 +283,7 @@ def _find_survivors(
         )
     acts = activate(products, param, ACTIVATION)
     potential = tl.abs(acts) * tl.load(weights + group * 32 + lane)[None, :]
-    cutoff = tl.load(cutoffs + 2 * b, mask=valid, other=0.0)
+    cutoff, _ = _cutoffs_of(cutoffs, sharpness, rule, moved, heads, b, valid, HEADS)
     offer = bits_of(offered[:, None])
     over = (potential > cutoff[:, None]).to(tl.int32)
     core_too = bits_of(always)[None, :] & offer
@@ -319,7 +352,7 @@ def _add_survivors(
             group,
             norms,
             core,
-            cutoffs,
+            tl.load(cutoffs + 2 * b + 1, mask=valid, other=0.0),
             counts,
             captured,
             heat,

@@ -67,6 +67,17 @@ class DeviceNeurons:
         )
 
 
+class Attention(NamedTuple):
+    """How the attention of b tokens moves their cut-offs: less is left out where it is sharp."""
+
+    sharpness: torch.Tensor
+    """float32 [b, n_heads]: the largest weight of each head; their mean is how sharp it is"""
+    rule: torch.Tensor
+    """float32 [2]: a plan's strength by the spread of the layer's sharpness, and its mean"""
+    moved: torch.Tensor
+    """float32 [b, 2]: receives the cut-offs that hold, from the first launch for the next ones"""
+
+
 class FfnTests(NamedTuple):
     """What the neurons of one layer must pass, for b sequences; read from device memory, so that
     a plan can change without capturing a step anew.
@@ -78,6 +89,13 @@ class FfnTests(NamedTuple):
     """int32 [groups]: who passes always; all zero for a plan without a core"""
     bounds: torch.Tensor | None = None
     """int32 [b, 2]: the least and the most that may pass the gate test, or None"""
+    attention: Attention | None = None
+    """what both cut-offs are multiplied by, or None for 1"""
+
+    @property
+    def settled(self) -> torch.Tensor:
+        """The cut-offs that hold once the first launch is done, float32 [b, 2]."""
+        return self.cutoffs if self.attention is None else self.attention.moved
 
     @classmethod
     def empty(cls, batch: int, ffn: int, device: torch.device | str, *, bounds: bool) -> Self:
