@@ -14,7 +14,7 @@ from ..kernels.gpu.ffn import add_contributors, add_survivors, find_contributors
 from ..kernels.gpu.layout import Activations, DeviceMatrix
 from ..kernels.gpu.matvec import SplitSums, matvec
 from ..kernels.gpu.quantize import quantize
-from ..kernels.gpu.records import Attention, DeviceNeurons, FfnTests, Tally
+from ..kernels.gpu.records import Attention, DeviceNeurons, FfnTests, Followers, Tally
 from ..neuron_tables import COUNTS
 from ..quant import GROUP, groups_of
 from ..sparsity.neurons import LayerNeurons, Neurons, Predictor
@@ -78,6 +78,10 @@ class SparseFfns:
             for layer in neurons.layers
         ]
         self._usual = [(0.0, 1.0) if layer is None else layer.sharpness for layer in neurons.layers]
+        self._names = [
+            None if layer is None or layer.implied is None else self._padded(layer.implied)
+            for layer in neurons.layers
+        ]
         self._survivors = Survivors.empty(1, config.ffn_dim, device)
 
         def zeros(kind: torch.dtype, *shape: int) -> Tensor:
@@ -91,12 +95,24 @@ class SparseFfns:
         self._core = zeros(torch.int32, layers, groups)
         self._chosen = zeros(torch.int32, layers, 1, groups)
         self._predicted = zeros(torch.int32, 1, groups)
-        self._counts = zeros(torch.int32, layers, 1, len(COUNTS))
-        self._captured = zeros(torch.float32, layers, 1)
-        self._heat = zeros(torch.float32, layers, 1, GROUP * groups)
+        # what every step begins with as zeros is one stretch of memory
+        shapes = (GROUP * groups, len(COUNTS), groups, 1)
+        self._cleared = zeros(torch.int32, layers * sum(shapes))
+        parts = torch.split(self._cleared, [layers * each for each in shapes])
+        heat, self._counts, self._implied, captured = (
+            part.reshape(layers, 1, -1) for part in parts
+        )
+        self._heat, self._captured = (part.view(torch.float32) for part in (heat, captured[..., 0]))
         self._plan: FfnPlan | None = None
         self._source = "all"
         self._whole = False
+
+    def _padded(self, implied: NDArray[np.int32]) -> Tensor:
+        """Whom each neuron names, int32 [32 * groups, k]; none for those of padding."""
+        more = -len(implied) % GROUP
+        return torch.from_numpy(np.pad(implied, ((0, more), (0, 0)), constant_values=-1)).to(
+            self._device
+        )
 
     def set_plan(self, plan: FfnPlan | None) -> None:
         """What the next tokens leave out."""
@@ -114,10 +130,6 @@ class SparseFfns:
                 core.copy_(neurons.core)
         rules = [(plan.attention / spread, mean) for mean, spread in self._usual]
         self._rules.copy_(torch.tensor(rules))
-
-    def can_run(self) -> bool:
-        """Whether the kernels know all that the plan asks for."""
-        return self._plan is not None and not self._plan.implications
 
     def begin(self, cache: GpuCache) -> object:
         """Take what `cache` knows of neurons; returns the structure of the step that follows.
@@ -137,12 +149,11 @@ class SparseFfns:
                 chosen = torch.from_numpy(cache.candidates.view(np.int32))
                 self._chosen.copy_(chosen[:, None])
         bounded = plan.floors is not None or plan.caps is not None
-        return plan.modes, self._source, bounded, plan.attention > 0
+        return plan.modes, self._source, bounded, plan.attention > 0, plan.implications
 
     def clear(self) -> None:
         """Forget what the last token did, as the first launches of a step."""
-        for tally in (self._counts, self._captured, self._heat):
-            tally.zero_()
+        self._cleared.zero_()
 
     def runs(self, index: int) -> bool:
         """Whether a layer leaves neurons out."""
@@ -165,6 +176,7 @@ class SparseFfns:
         tests = self._tests(index, plan)
         report = Tally(self._counts[index], self._captured[index], self._heat[index])
         survivors, activation = self._survivors, config.activation
+        followers = self._followers(index, plan)
         if plan.modes[index] == "contribution":
             find_contributors(
                 out,
@@ -178,9 +190,11 @@ class SparseFfns:
                 report,
                 activation,
                 config.activation_param,
+                followers=followers,
             )
             add_contributors(out, hidden, survivors, neurons)
             return
+        candidates = self._candidates(index, inputs, split)
         find_survivors(
             out,
             survivors,
@@ -191,9 +205,12 @@ class SparseFfns:
             report,
             activation,
             config.activation_param,
-            candidates=self._candidates(index, inputs, split),
+            candidates=candidates,
+            implied=None if candidates is None else self._implied_by(index - 1, plan),
         )
-        add_survivors(out, survivors, inputs, neurons, tests, report, activation)
+        add_survivors(
+            out, survivors, inputs, neurons, tests, report, activation, followers=followers
+        )
 
     def _tests(self, index: int, plan: FfnPlan) -> FfnTests:
         bounds = attention = None
@@ -202,6 +219,20 @@ class SparseFfns:
         if plan.attention:
             attention = Attention(self.sharpness[index], self._rules[index], self._moved[index])
         return FfnTests(self._cutoffs[index], self._core[index], bounds, attention)
+
+    def _followers(self, index: int, plan: FfnPlan) -> Followers | None:
+        names, implied = self._names[index], self._implied_by(index, plan)
+        return None if names is None or implied is None else Followers(names, implied)
+
+    def _implied_by(self, index: int, plan: FfnPlan) -> Tensor | None:
+        """What layer `index` makes candidates of the next, int32 [1, groups]; None if nothing."""
+        following = index + 1
+        if not plan.implications or index < 0 or following == self._config.n_layers:
+            return None
+        if self._names[index] is None or plan.modes[following] != "gate":
+            return None
+        implied: Tensor = self._implied[following]
+        return implied
 
     def _candidates(self, index: int, inputs: Activations, split: SplitSums) -> Tensor | None:
         """Masks int32 [1, groups], or None for everyone."""

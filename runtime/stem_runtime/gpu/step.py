@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from weakref import WeakKeyDictionary
 
@@ -24,7 +24,7 @@ from ..sparsity.plan import FfnPlan
 from .cache import GpuCache
 from .graph import captured
 from .sparse import SparseFfns
-from .torch_step import TorchStep, Watch
+from .torch_step import TorchStep
 from .weights import Layer
 
 _FEW = 8
@@ -77,15 +77,11 @@ class TritonStep(TorchStep):
         super().__init__(model, neurons, device)
         self._buffers = Buffers(model.config, device)
         self._ffns = None if neurons is None else SparseFfns(model, neurons, device)
-        self._in_kernels = True
         self._places: WeakKeyDictionary[GpuCache, Place] = WeakKeyDictionary()
 
     def decode(self, cache: GpuCache, token: int, *, sparse: bool = False) -> Tensor:
         """The logits after one token, float32 [vocab], which the next step overwrites."""
         ffns = self._ffns if sparse else None
-        self._in_kernels = ffns is None or ffns.can_run()
-        if not self._in_kernels:
-            return super().decode(cache, token, sparse=sparse)
         buffers, place = self._buffers, self._place(cache)
         buffers.token.fill_(token)
         buffers.position.fill_(cache.length)
@@ -104,12 +100,6 @@ class TritonStep(TorchStep):
             cache.heat += ffns.heat
         return buffers.logits[0]
 
-    def read(
-        self, cache: GpuCache, tokens: Sequence[int], watch: Watch, *, sparse: bool = False
-    ) -> Tensor | None:
-        self._in_kernels = True
-        return super().read(cache, tokens, watch, sparse=sparse)
-
     def set_plan(self, plan: FfnPlan | None) -> None:
         super().set_plan(plan)
         if self._ffns is not None:
@@ -118,14 +108,12 @@ class TritonStep(TorchStep):
     @property
     def counts(self) -> NDArray[np.int64]:
         """Of the last sparse token, int64 [n_layers, 8]: the columns of `neuron_tables.COUNTS`."""
-        if self._ffns is None or not self._in_kernels:
-            return super().counts
+        assert self._ffns is not None
         return self._ffns.counts
 
     @property
     def sharpness(self) -> NDArray[np.float32]:
-        if self._ffns is None or not self._in_kernels:
-            return super().sharpness
+        assert self._ffns is not None
         return self._ffns.mean_sharpness
 
     def _place(self, cache: GpuCache) -> Place:
@@ -244,8 +232,6 @@ class TritonStep(TorchStep):
     def _mix(
         self, layer: Layer, index: int, cache: GpuCache, joint: Tensor
     ) -> tuple[Tensor, Tensor]:
-        if not self._in_kernels:
-            return super()._mix(layer, index, cache, joint)
         config, place = self._config, self._place(cache)
         position = torch.full((1,), cache.length, dtype=torch.int32, device=joint.device)
         own = cache.device_keys[index : index + 1], cache.device_values[index : index + 1]

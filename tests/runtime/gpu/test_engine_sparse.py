@@ -14,7 +14,7 @@ from stem_runtime.errors import UsageError
 from stem_runtime.formats.packed import PackedModel
 from stem_runtime.gpu.engine import GpuEngine
 from stem_runtime.sparsity.neurons import Neurons
-from stem_runtime.sparsity.plan import FfnPlan
+from stem_runtime.sparsity.plan import FfnPlan, Mode
 
 from ..skipping import Truth, mask_of, neurons_of
 from ..sparse_steps import (
@@ -132,6 +132,24 @@ def test_what_fired_names_candidates_of_the_next_layer(models: Models, make: Mak
     assert steps.counts[:, 1, IMPLIED].any()
     assert not steps.counts[:, 0, IMPLIED].any()
     assert (steps.counts[:, 1, OFFERED] < NEURONS).all()
+
+
+@pytest.mark.parametrize("mode", ["gate", "contribution"])
+def test_kernels_name_candidates_as_torch_does(mode: Mode, models: Models, make: Make) -> None:
+    """By whichever test the first layer's neurons passed; the third layer is not asked by any."""
+    model, rng = models(n_layers=3, vocab_size=48), np.random.default_rng(5)
+    implied = rng.integers(-1, NEURONS, (NEURONS, 3)).astype(np.int32)
+    neurons = neurons_of(model, implied=implied, core=masks(1, 0.1), alive=masks(2, 0.9))
+    chosen = rng.random((3, 2, NEURONS)) < 0.3
+    plan = plan_of(3, "gate", 0.3, 0.2, candidates="resampled", core=True, implications=True)
+    plan = dataclasses.replace(plan, modes=(mode, "gate", "contribution"))
+    tokens = [5, 40]
+    found = run(make(model, "triton", neurons=neurons), plan, tokens, chosen=chosen)
+    want = run(make(model, neurons=neurons), plan, tokens, chosen=chosen)
+    np.testing.assert_array_equal(found.counts, want.counts)
+    np.testing.assert_allclose(found.logits, want.logits, atol=1e-3 * want.logits.std())
+    assert found.counts[:, 1, IMPLIED].all()
+    assert not found.counts[:, [0, 2], IMPLIED].any()
 
 
 def test_reading_with_a_plan_is_the_cpu_s(models: Models, make: Make) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -23,7 +24,7 @@ from stem_runtime.kernels.gpu.activation import activate, hidden_of
 from stem_runtime.kernels.gpu.layout import Activations, DeviceMatrix
 from stem_runtime.kernels.gpu.matvec import matvec
 from stem_runtime.kernels.gpu.quantize import quantize
-from stem_runtime.kernels.gpu.records import DeviceNeurons, FfnTests, Tally
+from stem_runtime.kernels.gpu.records import Attention, DeviceNeurons, FfnTests, Followers, Tally
 from stem_runtime.kernels.oracle_sparse import Outcome
 from stem_runtime.neuron_tables import COUNTS
 from stem_runtime.quant import Kind, PackedMatrix, unpack
@@ -92,6 +93,26 @@ class Found:
     counts: NDArray[np.int32]
     captured: F32
     heat: F32
+    implied: NDArray[np.int32] | None
+
+
+@dataclass(frozen=True, slots=True)
+class Sharp:
+    """How sharp the attention of each token is, by head [b, heads], and what a plan makes of it."""
+
+    heads: F32
+    strength: float
+    mean: float
+    spread: float
+
+    def factors(self) -> list[float]:
+        rule = (self.strength, self.mean, self.spread)
+        return [oracle_sparse.multiplier(*rule, sharp) for sharp in self.heads.mean(1).tolist()]
+
+    def upload(self, device: str) -> Attention:
+        rule = torch.tensor([self.strength / self.spread, self.mean], device=device)
+        moved = torch.full((len(self.heads), 2), torch.nan, device=device)
+        return Attention(torch.from_numpy(self.heads).to(device), rule, moved)
 
 
 def run(
@@ -101,28 +122,42 @@ def run(
     tests: list[oracle_sparse.Tests],
     *,
     times: int = 1,
+    sharp: Sharp | None = None,
+    implied: Bools | None = None,
+    chosen: Bools | None = None,
+    names: NDArray[np.int32] | None = None,
 ) -> Found:
     """The launches of one sparse FFN, `times` one after the other.
 
-    Mode, core, and whether there are candidates, are those of the first of `tests`.
+    Mode, core, and whether there are candidates, are those of the first of `tests`. These have the
+    cut-offs that attention as `sharp` leads to, and as candidates those `chosen` or `implied`, bool
+    [b, ffn]. `names` int32 [ffn, k] are whom who is added implies.
     """
     mode, batch, device = tests[0].mode, len(x), layer.device
-    chosen = tests[0].candidates is not None
-    parts: Parts = "down" if mode == "contribution" else "gate" if chosen else "up"
+    listed = tests[0].candidates is not None
+    parts: Parts = "down" if mode == "contribution" else "gate" if listed else "up"
     neurons, acts = layer.neurons(parts), layer.rounded(x)
     gate, up = (DeviceMatrix.of(matrix, device) for matrix in (layer.gate, layer.up))
     bounded = any(t.floor or t.cap is not None for t in tests)
     limits = FfnTests.empty(batch, layer.count, device, bounds=bounded)
-    limits.cutoffs.copy_(torch.tensor([[t.gate_cutoff, t.contribution_cutoff] for t in tests]))
+    cutoffs = np.array([[t.gate_cutoff, t.contribution_cutoff] for t in tests])
+    if sharp is not None:
+        limits = limits._replace(attention=sharp.upload(device))
+        cutoffs /= np.array(sharp.factors())[:, None]
+    limits.cutoffs.copy_(torch.from_numpy(cutoffs))
     if tests[0].core is not None:
         limits.core.copy_(neurons.core)
     if limits.bounds is not None:
         caps = [layer.count if t.cap is None else t.cap for t in tests]
         limits.bounds.copy_(torch.tensor([[t.floor, c] for t, c in zip(tests, caps, strict=True)]))
-    candidates = None
-    if chosen:
-        masks = np.stack([mask_of(cast("Bools", t.candidates)) for t in tests])
-        candidates = torch.from_numpy(masks.view(np.int32)).to(device)
+    candidates = followers = None
+    if listed:
+        sets = [cast("Bools", t.candidates) for t in tests] if chosen is None else chosen
+        candidates = upload_masks(sets, device)
+    if names is not None:
+        padding = ((0, -len(names) % 32), (0, 0))
+        padded = torch.from_numpy(np.pad(names, padding, constant_values=-1)).to(device)
+        followers = Followers(padded, torch.zeros_like(upload_masks([layer.core] * batch, device)))
     survivors = compact.Survivors.empty(batch, layer.count, device)
     report = Tally.empty(batch, layer.count, device)
     out = torch.full((batch, layer.d_model + 3), 7.0, device=device)
@@ -131,18 +166,29 @@ def run(
             ffn.find_survivors(
                 out, survivors, acts, gate, neurons, limits, report, activation, PARAM,
                 candidates=candidates,
+                implied=None if implied is None else upload_masks(implied, device),
             )  # fmt: skip
-            ffn.add_survivors(out, survivors, acts, neurons, limits, report, activation)
+            ffn.add_survivors(
+                out, survivors, acts, neurons, limits, report, activation, followers=followers
+            )
         else:
             hidden = Activations.empty(batch, layer.count, device)
             ffn.find_contributors(
-                out, hidden, survivors, acts, gate, up, neurons, limits, report, activation, PARAM
-            )
+                out, hidden, survivors, acts, gate, up, neurons, limits, report, activation, PARAM,
+                followers=followers,
+            )  # fmt: skip
             ffn.add_contributors(out, hidden, survivors, neurons)
     assert survivors.length.tolist() == [0, 0], "the queue is left empty"
     assert (out[:, layer.d_model :] == 7).all()
     arrays = (out[:, : layer.d_model], report.counts, report.captured, report.heat)
-    return Found(*(array.cpu().numpy() for array in arrays))
+    told = None if followers is None else followers.implied.cpu().numpy()
+    return Found(*(array.cpu().numpy() for array in arrays), told)
+
+
+def upload_masks(sets: Sequence[Bools] | Bools, device: str) -> torch.Tensor:
+    """bool [b, ffn] -> masks int32 [b, groups]."""
+    masks = np.stack([mask_of(each) for each in sets])
+    return torch.from_numpy(masks.view(np.int32)).to(device)
 
 
 def judge(
@@ -345,6 +391,82 @@ def test_few_programs_take_turns(device: str, monkeypatch: pytest.MonkeyPatch) -
         assert twice.counts.tolist() == (2 * once.counts).tolist()
         np.testing.assert_allclose(twice.captured, 2 * once.captured, rtol=1e-5)
         np.testing.assert_allclose(twice.heat, 2 * once.heat, rtol=1e-5)
+
+
+# -- attention and the layer before
+
+
+@pytest.mark.parametrize("mode", ["gate", "contribution"])
+def test_sharp_attention_leaves_out_less(device: str, mode: str) -> None:
+    """Every sequence has its own, also far beyond what a cut-off is moved by at most."""
+    layer = Layer(device, 32, 70, ("int4", "int4", "int4"))
+    x = np.repeat(layer.inputs(1), 4, 0)
+    heads = np.array([[0.2, 0.4, 0.3], [0.5, 0.6, 0.4], [1, 1, 1], [0, 0, 0]], np.float32)
+    sharp = Sharp(heads, 1.5, 0.4, 0.2)
+    factors = sharp.factors()
+    assert factors[2:] == [0.25, 4.0]
+    (usual,) = asked(layer, x[:1], "silu", mode, 0.5, 0.5)
+    tests = [
+        # with a gap around them, since who passes is certain only there
+        dataclasses.replace(
+            usual,
+            gate_cutoff=nearest_gap(layer, x, "potentials", f * usual.gate_cutoff),
+            contribution_cutoff=nearest_gap(
+                layer, x, "contributions", f * usual.contribution_cutoff
+            ),
+            cap=40 if mode == "gate" else None,
+        )
+        for f in factors
+    ]
+    found, _ = judge(layer, x, "silu", tests, sharp=sharp)
+    active = found.counts[:, ACTIVE].tolist()
+    assert active[3] < active[0] < active[1] < active[2]
+
+
+def nearest_gap(layer: Layer, x: F32, of: str, value: float) -> float:
+    """The middle of the gap between sorted values in which `value` lies."""
+    dense = [oracle_sparse.Tests("dense")]
+    (outcome,) = oracle_sparse.sparse_ffn(layer.oracle("silu"), dense, x[:1])
+    values = np.sort(getattr(outcome, of))
+    place = int(np.searchsorted(values, value))
+    return float(np.append(0.0, values)[place] + np.append(values, 2 * values[-1])[place]) / 2
+
+
+@pytest.mark.parametrize("mode", ["gate", "contribution"])
+def test_who_is_added_names_candidates_of_the_next_layer(device: str, mode: str) -> None:
+    layer = Layer(device, 32, 70, ("int4", "int4", "int4"))
+    layer.alive[::9] = False
+    x = layer.inputs(3)
+    names = layer.rng.integers(-1, 70, (70, 3)).astype(np.int32)
+    tests = asked(layer, x, "silu", mode, 0.4, 0.1, alive=layer.alive)
+    tests[2] = dataclasses.replace(tests[2], gate_cutoff=1e9, contribution_cutoff=1e9)
+    found, want = judge(layer, x, "silu", tests, names=names)
+    assert found.implied is not None
+    for told, outcome in zip(found.implied.view(np.uint32), want, strict=True):
+        wanted = np.zeros(70, np.bool_)
+        wanted[names[outcome.added][names[outcome.added] >= 0]] = True
+        assert told.tolist() == mask_of(wanted).tolist()
+    assert [bool(told.any()) for told in found.implied] == [True, True, False]
+
+
+def test_those_named_by_the_layer_before_are_candidates(device: str) -> None:
+    """They are counted where they pass and would not be candidates without."""
+    layer = Layer(device, 32, 70, ("int4", "int4", "int4"))
+    layer.core[[3, 50]] = True
+    layer.alive[::9] = False
+    x = layer.inputs(3)
+    chosen, implied = (layer.rng.random((3, 70)) < 0.4 for _ in range(2))
+    implied[1] = False
+    tests = asked(layer, x, "silu", "gate", 0.5, 0.9, core=layer.core, alive=layer.alive)
+    tests = [
+        dataclasses.replace(t, candidates=both)
+        for t, both in zip(tests, chosen | implied, strict=True)
+    ]
+    found, want = judge(layer, x, "silu", tests, chosen=chosen, implied=implied)
+    more = implied & ~chosen
+    expected = [int((o.passed & m).sum()) for o, m in zip(want, more, strict=True)]
+    assert found.counts[:, COUNTS.index("implied_added")].tolist() == expected
+    assert expected[0] > 0 == expected[1] < (want[0].passed & implied[0]).sum()
 
 
 # -- floors and caps

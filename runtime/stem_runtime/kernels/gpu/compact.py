@@ -24,6 +24,7 @@ CANDIDATES = tl.constexpr(0)
 GATED = tl.constexpr(1)
 ACTIVE = tl.constexpr(2)
 CORE = tl.constexpr(3)
+IMPLIED = tl.constexpr(4)
 FLOOR = tl.constexpr(5)
 CAP = tl.constexpr(6)
 

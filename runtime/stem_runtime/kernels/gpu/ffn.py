@@ -25,7 +25,7 @@ from .ffn_kernels import (
 )
 from .layout import Activations, DeviceMatrix
 from .matvec import THREADS, unroll_of
-from .records import DeviceNeurons, FfnTests, Tally
+from .records import DeviceNeurons, FfnTests, Followers, Tally
 
 _PROGRAMS = 512
 """Programs that share a queue: about four for each processor."""
@@ -50,8 +50,9 @@ def hidden_values(
         up.words,
         *gate.tiles.shape[:2],
         param,
-        *[None] * 16,
+        *[None] * 19,
         HEADS=0,
+        NAMES=0,
         GATE=gate.kind,
         UP=up.kind,
         UNROLL=unroll_of(acts.scales.shape[0]),
@@ -71,9 +72,12 @@ def find_contributors(
     report: Tally,
     activation: str,
     param: float = 0.0,
+    *,
+    followers: Followers | None = None,
 ) -> None:
     """`hidden_values` that are zero for neurons which fail the contribution test, and the queue of
-    the others. Clears `out`, float32 [b, d_model or more], for `add_contributors`.
+    the others, who name their `followers`. Clears `out`, float32 [b, d_model or more], for
+    `add_contributors`.
     """
     _hidden_values[(hidden.scales.shape[1],)](
         *hidden,
@@ -90,10 +94,12 @@ def find_contributors(
         tests.cutoffs,
         *_attention(tests),
         *report,
+        *_named(followers),
         out,
         out.stride(0),
         neurons.d_model,
         HEADS=_heads(tests),
+        NAMES=_names(followers),
         GATE=gate.kind,
         UP=up.kind,
         UNROLL=unroll_of(acts.scales.shape[0]),
@@ -138,12 +144,14 @@ def find_survivors(
     param: float = 0.0,
     *,
     candidates: torch.Tensor | None = None,
+    implied: torch.Tensor | None = None,
 ) -> None:
     """Compute gates and queue the neurons that pass the gate test.
 
     Everyone's gates by tiles, or with `candidates`, masks int32 [b, groups], those of candidates
-    and of the core by their records, of which any sequence has need. Floors and caps cost a launch
-    more. Clears `out`, float32 [b, d_model or more], for `add_survivors`.
+    and of the core by their records, of which any sequence has need. `implied`, masks like these,
+    are candidates because the layer before named them. Floors and caps cost a launch more. Clears
+    `out`, float32 [b, d_model or more], for `add_survivors`.
     """
     batch, groups = survivors.passed.shape
     by_records = candidates is not None
@@ -160,6 +168,7 @@ def find_survivors(
         tests.cutoffs,
         *_attention(tests),
         candidates,
+        implied,
         report.counts,
         out,
         out.stride(0),
@@ -182,9 +191,11 @@ def add_survivors(
     tests: FfnTests,
     report: Tally,
     activation: str,
+    *,
+    followers: Followers | None = None,
 ) -> None:
     """Compute the hidden values of the queue's neurons from their rows of up, and add the columns
-    of down of those that pass the contribution test to `out`.
+    of down of those that pass the contribution test to `out`. They name their `followers`.
     """
     groups = survivors.queue.shape[0]
     _add_survivors[(min(groups, _PROGRAMS),)](
@@ -205,9 +216,11 @@ def add_survivors(
         tests.core,
         tests.settled,
         *report,
+        *_named(followers),
         out,
         out.stride(0),
         neurons.d_model,
+        NAMES=_names(followers),
         DOWN=neurons.kinds[2],
         UP=neurons.kinds[1],
         **_constants(acts, activation),
@@ -225,6 +238,17 @@ def _heads(tests: FfnTests) -> int:
     if tests.attention is None:
         return 0
     return int(triton.next_power_of_2(tests.attention.sharpness.shape[1]))
+
+
+def _named(followers: Followers | None) -> tuple[torch.Tensor | int | None, ...]:
+    if followers is None:
+        return (None,) * 3
+    return (*followers, followers.names.shape[1])
+
+
+def _names(followers: Followers | None) -> int:
+    """How many a neuron may name, rounded up to a power of two."""
+    return 0 if followers is None else int(triton.next_power_of_2(followers.names.shape[1]))
 
 
 def _constants(acts: Activations, activation: str) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from .compact import (
     CANDIDATES,
     CORE,
     GATED,
+    IMPLIED,
     bits_of,
     enqueue,
     leave_queue,
@@ -115,6 +116,23 @@ def _pick_contributors(
 
 
 @triton.jit
+def _name_followers(names, implied, each, kept, group, groups, NAMES: tl.constexpr):
+    """Add whom a group's neurons in the masks `kept`, int32 [B], name to masks `implied`.
+
+    Other programs add to the same words meanwhile.
+    """
+    if names is not None:
+        neuron = group * 32 + tl.arange(0, 32)[:, None]
+        column = tl.arange(0, NAMES)[None, :]
+        one_of_them = (bits_of(union_of(kept)) == 1)[:, None] & (column < each)
+        other = tl.load(names + neuron * each + column, mask=one_of_them, other=-1)[None, :, :]
+        b = tl.arange(0, kept.shape[0])[:, None, None]
+        fired = bits_of(kept[:, None])[:, :, None] == 1
+        place, bit = tl.broadcast(implied + b * groups + (other >> 5), 1 << (other & 31))
+        tl.atomic_or(place, bit, mask=fired & (other >= 0), sem="relaxed")
+
+
+@triton.jit
 def _hidden_values(
     hidden_words,
     hidden_scales,
@@ -140,10 +158,14 @@ def _hidden_values(
     counts,
     captured,
     heat,
+    names,
+    implied,
+    each_names,
     out,
     out_stride,
     d_model,
     HEADS: tl.constexpr,
+    NAMES: tl.constexpr,
     ACTIVATION: tl.constexpr,
     BATCH: tl.constexpr,
     B: tl.constexpr,
@@ -169,6 +191,7 @@ def _hidden_values(
         tally(counts, GATED, everyone, valid)
         tally(counts, CORE, unasked, valid)
         enqueue(length, queue, group, union_of(kept))
+        _name_followers(names, implied, each_names, kept, group, ffn_groups, NAMES)
         _clear(out, out_stride, d_model, group, ffn_groups, BATCH, 32)
     quants, scales, sums = round_group(hidden)
     byte = tl.arange(0, 4)
@@ -249,6 +272,7 @@ def _find_survivors(
     moved,
     heads,
     candidates,
+    implied,
     counts,
     out,
     out_stride,
@@ -271,6 +295,9 @@ def _find_survivors(
     at = b * ffn_groups + group
     if candidates is not None:
         named = tl.load(candidates + at, mask=valid, other=0)
+        if implied is not None:
+            more = tl.load(implied + at, mask=valid, other=0) & ~named
+            named |= more
         offered = tl.where(valid, (named | always) & living, 0)
         first = source + group * 32 * each
         products = group_products(
@@ -288,6 +315,8 @@ def _find_survivors(
     over = (potential > cutoff[:, None]).to(tl.int32)
     core_too = bits_of(always)[None, :] & offer
     pick = over & offer | core_too
+    if implied is not None:
+        tally(counts, IMPLIED, tl.sum(pick & bits_of(more[:, None]), axis=1), valid)
     place = at[:, None] * 32 + lane[None, :]
     tl.store(gates + place, acts, mask=valid[:, None])
     tally(counts, CANDIDATES, tl.sum(offer, axis=1), valid)
@@ -326,9 +355,13 @@ def _add_survivors(
     counts,
     captured,
     heat,
+    names,
+    implied,
+    each_names,
     out,
     out_stride,
     d_model,
+    NAMES: tl.constexpr,
     DOWN: tl.constexpr,
     ACTIVATION: tl.constexpr,
     BATCH: tl.constexpr,
@@ -359,6 +392,7 @@ def _add_survivors(
             ffn_groups,
             valid,
         )
+        _name_followers(names, implied, each_names, kept, group, ffn_groups, NAMES)
         quants, scales, totals = round_group(hidden)
         add_columns(
             out,

@@ -108,6 +108,15 @@ class FfnTests(NamedTuple):
         )
 
 
+class Followers(NamedTuple):
+    """Whom neurons that are added make candidates of the next layer, for b sequences."""
+
+    names: torch.Tensor
+    """int32 [32 * groups, k]: neurons of the next layer that each of this one names, -1 for none"""
+    implied: torch.Tensor
+    """int32 [b, groups]: masks of the next layer's, to which those that are named are added"""
+
+
 class Tally(NamedTuple):
     """What a layer reports of b sequences. Everything is added to what is there."""
 
