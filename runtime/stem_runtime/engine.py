@@ -152,6 +152,29 @@ class Engine:
                     out[start : start + len(part)] = states[:, : self.config.d_model]
             return out
 
+    def residual(
+        self, cache: KVCache, tokens: Sequence[int], *, sparse: bool = False
+    ) -> NDArray[np.float32]:
+        """Read `tokens`; returns float32 [n, d_model], the residual stream after the last layer.
+
+        That is what the next layer would get; the head is not computed. The next call may overwrite
+        the array. One token is read as in `decode`, more are as in `logits`, in chunks. Raises
+        Cancelled after `interrupt` (whole chunks stay in the cache), ContextFullError, UsageError.
+        """
+        with self._lock:
+            self._check(cache, tokens)
+            row = self._work.row
+            if len(tokens) == 1:
+                with self._work.residual(row):
+                    self._decode(cache, tokens[0], sparse=sparse)
+                return row[:, : self.config.d_model]
+            cache.rest[:] = 0
+            out = np.empty((len(tokens), row.shape[1]), np.float32)
+            for start, part in self._chunks(tokens):
+                with self._work.residual(out[start:]):
+                    self._run_chunk(cache, part, len(part), sparse)
+            return out[:, : self.config.d_model]
+
     def ffn_inputs(self, cache: KVCache, tokens: Sequence[int]) -> NDArray[np.float32]:
         """Read `tokens`; returns float32 [n_layers, n, d_model], what each FFN gets, normalized."""
         with self._lock:
@@ -182,7 +205,7 @@ class Engine:
             return out
 
     def interrupt(self) -> None:
-        """Make a running `prefill` or `logits` raise Cancelled after its current layer.
+        """Make a running `prefill`, `logits` or `residual` raise Cancelled after its current layer.
 
         Callable from any thread; without effect when nothing runs.
         """

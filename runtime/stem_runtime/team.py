@@ -11,6 +11,8 @@ from .kernels.cpu import layout as L
 from .kernels.jit import Entry
 from .threads import yield_address
 
+_STEPS = {L.JOB_DECODE: "decode", L.JOB_PREFILL: "prefill", L.JOB_FFN: "ffn"}
+
 _IDLE_SPINS = 6000
 """Spins (the later ones yielding) before an idle worker sleeps: some hundred microseconds."""
 
@@ -39,8 +41,8 @@ class Team:
             worker.start()
 
     def run(self, job: int) -> None:
-        """Run JOB_DECODE or JOB_PREFILL on all threads; returns when the last is done."""
-        step = self._entries["decode" if job == L.JOB_DECODE else "prefill"]
+        """Run a job of _STEPS on all threads; returns when the last is done."""
+        step = self._entries[_STEPS[job]]
         before = self._words[L.GENERATION]
         try:
             if self._workers:

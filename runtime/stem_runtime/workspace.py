@@ -54,7 +54,8 @@ class Workspace:
     """Owns everything that the argument block points to. Float buffers are float32.
 
     `chunk` is how many tokens one prefill step takes, `block` how many share a load of a weight.
-    `logits` is [rows, 16 * tiles of the head], overwritten by every step.
+    `logits` is [rows, 16 * tiles of the head], overwritten by every step. `row` [1, d_pad] has room
+    for the residual stream of one token.
     """
 
     def __init__(self, model: PackedModel, threads: int, block: int) -> None:
@@ -67,6 +68,7 @@ class Workspace:
         self._head_pad = _round_up(config.head_dim, 16)
         fit = int(_CHUNK_WORK / model.parameters) // 16 * 16
         self.chunk = min(_CHUNK, max(64, fit))
+        self.row: Floats = np.zeros((1, self._d_pad), np.float32)
         self._rope_length = 0
         self._set_sizes()
         self._layers = np.zeros((config.n_layers, L.LAYER_WORDS), np.int64)
@@ -156,6 +158,15 @@ class Workspace:
             yield states
         finally:
             self.args[L.STATES] = 0
+
+    @contextmanager
+    def residual(self, states: Floats) -> Iterator[None]:
+        """Make steps write the residual stream to `states` [tokens, d_pad], and no logits."""
+        self.args[L.RESIDUAL] = states.ctypes.data
+        try:
+            yield
+        finally:
+            self.args[L.RESIDUAL] = 0
 
     @contextmanager
     def ffn_states(self, count: int) -> Iterator[Floats]:

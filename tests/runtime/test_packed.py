@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import gc
 import hashlib
 import json
 import struct
@@ -15,7 +17,7 @@ import safetensors.numpy
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from stem_runtime.errors import FormatError, StemError
+from stem_runtime.errors import FormatError, StemError, UsageError
 from stem_runtime.formats.packed import (
     PackedWriter,
     count_parameters,
@@ -64,6 +66,35 @@ def test_what_is_written_opens(tmp_path: Path, family: str, tied: bool) -> None:
         found = model.vector(name) if len(shape) == 1 else unpack(model.matrix(name))
         assert found.shape == shape
         assert found.dtype == np.float32
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_the_first_layers_are_a_view(tmp_path: Path, tied: bool) -> None:
+    config = tiny_config("gemma3", tied_head=tied)
+    model = open_packed(random_packed(tmp_path / "m", config))
+    view = model.first_layers(1)
+    assert view.config == dataclasses.replace(config, n_layers=1, layer_windows=(8,))
+    assert view.parameters == count_parameters(view.config)
+    shapes = dict(expected_tensors(view.config))
+    assert not view.has("layers.1.q")
+    assert not view.has("layers.1.attn_norm")
+    nbytes = 0
+    for name, shape in shapes.items():
+        if len(shape) == 1:
+            assert view.vector(name) is model.vector(name)
+            nbytes += view.vector(name).nbytes
+        else:
+            assert view.matrix(name) is model.matrix(name)
+            nbytes += view.matrix(name).nbytes
+    assert view.nbytes == nbytes < model.nbytes
+    assert model.first_layers(2) == model
+    for count in (0, 3, -1):
+        with pytest.raises(UsageError, match=f"first {count} of 2"):
+            model.first_layers(count)
+    last = model.matrix("layers.1.down").quants.copy()
+    del view
+    gc.collect()
+    assert np.array_equal(model.matrix("layers.1.down").quants, last)
 
 
 def test_every_array_is_aligned_and_any_safetensors_reader_can_read_it(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import math
@@ -17,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..config import ModelConfig
-from ..errors import FormatError
+from ..errors import FormatError, UsageError
 from ..families.common import validate
 from ..quant import GROUP_BYTES, TILE, Kind, PackedMatrix, tiles_shape
 from .header import TensorEntry, map_file, read_header, read_json, view
@@ -94,6 +95,29 @@ class PackedModel:
         """The float32 vector `name`; KeyError where the model has none."""
         return self._vectors[name]
 
+    def first_layers(self, count: int) -> PackedModel:
+        """The same model up to its layer `count`, with all that does not belong to a layer.
+
+        A view: its arrays are this model's, and keep the file mapped for as long as they are held.
+        `info` still tells of the whole file. Raises UsageError for other counts than 1 to n_layers.
+        """
+        layers = self.config.n_layers
+        if not 1 <= count <= layers:
+            raise UsageError(f"The first {count} of {layers} layers cannot be taken.")
+        windows = self.config.layer_windows[:count]
+        config = dataclasses.replace(self.config, n_layers=count, layer_windows=windows)
+        names = {name for name, _ in expected_tensors(config)}
+        matrices = {name: m for name, m in self._matrices.items() if name in names}
+        vectors = {name: v for name, v in self._vectors.items() if name in names}
+        return dataclasses.replace(
+            self,
+            config=config,
+            nbytes=_nbytes(matrices, vectors),
+            parameters=count_parameters(config),
+            _matrices=matrices,
+            _vectors=vectors,
+        )
+
 
 def open_packed(folder: Path) -> PackedModel:
     """Open a packed model folder without reading its weights.
@@ -118,8 +142,14 @@ def open_packed(folder: Path) -> PackedModel:
             matrices[name] = _matrix(data, entries, name, shape, path)
     if extra := next((name for name in entries if not name.startswith("pad.")), None):
         raise FormatError(f"{path}: unexpected tensor {extra!r:.80}.")
-    nbytes = sum(m.nbytes for m in matrices.values()) + sum(v.nbytes for v in vectors.values())
+    nbytes = _nbytes(matrices, vectors)
     return PackedModel(folder, config, info, nbytes, parameters, matrices, vectors)
+
+
+def _nbytes(
+    matrices: Mapping[str, PackedMatrix], vectors: Mapping[str, NDArray[np.float32]]
+) -> int:
+    return sum(m.nbytes for m in matrices.values()) + sum(v.nbytes for v in vectors.values())
 
 
 def _read_info(path: Path) -> dict[str, Any]:

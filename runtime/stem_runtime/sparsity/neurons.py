@@ -21,6 +21,7 @@ four neurons, 16 at a time, puts them in order: byte 16 L + 4 v + i of a chunk i
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, get_args
 
@@ -102,6 +103,13 @@ class Neurons:
     """The FFNs of a model neuron by neuron; None for layers that always run dense."""
 
     layers: tuple[LayerNeurons | None, ...]
+
+    def cut(self, start: int, stop: int) -> Neurons:
+        """The neurons of layers `start` to `stop` - 1; the last of them implies nobody."""
+        layers = list(self.layers[start:stop])
+        if layers and layers[-1] is not None:
+            layers[-1] = dataclasses.replace(layers[-1], implied=None)
+        return Neurons(tuple(layers))
 
 
 def rows_of(matrix: PackedMatrix) -> U8:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -66,6 +67,17 @@ class FfnPlan:
         """Skip only what adds exactly zero: for activations that have zeros."""
         gate: Mode = "gate"
         return cls((gate,) * layers, (0.0,) * layers, (0.0,) * layers, sinks=0)
+
+    def layers(self, start: int, stop: int) -> FfnPlan:
+        """The plan of layers `start` to `stop` - 1 alone, as if they were a whole model."""
+        return dataclasses.replace(
+            self,
+            modes=self.modes[start:stop],
+            gate_cutoffs=self.gate_cutoffs[start:stop],
+            contribution_cutoffs=self.contribution_cutoffs[start:stop],
+            floors=None if self.floors is None else self.floors[start:stop],
+            caps=None if self.caps is None else self.caps[start:stop],
+        )
 
 
 def parts_for(plans: Iterable[FfnPlan]) -> Parts:

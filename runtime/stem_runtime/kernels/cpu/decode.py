@@ -11,8 +11,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from . import layout as L
-from .blocks import clear, exp_of, quantize, quantize_one, rope_head, share
-from .ffn import build as build_ffn
+from .blocks import clear, copy, exp_of, quantize, quantize_one, rope_head, share
 from .ffn import note_dense
 from .head import build as build_head
 from .isa import Isa
@@ -107,7 +106,7 @@ def tile_of_qkv(layer: int, tile: int) -> tuple[int, int]:
     return layer + 8 * L.Q, tile
 
 
-def build(isa: Isa, blocks: SimpleNamespace, multiply: Any, barrier: Any) -> Any:
+def build(isa: Isa, blocks: SimpleNamespace, multiply: Any, barrier: Any, sparse_ffn: Any) -> Any:
     """Return decode(args address, tid)."""
     embed, keep, gate, attend = blocks.embed, blocks.keep, blocks.gate, blocks.attend
 
@@ -203,7 +202,6 @@ def build(isa: Isa, blocks: SimpleNamespace, multiply: Any, barrier: Any) -> Any
             multiply(matrix, tile, acts, 0, 1, out + 64 * tile, 0)
 
     compute_head = build_head(isa, multiply, barrier, cut_acts, project)
-    sparse_ffn = build_ffn(isa, blocks, multiply, barrier, cut_acts)
 
     @helper
     def leaves_out(args: Any, index: int) -> bool:
@@ -258,9 +256,13 @@ def build(isa: Isa, blocks: SimpleNamespace, multiply: Any, barrier: Any) -> Any
                 project(args, address + 8 * L.DOWN, args[L.HIDDEN], y, tid)
                 barrier(team, threads)
             add_sublayer(args, x, y, layer[L.FFN_POST_NORM], normed)
-        rms_norm(x, args[L.FINAL_NORM], normed, vectors, inverse, eps)
-        quantize(normed, d_pad >> 5, acts, 0, 0, 1)
-        compute_head(args, acts, tid, memory)
+        if args[L.RESIDUAL] != 0:
+            if tid == 0:
+                copy(x, args[L.RESIDUAL], d_pad)
+        else:
+            rms_norm(x, args[L.FINAL_NORM], normed, vectors, inverse, eps)
+            quantize(normed, d_pad >> 5, acts, 0, 0, 1)
+            compute_head(args, acts, tid, memory)
         barrier(team, threads)
 
     return decode

@@ -40,11 +40,13 @@ from __future__ import annotations
     CHOSEN,  # 0, or uint32 [N_LAYERS, FFN_GROUPS]: the conversation's own candidates
     HEAT,  # 0, or float32 [N_LAYERS, 32 * FFN_GROUPS]: contributions are added to it
     STATES,  # 0, or float32 [tokens, D_PAD] for what the head gets (prefill only)
+    RESIDUAL,  # 0, or float32 [tokens, D_PAD] for the residual stream, and then no logits
     FFN_STATES,  # 0, or float32 [N_LAYERS, N_TOKENS, D_PAD] for what the FFNs get (prefill only)
     LOOK,  # 0, or look words: compute only the rows of the head that can still matter (decode)
     VOCAB,
+    FFN_LAYER,  # the layer whose FFN alone is wanted: from X into Y
     # buffers
-    X,  # float32 [tokens, D_PAD]: the residual stream of prefill
+    X,  # float32 [tokens, D_PAD]: the residual stream of prefill, or one FFN's input
     Y,  # float32 [tokens, D_PAD]: what a sublayer adds to it
     QKV,  # float32 [tokens, QKV_ROWS]
     QKV_ROWS,
@@ -67,7 +69,7 @@ from __future__ import annotations
     TEAM,  # team words
     THREADS,
     ARGS_WORDS,
-) = range(59)
+) = range(61)
 
 # a quantized matrix: its first tile, the bytes from one tile to the next, what is in them
 TILE, TILE_BYTES, KIND, TILES, GROUPS, MATRIX_WORDS = range(6)
@@ -181,7 +183,7 @@ LINE = 8
 # then per thread, from WORKERS on: state and last generation seen, a line each
 STATE, SEEN, WORKER_WORDS = 0, LINE, 2 * LINE
 ASLEEP, AWAKE = 0, 1
-JOB_QUIT, JOB_DECODE, JOB_PREFILL = 0, 1, 2
+JOB_QUIT, JOB_DECODE, JOB_PREFILL, JOB_FFN = range(4)
 
 ATTENTION_BLOCKS = 8  # of 16 positions: how many are scored before their values are added
 ATTENTION_ROWS = 32  # query rows that share a pass over the keys

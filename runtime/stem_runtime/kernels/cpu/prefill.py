@@ -213,13 +213,17 @@ def build(blocks: SimpleNamespace, multiply: Any, barrier: Any, grab: Any, width
 
     @helper
     def show_states(args: Any, tid: int, y: int, post: int, memory: int) -> None:
-        """The final norm of this thread's tokens, for whoever studies what the head gets."""
+        """What this thread's tokens leave behind the last layer, or what the head gets of them."""
         d_pad, vectors = args[L.D_PAD], args[L.D_PAD] >> 4
         first, last = token_range(args, tid)
         for token in range(first, min(last, args[L.N_TOKENS])):
-            x, out = args[L.X] + 4 * d_pad * token, args[L.STATES] + 4 * d_pad * token
-            add_sublayer(args, x, y + 4 * d_pad * token, post, memory)
-            rms_norm(x, args[L.FINAL_NORM], out, vectors, args[L.INVERSE_D], args[L.NORM_EPS])
+            place = 4 * d_pad * token
+            x, out = args[L.X] + place, args[L.STATES] + place
+            add_sublayer(args, x, y + place, post, memory)
+            if args[L.RESIDUAL] != 0:
+                copy(x, args[L.RESIDUAL] + place, d_pad)
+            else:
+                rms_norm(x, args[L.FINAL_NORM], out, vectors, args[L.INVERSE_D], args[L.NORM_EPS])
 
     @helper
     def finish_last(args: Any, y: int, post: int, memory: int) -> None:
@@ -290,7 +294,7 @@ def build(blocks: SimpleNamespace, multiply: Any, barrier: Any, grab: Any, width
             project(args, address + 8 * L.DOWN, args[L.HIDDEN], args[L.Y], d_pad, count)
             barrier(team, threads)
             y, post = args[L.Y], layer[L.FFN_POST_NORM]
-        if args[L.STATES] != 0:
+        if args[L.STATES] != 0 or args[L.RESIDUAL] != 0:
             show_states(args, tid, y, post, memory)
         elif args[L.LOGITS_FROM] == tokens - 1:
             finish_last(args, y, post, memory)
