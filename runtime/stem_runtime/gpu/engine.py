@@ -21,7 +21,7 @@ from ..sampling import _unusable
 from ..sampling_params import SamplingParams
 from ..sparsity.neurons import Neurons
 from ..sparsity.plan import FfnPlan
-from .cache import GpuCache
+from .cache import GpuCache, new_caches
 from .torch_step import TorchStep, Watch
 
 if TYPE_CHECKING:
@@ -65,7 +65,7 @@ class GpuEngine:
                 f"capacity is from 1 to {self.config.context_length} tokens, not {capacity}."
             )
         with _room_for(f"a context of {capacity} tokens"):
-            return GpuCache(self.config, capacity, self._device)
+            return new_caches(self.config, 1, capacity, self._device)[0]
 
     @torch.inference_mode()
     def prefill(

@@ -118,15 +118,18 @@ def test_one_token_of_each_sequence(
         buffer.fill_(torch.nan)
     scale = head_dim**-0.5
     sharpness = torch.full(partials.stats.shape[:2], torch.nan, device=device)
+    order = np.random.default_rng(seed).permutation(len(lengths))
+    slots = torch.tensor(order.argsort(), dtype=torch.int32, device=device)
     decode_attention(
         case.out[:, :-1],
         case.device_q,
-        case.keys,
-        case.values,
+        case.keys[order],
+        case.values[order],
         case.positions,
         partials,
         scale=scale,
         window=window,
+        slots=slots if len(lengths) > 1 else None,
         sharpness=sharpness,
     )
     case.check(scale, window)

@@ -225,7 +225,7 @@ def test_a_card_that_is_full_is_said_to_be(
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     engine = make(cases("llama").model)
-    monkeypatch.setattr(gpu, "GpuCache", full)
+    monkeypatch.setattr(gpu, "new_caches", full)
     with pytest.raises(KernelError, match=r"no room for a context of 20 tokens; .*device='cpu'"):
         engine.new_cache(20)
     monkeypatch.setattr(gpu, "TorchStep", full)

@@ -50,6 +50,7 @@ def test_queries_turn_in_place_and_keys_and_values_reach_the_cache(
     views = [on_device[:, cut[i] : cut[i + 1]] for i in range(3)]
     shape = (batch, kv_heads, capacity, head_dim)
     keys, values = (torch.full(shape, 7.0, dtype=torch.float16, device=device) for _ in range(2))
+    slots = torch.arange(batch, dtype=torch.int32, device=device).flip(0)
     given_norms = [None, None] if weights is None else torch.from_numpy(weights).to(device)
     rope_store(
         *views,
@@ -57,6 +58,7 @@ def test_queries_turn_in_place_and_keys_and_values_reach_the_cache(
         values,
         torch.tensor(positions, dtype=torch.int32, device=device),
         rope_table(inv_freq.tolist(), capacity, device),
+        slots=slots if batch > 1 else None,
         q_norm=given_norms[0],
         k_norm=given_norms[1],
         eps=1e-5,
@@ -73,9 +75,9 @@ def test_queries_turn_in_place_and_keys_and_values_reach_the_cache(
     for cache, new in ((keys, rotated), (values, v)):
         wanted = np.full(shape, 7.0)
         for row, position in enumerate(at):
-            wanted[row // tokens, :, position] = new[row]
+            wanted[batch - 1 - row // tokens, :, position] = new[row]
         np.testing.assert_allclose(cache.cpu(), wanted, rtol=1e-3, atol=2e-5)
-    exact = values.cpu().numpy()[0, :, positions[0]]
+    exact = values.cpu().numpy()[-1, :, positions[0]]
     np.testing.assert_array_equal(exact, v[0].astype(np.float16))
 
 

@@ -59,22 +59,24 @@ def decode_attention(
     *,
     scale: float,
     window: int = 0,
+    slots: torch.Tensor | None = None,
     sharpness: torch.Tensor | None = None,
 ) -> None:
     """Attention of one token per sequence over everything up to itself.
 
     `out` and `q` float32 [batch, n_heads * head_dim], rows may be parts of something wider; `keys`
-    and `values` float16 [batch, kv_heads, capacity, head_dim], contiguous, the token's own already
-    stored; `positions` int32 [batch], that of the token. With a `window` a query sees itself and
-    the window - 1 positions before. `sharpness` float32 [batch, n_heads], contiguous, receives each
-    head's largest weight.
+    and `values` float16 [caches, kv_heads, capacity, head_dim], contiguous, the token's own already
+    stored; `positions` int32 [batch], that of the token; `slots` int32 [batch], whose cache is
+    which, by default in their order. With a `window` a query sees itself and the window - 1
+    positions before. `sharpness` float32 [batch, n_heads], contiguous, receives each head's largest
+    weight.
     """
     splits = partials.stats.shape[2]
-    _attend(out, sharpness, q, keys, values, positions, partials, splits, scale, window)
+    _attend(out, sharpness, q, keys, values, positions, slots, partials, splits, scale, window)
     if splits == 1:
         return
-    batch, _, capacity, head_dim = keys.shape
-    _combine[(batch, q.shape[1] // head_dim)](
+    _, _, capacity, head_dim = keys.shape
+    _combine[(positions.shape[0], q.shape[1] // head_dim)](
         out,
         sharpness,
         *partials,
@@ -105,7 +107,7 @@ def prefill_attention(
     `out` and `q` float32 [batch * n, n_heads * head_dim], the tokens of a sequence follow each
     other; `positions` int32 [batch], that of each first one. The rest is as for `decode_attention`.
     """
-    _attend(out, None, q, keys, values, positions, None, 1, scale, window)
+    _attend(out, None, q, keys, values, positions, None, None, 1, scale, window)
 
 
 def _block_positions(head_dim: int) -> int:
@@ -120,12 +122,14 @@ def _attend(
     keys: torch.Tensor,
     values: torch.Tensor,
     positions: torch.Tensor,
+    slots: torch.Tensor | None,
     partials: Partials | None,
     splits: int,
     scale: float,
     window: int,
 ) -> None:
-    batch, kv_heads, capacity, head_dim = keys.shape
+    _, kv_heads, capacity, head_dim = keys.shape
+    batch = positions.shape[0]
     n_heads, tokens = q.shape[1] // head_dim, q.shape[0] // batch
     group = n_heads // kv_heads
     # a tensor core takes at least 16 rows; more than fit into registers would spill
@@ -140,6 +144,7 @@ def _attend(
         keys,
         values,
         positions,
+        slots,
         tokens,
         capacity,
         window or capacity,
@@ -183,6 +188,7 @@ def _attention(
     keys,
     values,
     positions,
+    slots,
     tokens,
     capacity,
     window,
@@ -221,8 +227,11 @@ def _attention(
     cell = (sequence * tokens + token)[:, None] * q_stride + head[:, None] * HEAD_DIM + d[None, :]
     inside = d < HEAD_DIM
     queries = tl.load(q + cell, mask=inside[None, :], other=0.0) * scale
+    cache = sequence
+    if slots is not None:
+        cache = tl.load(slots + sequence)
     # the caches of several long sequences have more than 2^31 elements
-    start = (sequence * KV_HEADS + shared).to(tl.int64) * capacity * HEAD_DIM
+    start = (cache * KV_HEADS + shared).to(tl.int64) * capacity * HEAD_DIM
 
     peak = tl.full((ROWS,), float("-inf"), tl.float32)
     weight = tl.zeros((ROWS,), tl.float32)

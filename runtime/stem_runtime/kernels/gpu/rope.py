@@ -33,6 +33,7 @@ def rope_store(
     positions: torch.Tensor,
     table: torch.Tensor,
     *,
+    slots: torch.Tensor | None = None,
     q_norm: torch.Tensor | None = None,
     k_norm: torch.Tensor | None = None,
     eps: float = 0.0,
@@ -41,12 +42,13 @@ def rope_store(
 
     `q` float32 [batch * n, n_heads * head_dim], `k` and `v` [batch * n, kv_heads * head_dim], rows
     may be parts of something wider; the n new tokens of a sequence follow each other. `keys` and
-    `values` float16 [batch, kv_heads, capacity, head_dim], contiguous; `positions` int32 [batch],
-    where each sequence's first new token goes; `table` from `rope_table`. `q_norm` and `k_norm`
-    float32 [head_dim] are the weights of RMS norms per head. The caller sees to it that there is
-    room for n tokens more.
+    `values` float16 [caches, kv_heads, capacity, head_dim], contiguous; `positions` int32 [batch],
+    where each sequence's first new token goes; `slots` int32 [batch], whose cache is which, by
+    default in their order; `table` from `rope_table`. `q_norm` and `k_norm` float32 [head_dim] are
+    the weights of RMS norms per head. The caller sees to it that there is room for n tokens more.
     """
-    batch, kv_heads, capacity, head_dim = keys.shape
+    _, kv_heads, capacity, head_dim = keys.shape
+    batch = positions.shape[0]
     rows, n_heads = q.shape[0], q.shape[1] // head_dim
     _rope_store[(rows, n_heads + 2 * kv_heads)](
         q,
@@ -55,6 +57,7 @@ def rope_store(
         keys,
         values,
         positions,
+        slots,
         table,
         q_norm,
         k_norm,
@@ -98,6 +101,7 @@ def _rope_store(
     keys,
     values,
     positions,
+    slots,
     table,
     q_norm,
     k_norm,
@@ -127,8 +131,11 @@ def _rope_store(
         tl.store(query + half + i, other, mask=inside)
     else:
         shared = (head - N_HEADS) % KV_HEADS
+        cache = sequence
+        if slots is not None:
+            cache = tl.load(slots + sequence)
         # the caches of several long sequences have more than 2^31 elements
-        line = (sequence * KV_HEADS + shared).to(tl.int64) * capacity + position
+        line = (cache * KV_HEADS + shared).to(tl.int64) * capacity + position
         if head < N_HEADS + KV_HEADS:
             key = k + row * k_stride + shared * HEAD_DIM
             first, second = _rotated(key, k_norm, eps, angles, HEAD_DIM, HALF)
