@@ -8,17 +8,18 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Literal, Unpack, overload
 
-from stem_runtime.errors import UsageError
+from stem_runtime.errors import KernelError, UsageError
 from stem_runtime.formats.packed import open_packed
-from stem_runtime.kernels import Device, choose_device
+from stem_runtime.kernels import Device, DeviceChoice, choose_device, on_cpu
 from stem_runtime.kernels import choose as choose_kernels
 from stem_runtime.tokenizer import Tokenizer
 
-from . import machine, store
+from . import store
 from .chat import Prompt
 from .completion import Completion
 from .equipment import BARE, build_engine
 from .generation import GenerateOptions, Stream
+from .machine import GPU_MEMORY
 from .model import Model
 from .sparsity import QUALITY, Calibrated, Sparsity, check_quality, check_sparsity
 
@@ -36,6 +37,7 @@ def load(
     context: int | None = None,
     kernels: str | None = None,
     device: Device = "auto",
+    gpu_memory: float | None = None,
     sparsity: Sparsity = "auto",
     quality: float = QUALITY,
     notify: Callable[[str], None] | None = None,
@@ -45,8 +47,9 @@ def load(
     `threads` defaults to the physical cores. `context` is how many tokens of prompt and answer
     there is room for: 8192 unless told, and never more than the model was made for; memory for it
     is used only as it fills. `kernels` names a kernel variant instead of the best one here.
-    `device` is "cpu", "cuda" or "mps"; "auto" is a CUDA card where one can be used and the model
-    fits on it, else the CPU.
+    `device` is "cpu", "cuda" or "mps"; "auto" is a CUDA card where one can be used, else the CPU.
+    Of a card all memory that is free may be taken, or `gpu_memory` GB (1e9 bytes); layers or
+    neurons that have no room there stay on the CPU, and `Model.info.placement` says which.
     `sparsity` is what its answers leave out unless they are asked for otherwise: "auto" what its
     calibration showed not to matter, where that is faster, "off" nothing, 0.0 to 0.95 that share
     of the neurons. `quality` is how much of its perplexity auto may add (0.01 is +1%).
@@ -66,33 +69,44 @@ def load(
     tokenizer = Tokenizer.from_file(folder / "tokenizer.json", packed.info["tokenizer"])
     notify = notify or _tell
     sparsity, quality = check_sparsity(sparsity), check_quality(quality)
-    kv_bytes = machine.kv_bytes(packed.config.to_dict())
-    needed = machine.needed_bytes(packed.nbytes, kv_bytes, context)
-    place = choose_device(device if kernels is None else "cpu", needed)
-    variant = choose_kernels(kernels).name if place.backend == "cpu" else place.name
-    calibrated = Calibrated(packed, variant)
-    equipped = BARE.with_(calibrated.choose(sparsity, quality))
-    engine = build_engine(
-        packed,
-        calibrated,
-        equipped,
-        threads=threads,
-        kernels=kernels,
-        device=place,
-        notify=notify,
-    )
-    return Model(
-        packed,
-        engine,
-        tokenizer,
-        context,
-        notify,
-        device=place,
-        calibrated=calibrated,
-        equipped=equipped,
-        sparsity=sparsity,
-        quality=quality,
-    )
+
+    def start(place: DeviceChoice) -> Model:
+        variant = choose_kernels(kernels).name if place.backend == "cpu" else place.name
+        calibrated = Calibrated(packed, variant)
+        equipped = BARE.with_(calibrated.choose(sparsity, quality))
+        engine = build_engine(
+            packed,
+            calibrated,
+            equipped,
+            context=context,
+            threads=threads,
+            kernels=kernels,
+            device=place,
+            notify=notify,
+        )
+        return Model(
+            packed,
+            engine,
+            tokenizer,
+            context,
+            notify,
+            device=place,
+            calibrated=calibrated,
+            equipped=equipped,
+            sparsity=sparsity,
+            quality=quality,
+        )
+
+    if gpu_memory is not None:
+        GPU_MEMORY.check("gpu_memory", gpu_memory)
+    limit = None if gpu_memory is None else round(gpu_memory * 1e9)
+    place = choose_device(device if kernels is None else "cpu", limit)
+    try:
+        return start(place)
+    except KernelError as error:
+        if device != "auto" or place.backend == "cpu":
+            raise
+        return start(on_cpu(str(error)))
 
 
 @overload

@@ -16,6 +16,7 @@ from stem_runtime.threads import MAX_THREADS
 
 from . import chat_settings
 from .chat_settings import About, ChatSettings, check_name
+from .machine import GPU_MEMORY
 
 MAX_BYTES = 2 << 20
 MAX_TEXT = 1000
@@ -24,6 +25,7 @@ DEFAULT_THEME = "stem-dark"
 
 _CONTEXT = Limit(2, 1 << 24, whole=True)
 _THREADS = Limit(1, MAX_THREADS, whole=True)
+_NUMBERS = {"context": _CONTEXT, "threads": _THREADS, "gpu_memory": GPU_MEMORY}
 _KEY = re.compile(r"[a-z0-9_]+(\+[a-z0-9_]+)*|[!-~]")
 
 
@@ -43,6 +45,7 @@ class Config:
     context: int | None = None
     threads: int | None = None
     device: Device = "auto"
+    gpu_memory: float | None = None
     keys: Mapping[str, str] = field(default_factory=dict)
     chat: ChatSettings = field(default_factory=ChatSettings)
 
@@ -54,7 +57,7 @@ class Config:
         for name in ("private", "mouse"):
             if not isinstance(value := getattr(self, name), bool):
                 raise UsageError(f"{name} must be true or false, not {value!r:.40}.")
-        for name, limit in (("context", _CONTEXT), ("threads", _THREADS)):
+        for name, limit in _NUMBERS.items():
             if (number := getattr(self, name)) is not None:
                 limit.check(name, number)
         if self.device not in DEVICES:
@@ -93,9 +96,14 @@ ABOUT: Mapping[str, About] = {
         example=4,
     ),
     "device": About(
-        "Where to compute. auto: on a CUDA card where one can be used and the model fits, else on "
-        "the CPU.",
+        "Where to compute. auto: on a CUDA card where one can be used, else on the CPU.",
         " or ".join(f'"{device}"' for device in DEVICES),
+    ),
+    "gpu_memory": About(
+        "GB of a card's memory to take at most; what has no room there runs on the CPU. Not set: "
+        "all that is free.",
+        str(GPU_MEMORY),
+        example=6.0,
     ),
 }
 """Every setting outside the tables [keys] and [chat]."""

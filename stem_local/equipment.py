@@ -42,17 +42,19 @@ def build_engine(
     calibrated: Calibrated,
     equipment: Equipment,
     *,
+    context: int,
     threads: int | None,
     kernels: str | None,
     device: DeviceChoice,
     notify: Callable[[str], None] | None,
 ) -> Engine:
-    """An engine that can leave out what its equipment says. Raises KernelError, UsageError."""
-    neurons = None if equipment.parts is None else calibrated.neurons(equipment.parts)
-    if device.backend != "cpu":
-        from stem_runtime.gpu.engine import GpuEngine
+    """An engine that can leave out what its equipment says, with room for a context of tokens.
 
-        return cast("Engine", GpuEngine(packed, device, neurons=neurons))
+    Raises KernelError, UsageError.
+    """
+    if device.backend != "cpu":
+        return _on_card(packed, calibrated, equipment, context, device)
+    neurons = None if equipment.parts is None else calibrated.neurons(equipment.parts)
     from stem_runtime.engine import Engine
 
     return Engine(
@@ -63,3 +65,23 @@ def build_engine(
         head=calibrated.look if equipment.look else None,
         neurons=neurons,
     )
+
+
+def _on_card(
+    packed: PackedModel,
+    calibrated: Calibrated,
+    equipment: Equipment,
+    context: int,
+    device: DeviceChoice,
+) -> Engine:
+    from stem_runtime.errors import KernelError
+    from stem_runtime.gpu.engine import GpuEngine
+    from stem_runtime.gpu.placement import place
+
+    placement = None
+    if device.room is not None:
+        placement = place(packed, device.room, context, parts=equipment.parts)
+        if not placement.whole:
+            raise KernelError("The card's memory is too small for this model.")
+    neurons = None if equipment.parts is None else calibrated.neurons(equipment.parts)
+    return cast("Engine", GpuEngine(packed, device, neurons=neurons, placement=placement))

@@ -9,6 +9,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
+from stem_runtime.sampling_params import Limit
+
 Fit = Literal["fits", "tight", "too big"]
 
 PROGRAM = 200_000_000
@@ -16,6 +18,9 @@ PROGRAM = 200_000_000
 
 FITS, TIGHT = 0.6, 0.9
 """Shares of all memory up to which a model fits at ease, or at all: other programs need some."""
+
+GPU_MEMORY = Limit(0.1, 10_000)
+"""GB of a card's memory that models may be allowed."""
 
 _CGROUP = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
 

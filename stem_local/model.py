@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Self, Unpack, overload
+from typing import TYPE_CHECKING, Any, Literal, Self, Unpack, cast, overload
 from weakref import WeakKeyDictionary
 
 from stem_runtime.errors import FormatError, UsageError
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from stem_runtime.config import ModelConfig
     from stem_runtime.engine import Engine
     from stem_runtime.formats.packed import PackedModel
+    from stem_runtime.gpu.engine import GpuEngine
     from stem_runtime.kv_cache import KVCache
     from stem_runtime.sparsity.plan import FfnPlan, Mode
     from stem_runtime.sparsity.resampling import Resampler
@@ -40,7 +41,8 @@ CPU = DeviceChoice("cpu", "cpu", "asked for")
 
 @dataclass(frozen=True, slots=True)
 class ModelInfo:
-    """What a loaded model is. `nbytes` is the size of its packed weights."""
+    """What a loaded model is. `nbytes` is the size of its packed weights, `placement` says what of
+    it is on a card and what on the CPU."""
 
     name: str
     family: str
@@ -54,6 +56,7 @@ class ModelInfo:
     folder: Path
     kernels: str
     device: str
+    placement: str
     threads: int
 
     def to_dict(self) -> dict[str, Any]:
@@ -146,6 +149,7 @@ class Model:
             folder=self.packed.folder,
             kernels=engine.kernels.name,
             device=self._device.name,
+            placement=self._placement(),
             threads=engine.threads,
         )
 
@@ -290,6 +294,11 @@ class Model:
             whole_head,
         )
 
+    def _placement(self) -> str:
+        if self._device.backend == "cpu":
+            return f"all {self.config.n_layers} layers on the CPU"
+        return cast("GpuEngine", self.engine).placement.describe()
+
     def equip(self, choice: Choice) -> None:
         """Give the engine what it needs to decode as chosen. Call holding `engine_lock`."""
         wanted = self._equipped.with_(choice)
@@ -300,6 +309,7 @@ class Model:
                 self.packed,
                 self.calibrated,
                 wanted,
+                context=self.context,
                 threads=old.threads,
                 kernels=old.kernels.name,
                 device=self._device,

@@ -48,6 +48,7 @@ def open_model(
     context: int | None,
     kernels: str | None,
     device: Device,
+    gpu_memory: float | None,
     sparsity: Sparsity,
     quality: float,
 ) -> Model:
@@ -61,6 +62,7 @@ def open_model(
             context=context,
             kernels=kernels,
             device=device,
+            gpu_memory=gpu_memory,
             sparsity=sparsity,
             quality=quality,
         )

@@ -37,6 +37,12 @@ device_option = click.option(
     default="auto",
     help="Where to compute; auto: on a CUDA card where one can be used (auto).",
 )
+gpu_memory_option = click.option(
+    "--gpu-memory",
+    type=float,
+    metavar="GB",
+    help="Memory of the card to take at most; the rest runs on the CPU (all that is free).",
+)
 quality_option = click.option(
     "--quality",
     type=quality,

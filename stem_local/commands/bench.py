@@ -11,7 +11,7 @@ from stem_runtime.errors import UsageError
 
 from ..cli_types import installed
 from ..units import parameters, size
-from ._options import ALL, device_option, quality_option, sparsities
+from ._options import ALL, device_option, gpu_memory_option, quality_option, sparsities
 from ._output import as_json as print_json
 from ._output import cancellable, table
 
@@ -48,6 +48,7 @@ if TYPE_CHECKING:
 @click.option("--threads", type=int, metavar="N", help="Threads to compute with.")
 @click.option("--kernels", metavar="NAME", help="Kernel variant; see stem-local doctor.")
 @device_option
+@gpu_memory_option
 def command(
     model: str | None,
     as_json: bool,
@@ -61,6 +62,7 @@ def command(
     threads: int | None,
     kernels: str | None,
     device: Device,
+    gpu_memory: float | None,
 ) -> None:
     """Measure the prefill and decode speed of MODEL, its memory, and its time to start.
 
@@ -79,7 +81,14 @@ def command(
     from ..benchmark import measure, time_starts
 
     places = parse_contexts(contexts)
-    with load(model, threads=threads, kernels=kernels, device=device, quality=quality) as loaded:
+    with load(
+        model,
+        threads=threads,
+        kernels=kernels,
+        device=device,
+        gpu_memory=gpu_memory,
+        quality=quality,
+    ) as loaded:
         if ablate:
             show_ablation(ablated(loaded, sparsity), as_json)
             return

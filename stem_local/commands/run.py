@@ -11,7 +11,7 @@ from stem_runtime.errors import UsageError
 from ..cli_types import installed
 from ..oneshot import full_prompt, open_model, piped_input
 from ..terminal import interruptible, line_chat, print_answer, print_json, tell
-from ._options import device_option, quality_option, sparsity_option
+from ._options import device_option, gpu_memory_option, quality_option, sparsity_option
 
 if TYPE_CHECKING:
     from stem_runtime.kernels import Device
@@ -47,6 +47,7 @@ INTERRUPTED = 130
 @click.option("--context", type=int, metavar="N", help="Tokens of prompt and answer (8192).")
 @click.option("--kernels", metavar="NAME", help="Kernel variant; see stem-local doctor.")
 @device_option
+@gpu_memory_option
 def command(
     model: str | None,
     prompt: str | None,
@@ -61,6 +62,7 @@ def command(
     context: int | None,
     kernels: str | None,
     device: Device,
+    gpu_memory: float | None,
     **sampling: Any,
 ) -> None:
     """Answer PROMPT with MODEL, or chat when there is no prompt.
@@ -89,6 +91,7 @@ def command(
         context=context,
         kernels=kernels,
         device=device,
+        gpu_memory=gpu_memory,
         sparsity=sparsity,
         quality=quality,
     ) as loaded:

@@ -25,6 +25,7 @@ private = true
 mouse = false
 context = 2048
 threads = 2
+gpu_memory = 5.5
 
 [keys]
 "composer.send" = "ctrl+j"
@@ -48,6 +49,7 @@ CONFIGS = st.builds(
     mouse=st.booleans(),
     context=st.none() | st.integers(2, 1 << 24),
     threads=st.none() | st.integers(1, 64),
+    gpu_memory=st.none() | st.floats(0.1, 10_000),
     keys=st.dictionaries(WORDS, st.sampled_from(["enter", "ctrl+j,f1", "?", '"'])),
     chat=SETTINGS,
 )
@@ -73,6 +75,7 @@ def test_the_file_is_read_from_where_it_lives_or_is_named(tmp_path: Path, home: 
         mouse=False,
         context=2048,
         threads=2,
+        gpu_memory=5.5,
         keys={"composer.send": "ctrl+j", "composer.newline": "enter,shift+enter"},
         chat=ChatSettings(system="Be kind.", sparsity=0.3, temperature=1, seed=7),
     )
@@ -100,6 +103,7 @@ def test_a_file_from_windows_is_read() -> None:
         ("keys = []", "[keys] must be a table"),
         ("private = 'yes'", "private must be true or false"),
         ("threads = 0", "threads must be a whole number from 1 to 64, not 0"),
+        ("gpu_memory = 0", "gpu_memory must be a number from 0.1 to 10000, not 0"),
         ("context = 1.5", "context must be a whole number"),
         ("theme = ''", "theme must be text"),
         ("model = 3", "model must be text"),

@@ -92,10 +92,6 @@ LACKS: dict[str, tuple[dict[str, Any], str]] = {
         {"found": driver(), "torch": torch_of(capability=(7, 5))},
         "Some Card has compute capability 7.5, and 8.0 is the least",
     ),
-    "small card": (
-        {"found": driver(), "torch": torch_of(free=4)},
-        r"the model needs 5\.5 GiB and Some Card has 4\.0 GiB free",
-    ),
 }
 
 
@@ -103,10 +99,10 @@ LACKS: dict[str, tuple[dict[str, Any], str]] = {
 def test_why_no_card_is_used(name: str, pretend: Pretend) -> None:
     machine, reason = LACKS[name]
     pretend(**machine)
-    choice = choose_device("auto", 5 * GIB)
+    choice = choose_device("auto")
     assert (choice.name, choice.backend) == ("cpu", "cpu")
     with pytest.raises(KernelError, match=f"device='cuda' cannot be used: {reason}") as refused:
-        choose_device("cuda", 5 * GIB)
+        choose_device("cuda")
     assert choice.reason.removeprefix("no GPU is used: ") in str(refused.value)
     assert choose_device("cpu") == DeviceChoice("cpu", "cpu", "asked for")
 
@@ -114,11 +110,16 @@ def test_why_no_card_is_used(name: str, pretend: Pretend) -> None:
 @pytest.mark.parametrize("system", ["linux", "win32"])
 def test_a_card_that_can_be_used_is(system: str, pretend: Pretend) -> None:
     pretend(system=system, found=driver(), torch=torch_of())
-    assert choose_device() == DeviceChoice("cuda", "triton", "Some Card is there")
-    assert choose_device("cuda", 20 * GIB) == DeviceChoice("cuda", "triton", "asked for")
+    half = 23 * GIB + GIB // 2
+    assert choose_device() == DeviceChoice("cuda", "triton", "Some Card is there", half)
+    assert choose_device("cuda") == DeviceChoice("cuda", "triton", "asked for", half)
+    for limit, room in ((4 * GIB, 4 * GIB), (90 * GIB, half)):
+        assert choose_device("cuda", limit).room == room
+    pretend(found=driver(), torch=torch_of(free=0))
+    assert choose_device("cuda").room == 0
     pretend(system=system, found=driver(), torch=torch_of(), triton=False)
     choice = choose_device()
-    assert (choice.name, choice.backend) == ("cuda", "torch")
+    assert (choice.name, choice.backend, choice.room) == ("cuda", "torch", half)
     assert choice.reason == (
         "Some Card is there; Triton is not installed, so torch computes, and more slowly"
     )
@@ -128,7 +129,7 @@ def test_apple_s_gpus_are_used_when_asked_for(pretend: Pretend) -> None:
     pretend(system="darwin", torch=torch_of(), triton=False)
     assert choose_device("auto").name == "cpu"
     choice = choose_device("mps")
-    assert (choice.name, choice.backend) == ("mps", "torch")
+    assert (choice.name, choice.backend, choice.room) == ("mps", "torch", None)
     for machine, reason in (
         ({"system": "linux", "torch": torch_of()}, "there is none on this system"),
         ({"system": "darwin"}, "torch is not installed"),

@@ -105,7 +105,8 @@ def test_settings_and_options_reach_the_model(asked: list[dict[str, Any]]) -> No
     stem_chat("Hi")
     stem_chat("Hi", "--model=mine", "--threads=2", "--context=99", "--system=Be brief.")
     (theirs, first, mine, second) = asked
-    same = {"sparsity": "off", "quality": 0.02, "kernels": None, "device": "auto"}
+    same = {"sparsity": "off", "quality": 0.02, "kernels": None}
+    same |= {"device": "auto", "gpu_memory": None}
     assert theirs == {"name": "theirs", "threads": 1, "context": 64, **same}
     assert mine == {"name": "mine", "threads": 2, "context": 99, **same}
     chat = ChatSettings(max_tokens=3, sparsity="off", quality=0.02, seed=5).options()

@@ -180,6 +180,7 @@ class ChatApp(App[None]):
             context=self.config.context,
             threads=self.config.threads,
             device=self.config.device,
+            gpu_memory=self.config.gpu_memory,
             notify=notify,
         )
 

@@ -160,6 +160,7 @@ def _answer(config: Config, question: str | None) -> None:
         context=config.context,
         kernels=None,
         device=config.device,
+        gpu_memory=config.gpu_memory,
         sparsity=chat.sparsity,
         quality=chat.quality,
     )

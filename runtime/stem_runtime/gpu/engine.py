@@ -22,6 +22,7 @@ from ..sampling_params import SamplingParams
 from ..sparsity.neurons import Neurons
 from ..sparsity.plan import FfnPlan
 from .cache import GpuCache, new_caches
+from .placement import Placement
 from .torch_step import TorchStep, Watch
 
 if TYPE_CHECKING:
@@ -45,9 +46,15 @@ class GpuEngine:
     threads = 1
 
     def __init__(
-        self, model: PackedModel, choice: DeviceChoice, *, neurons: Neurons | None = None
+        self,
+        model: PackedModel,
+        choice: DeviceChoice,
+        *,
+        neurons: Neurons | None = None,
+        placement: Placement | None = None,
     ) -> None:
         self.config, self.kernels = model.config, choice
+        self.placement = placement or Placement(model.config.n_layers)
         self._model, self._device = model, torch.device(choice.name)
         self._tables = None if neurons is None else NeuronTables(model, neurons, 1)
         with _room_for("this model"):

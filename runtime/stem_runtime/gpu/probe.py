@@ -11,7 +11,7 @@ LEAST_CAPABILITY = (8, 0)
 """The oldest cards that the kernels are compiled and checked for."""
 
 _RESERVE = 512 << 20
-"""Bytes that the CUDA context, torch's allocator and the buffers of a step take beside a model."""
+"""Bytes that CUDA's context, torch's allocator and the reading of a prompt take beside a model."""
 
 _DRIVERS = {"win32": "nvcuda.dll", "linux": "libcuda.so.1"}
 
@@ -39,8 +39,8 @@ def torch_lack() -> str:
     return ""
 
 
-def card_lack(needed: int) -> str:
-    """Why torch cannot run a model of `needed` bytes on the first card, or an empty string."""
+def card_lack() -> str:
+    """Why torch cannot run models on the first card, or an empty string."""
     import torch
 
     if not torch.cuda.is_available():
@@ -56,13 +56,15 @@ def card_lack(needed: int) -> str:
             f"{torch.cuda.get_device_name(0)} has compute capability {_dotted(capability)}, and "
             f"{_dotted(LEAST_CAPABILITY)} is the least"
         )
-    free, _ = torch.cuda.mem_get_info(0)
-    if free < needed + _RESERVE:
-        return (
-            f"the model needs {(needed + _RESERVE) / 2**30:.1f} GiB and "
-            f"{torch.cuda.get_device_name(0)} has {free / 2**30:.1f} GiB free"
-        )
     return ""
+
+
+def card_room() -> int:
+    """Bytes of the first card's memory that are free for a model."""
+    import torch
+
+    free, _ = torch.cuda.mem_get_info(0)
+    return max(0, int(free) - _RESERVE)
 
 
 def mps_lack() -> str:

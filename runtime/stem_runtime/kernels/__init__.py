@@ -41,12 +41,14 @@ class DeviceChoice:
     """The device in use, who computes there, and a sentence that says why.
 
     `name` is "cpu", "cuda" or "mps". `backend` is "cpu" for the compiled CPU kernels, "triton" for
-    their counterparts on a card, "torch" where a card has no Triton.
+    their counterparts on a card, "torch" where a card has no Triton. `room` is how many bytes of
+    the card's memory a model may take, None for as many as it likes.
     """
 
     name: str
     backend: Backend
     reason: str
+    room: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,8 +100,9 @@ def choose(override: str | None = None) -> KernelChoice:
     return KernelChoice(name, why + (f" ({'; '.join(passed)})" if passed else ""))
 
 
-def choose_device(wanted: str = "auto", needed: int = 0) -> DeviceChoice:
-    """Pick where a model of `needed` bytes, its cache included, runs.
+def choose_device(wanted: str = "auto", limit: int | None = None) -> DeviceChoice:
+    """Pick where models run; of a CUDA card they may take the memory that is free, or `limit`
+    bytes of it. What of a model goes there is for `gpu.placement.place` to say.
 
     Raises KernelError for a device that was asked for by name and cannot be used, or is unknown.
     """
@@ -107,18 +110,23 @@ def choose_device(wanted: str = "auto", needed: int = 0) -> DeviceChoice:
         raise KernelError(f"There is no device {wanted!r}; choose one of {', '.join(DEVICES)}.")
     if wanted == "cpu":
         return DeviceChoice("cpu", "cpu", "asked for")
-    lack = _mps_lack() if wanted == "mps" else _cuda_lack(needed)
+    lack = _mps_lack() if wanted == "mps" else _cuda_lack()
     if not lack:
-        return _card(wanted)
+        return _card(wanted, limit)
     if wanted == "auto":
-        return DeviceChoice("cpu", "cpu", f"no GPU is used: {lack}")
+        return on_cpu(lack)
     raise KernelError(f"device={wanted!r} cannot be used: {lack}; device='cpu' always can.")
 
 
-def _cuda_lack(needed: int) -> str:
+def on_cpu(lack: str) -> DeviceChoice:
+    """The CPU, because of what a card lacks."""
+    return DeviceChoice("cpu", "cpu", f"no GPU is used: {lack}")
+
+
+def _cuda_lack() -> str:
     from ..gpu import probe
 
-    return probe.driver_lack() or probe.torch_lack() or probe.card_lack(needed)
+    return probe.driver_lack() or probe.torch_lack() or probe.card_lack()
 
 
 def _mps_lack() -> str:
@@ -127,13 +135,16 @@ def _mps_lack() -> str:
     return probe.torch_lack() or probe.mps_lack()
 
 
-def _card(wanted: str) -> DeviceChoice:
+def _card(wanted: str, limit: int | None) -> DeviceChoice:
     """The card that was found to be usable, and what computes on it."""
     from ..gpu import probe
 
     if wanted == "mps":
-        return DeviceChoice("mps", "torch", "asked for; Triton has no kernels for Apple's GPUs")
+        why = "asked for; Triton has no kernels for Apple's GPUs"
+        return DeviceChoice("mps", "torch", why, limit)
     why = "asked for" if wanted == "cuda" else f"{probe.card_name()} is there"
+    room = probe.card_room() if limit is None else min(limit, probe.card_room())
     if lack := probe.triton_lack():
-        return DeviceChoice("cuda", "torch", f"{why}; {lack}, so torch computes, and more slowly")
-    return DeviceChoice("cuda", "triton", why)
+        why = f"{why}; {lack}, so torch computes, and more slowly"
+        return DeviceChoice("cuda", "torch", why, room)
+    return DeviceChoice("cuda", "triton", why, room)
