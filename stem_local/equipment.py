@@ -11,6 +11,7 @@ from .sparsity import Calibrated, Choice
 if TYPE_CHECKING:
     from stem_runtime.engine import Engine
     from stem_runtime.formats.packed import PackedModel
+    from stem_runtime.gpu.placement import Placement
     from stem_runtime.kernels import DeviceChoice
     from stem_runtime.sparsity.neurons import Parts
 
@@ -53,7 +54,8 @@ def build_engine(
     Raises KernelError, UsageError.
     """
     if device.backend != "cpu":
-        return _on_card(packed, calibrated, equipment, context, device)
+        placement = placed(packed, calibrated, equipment, context, device)
+        return _on_card(packed, calibrated, equipment, device, placement)
     neurons = None if equipment.parts is None else calibrated.neurons(equipment.parts)
     from stem_runtime.engine import Engine
 
@@ -67,21 +69,38 @@ def build_engine(
     )
 
 
-def _on_card(
+def placed(
     packed: PackedModel,
     calibrated: Calibrated,
     equipment: Equipment,
     context: int,
     device: DeviceChoice,
+) -> Placement | None:
+    """Where the parts of a model go, None where its device holds all that there is.
+
+    Raises KernelError where a card has no room for any of it.
+    """
+    if device.room is None:
+        return None
+    from stem_runtime.gpu.placement import place
+
+    # FFNs are split by kernels that torch alone does not have
+    known = calibrated.ffn if device.backend == "triton" else None
+    frequency = None if known is None else known.rules.frequency
+    return place(packed, device.room, context, parts=equipment.parts, frequency=frequency)
+
+
+def _on_card(
+    packed: PackedModel,
+    calibrated: Calibrated,
+    equipment: Equipment,
+    device: DeviceChoice,
+    placement: Placement | None,
 ) -> Engine:
     from stem_runtime.errors import KernelError
     from stem_runtime.gpu.engine import GpuEngine
-    from stem_runtime.gpu.placement import place
 
-    placement = None
-    if device.room is not None:
-        placement = place(packed, device.room, context, parts=equipment.parts)
-        if not placement.whole:
-            raise KernelError("The card's memory is too small for this model.")
+    if placement is not None and not placement.whole:
+        raise KernelError("The card's memory is too small for this model.")
     neurons = None if equipment.parts is None else calibrated.neurons(equipment.parts)
     return cast("Engine", GpuEngine(packed, device, neurons=neurons, placement=placement))

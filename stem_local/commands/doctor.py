@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import shutil
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -30,15 +31,15 @@ def command(json_: bool) -> None:
       stem-local doctor
       stem-local doctor --json
     """
-    found = {
+    found: dict[str, Any] = {
         "machine": _machine(),
         "kernels": _kernels(),
         "memory_bandwidth": _bandwidth(),
         "device": _device(),
         "folders": _folders(),
         "network": _network(),
-        "models": _models(),
     }
+    found["models"] = _models(found["device"])
     if json_:
         as_json(found)
     else:
@@ -82,8 +83,7 @@ def _kernels() -> dict[str, Any]:
 def _device() -> dict[str, Any]:
     from stem_runtime.kernels import choose_device
 
-    choice = choose_device()
-    return {"name": choice.name, "backend": choice.backend, "reason": choice.reason}
+    return asdict(choose_device())
 
 
 def _bandwidth() -> dict[str, Any]:
@@ -134,18 +134,49 @@ def _network() -> dict[str, Any]:
     }
 
 
-def _models() -> list[dict[str, Any]]:
+def _models(device: dict[str, Any]) -> list[dict[str, Any]]:
     from .. import store
 
     return [
-        {"name": model.name, "size": model.size, "damage": model.damage}
+        {
+            "name": model.name,
+            "size": model.size,
+            "damage": model.damage,
+            "placement": "" if model.damage else _placement(model.folder, device),
+        }
         for model in store.installed()
     ]
 
 
+def _placement(folder: Path, device: dict[str, Any]) -> str:
+    """What of a model goes where as things are, and why not all of it on the card."""
+    from stem_runtime.errors import StemError
+    from stem_runtime.formats.packed import open_packed
+    from stem_runtime.kernels import DeviceChoice
+
+    from ..api import DEFAULT_CONTEXT
+    from ..equipment import BARE, placed
+    from ..sparsity import Calibrated
+
+    try:
+        packed = open_packed(folder)
+        context = min(DEFAULT_CONTEXT, packed.config.context_length)
+        choice = DeviceChoice(**device)
+        calibrated = Calibrated(packed, choice.name)
+        equipment = BARE.with_(calibrated.choose("auto"))
+        found = placed(packed, calibrated, equipment, context, choice)
+    except StemError as error:
+        return f"on the CPU: {error}"
+    if found is not None:
+        return found.describe()
+    where = "CPU" if choice.backend == "cpu" else "card"
+    return f"all {packed.config.n_layers} layers on the {where}"
+
+
 def _show(found: dict[str, Any]) -> None:
     machine, kernels, network = found["machine"], found["kernels"], found["network"]
-    speed = found["memory_bandwidth"]["gb_per_second"]
+    speed, device = found["memory_bandwidth"]["gb_per_second"], found["device"]
+    room = "" if device["room"] is None else f", {size(device['room'])} of its memory free"
     facts(
         [
             ("stem-local", f"{machine['version']}, Python {machine['python']}"),
@@ -156,12 +187,17 @@ def _show(found: dict[str, Any]) -> None:
             ("could run", ", ".join(n for n, lacks in kernels["missing_for"].items() if not lacks)),
             ("threads", kernels["threads"]),
             ("memory", f"{speed} GB/s read" if speed else "too little to measure its speed"),
-            ("device", f"{found['device']['name']} ({found['device']['reason']})"),
+            ("device", f"{device['name']} ({device['reason']}){room}"),
             *((name.replace("_", " "), _told(about)) for name, about in found["folders"].items()),
             ("hub", network["hub"] + (", offline (HF_HUB_OFFLINE)" if network["offline"] else "")),
             ("hub login", "yes" if network["logged_in"] else "no (needed for gated models only)"),
             ("hub cache", network["hub_cache"]),
             ("installed", ", ".join(_model(model) for model in found["models"]) or "no model yet"),
+            *(
+                (model["name"], model["placement"])
+                for model in found["models"]
+                if device["backend"] != "cpu"
+            ),
         ]
     )
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -18,6 +19,9 @@ from stem_local.cli import VERBS, main
 from stem_local.commands import _output, rm
 from stem_local.errors import NotInstalledError
 from stem_runtime import bandwidth
+from stem_runtime.formats.packed import open_packed
+from stem_runtime.gpu.memory import bytes_needed
+from stem_runtime.kernels import DeviceChoice
 
 from ..runtime.files import tiny_gguf
 from ..runtime.tiny import random_packed, tiny_config
@@ -264,6 +268,32 @@ def test_doctor(monkeypatch: pytest.MonkeyPatch) -> None:
     shown = stem("doctor").stdout
     for word in ("kernels:", "threads:", "12.3 GB/s", "device:", "tiny (", " kB)", "free)"):
         assert word in shown
+
+
+def test_doctor_tells_what_goes_on_a_card(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bandwidth, "measure", lambda _: SimpleNamespace(gb_per_second=12.34))
+    install("tiny")
+
+    def on(choice: DeviceChoice, *options: str) -> str:
+        monkeypatch.setattr("stem_runtime.kernels.choose_device", lambda: choice)
+        return stem("doctor", *options).stdout
+
+    def with_room(room: int) -> str:
+        return on(DeviceChoice("cuda", "triton", "Some Card is there", room))
+
+    shown = with_room(10**9)
+    assert "cuda (Some Card is there), 1.0 GB of its memory free" in shown
+    assert re.search(r"^tiny: +all 2 layers on the card$", shown, re.MULTILINE)
+    found = bytes_needed(open_packed(store.resolve("tiny")), None, 256, layers=range(1, 2))
+    assert re.search(
+        r"^tiny: +the first 1 of 2 layers on the CPU, the others and the output head on the card; "
+        r"all of it takes 0\.001 GB and 0\.001 GB are free there$",
+        with_room(found),
+        re.MULTILINE,
+    )
+    assert re.search(r"^tiny: +on the CPU: One layer and the .* take .* of the", with_room(0), re.M)
+    on_cpu = json.loads(on(DeviceChoice("cpu", "cpu", "asked for"), "--json"))
+    assert on_cpu["models"][0]["placement"] == "all 2 layers on the CPU"
 
 
 def test_doctor_tells_of_wrong_settings(monkeypatch: pytest.MonkeyPatch) -> None:

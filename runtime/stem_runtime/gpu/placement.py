@@ -8,7 +8,7 @@ better of the two is the one that leaves the CPU less to read for every token.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,7 +35,7 @@ class Placement:
     its layers, None for all of them.
 
     The card holds `card_bytes` of `room`, a context of the asked-for length included, and
-    `hot_share` of the neurons. For every token the CPU reads about `host_bytes`, and `crossings`
+    `hot_share` of the neurons; all of it would take `wanted_bytes`. For every token the CPU reads about `host_bytes`, and `crossings`
     times a vector goes there and back.
     """
 
@@ -43,6 +43,7 @@ class Placement:
     first: int = 0
     hot: U32 | None = None
     card_bytes: int = 0
+    wanted_bytes: int = 0
     room: int = 0
     host_bytes: float = 0.0
     crossings: int = 0
@@ -59,17 +60,18 @@ class Placement:
         return self.host_bytes / HOST_SPEED + self.crossings * CROSSING
 
     def describe(self) -> str:
-        """What is where, in a sentence without a full stop."""
+        """What is where and why, in a sentence without a full stop."""
         if self.whole:
             return f"all {self.layers} layers on the card"
-        if self.hot is not None:
+        lack = f"; all of it takes {_gb(self.wanted_bytes)} and {_gb(self.room)} are free there"
+        if self.hot is None:
             return (
-                f"of every FFN the {self.hot_share:.0%} of the neurons that fire most on the card, "
-                "the others on the CPU"
+                f"the first {self.first} of {self.layers} layers on the CPU, the others and the "
+                f"output head on the card{lack}"
             )
         return (
-            f"the first {self.first} of {self.layers} layers on the CPU, the others and the "
-            "output head on the card"
+            f"of every FFN the {self.hot_share:.0%} of the neurons that fire most on the card, "
+            f"the others on the CPU{lack}"
         )
 
 
@@ -90,7 +92,7 @@ def place(
     layers = model.config.n_layers
     whole = bytes_needed(model, parts, capacity)
     if whole <= room:
-        return Placement(layers, card_bytes=whole, room=room)
+        return Placement(layers, card_bytes=whole, wanted_bytes=whole, room=room)
     options = [_by_layers(model, room, capacity, parts, frequency)]
     if frequency is not None:
         options.append(_by_hotness(model, room, capacity, frequency))
@@ -98,11 +100,11 @@ def place(
     if not found:
         least = bytes_needed(model, parts, capacity, layers=range(layers - 1, layers))
         raise KernelError(
-            f"One layer and the output head of {model.info['name']} need {least / 1e9:.1f} GB on "
-            f"the card with a context of {capacity} tokens, and {max(room, 0) / 1e9:.1f} GB are "
-            "free; take a smaller context, or device='cpu'."
+            f"One layer and the output head of {model.info['name']} take {_gb(least)} of the card "
+            f"with a context of {capacity} tokens, and {_gb(max(room, 0))} are free; take a "
+            "smaller context, or device='cpu'."
         )
-    return min(found, key=lambda option: option.host_seconds)
+    return replace(min(found, key=lambda option: option.host_seconds), wanted_bytes=whole)
 
 
 def _by_layers(
@@ -115,7 +117,9 @@ def _by_layers(
         if needed <= room:
             skipping = None if parts is None else frequency
             read = sum(_layer_bytes(model, layer, skipping) for layer in range(first))
-            return Placement(layers, first, None, needed, room, read, 1)
+            return Placement(
+                layers, first, card_bytes=needed, room=room, host_bytes=read, crossings=1
+            )
     return None
 
 
@@ -146,13 +150,12 @@ def _by_hotness(model: PackedModel, room: int, capacity: int, frequency: F32) ->
     chosen[order[:count]] = True
     return Placement(
         len(layers),
-        0,
-        np.stack([mask_of(layer) for layer in chosen.reshape(frequency.shape)]),
-        base + int(each[chosen].sum()),
-        room,
-        float(spared[~chosen].sum()),
-        len(layers),
-        count / frequency.size,
+        hot=np.stack([mask_of(layer) for layer in chosen.reshape(frequency.shape)]),
+        card_bytes=base + int(each[chosen].sum()),
+        room=room,
+        host_bytes=float(spared[~chosen].sum()),
+        crossings=len(layers),
+        hot_share=count / frequency.size,
     )
 
 
@@ -164,3 +167,7 @@ def _record_bytes(model: PackedModel, layer: int) -> tuple[int, int, int]:
 
 def _ffn_bytes(model: PackedModel, layer: int) -> int:
     return sum(model.matrix(f"layers.{layer}.{name}").nbytes for name in ("gate", "up", "down"))
+
+
+def _gb(count: int) -> str:
+    return f"{count / 1e9:.{1 if count >= 5e7 else 3}f} GB"
