@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -25,6 +26,9 @@ COUNTS = (
     "dense",
 )
 """Columns of `NeuronTables.counts`."""
+
+GATE_ROWS = 16
+"""Candidates of a group of 32 beyond which its two tiles are cheaper than their rows."""
 
 Words = NDArray[np.int64]
 F32 = NDArray[np.float32]
@@ -119,15 +123,35 @@ class NeuronTables:
         """How sharp the last decoded token's attention was, float32 [n_layers], a copy."""
         return self._sharpness.copy()
 
-    def nbytes(self, counts: NDArray[np.floating] | Words) -> float:
-        """Bytes of FFN weights that a token reads, given its (or mean) `counts` [n_layers, 8]."""
-        return float(sum(self._layer_bytes(i, row) for i, row in enumerate(counts)))
+    def nbytes(
+        self, counts: NDArray[np.floating] | Words, dense: Sequence[float] | None = None
+    ) -> float:
+        """Bytes of FFN weights that a token reads, given its (or mean) `counts` [n_layers, 8].
 
-    def _layer_bytes(self, index: int, counts: NDArray[np.floating] | Words) -> float:
-        gate, up, down = (self._matrix(index, name) for name in ("gate", "up", "down"))
+        `dense` are those of layers that skip nothing, where that is not all of the packed FFN.
+        """
+        if dense is None:
+            dense = [self._whole_bytes(index) for index in range(len(self._layers))]
+        rows = enumerate(zip(counts, dense, strict=True))
+        return float(sum(self._layer_bytes(index, *row) for index, row in rows))
+
+    def owned_bytes(self, masks: NDArray[np.uint32]) -> list[float]:
+        """Bytes of the neurons in `masks` [n_layers, groups], by layer, where all have records."""
+        found = []
+        for index, (layer, mask) in enumerate(zip(self._layers, masks, strict=True)):
+            assert layer is not None
+            each = sum(self._record_sizes(index, layer.neurons.stored.parts))
+            shared = np.count_nonzero(mask) * float(self.words[index, L.F_SHARED_BYTES])
+            found.append(each * float(np.bitwise_count(mask).sum()) + shared)
+        return found
+
+    def _whole_bytes(self, index: int) -> float:
+        return float(sum(self._matrix(index, name).nbytes for name in ("gate", "up", "down")))
+
+    def _layer_bytes(self, index: int, counts: NDArray[np.floating] | Words, whole: float) -> float:
+        gate, up = self._matrix(index, "gate"), self._matrix(index, "up")
         layer, words = self._layers[index], self.words[index]
         candidates, gated, active, dense = (float(counts[i]) for i in (0, 1, 2, -1))
-        whole = gate.nbytes + up.nbytes + down.nbytes
         if layer is None or dense == 1:
             return whole
         sizes, sparse = self._record_sizes(index, layer.neurons.stored.parts), 1 - dense
@@ -193,7 +217,8 @@ class NeuronTables:
         records, shared = neurons.stored.records, neurons.stored.shared
         words[L.F_SHARED], words[L.F_SHARED_BYTES] = shared.ctypes.data, shared.shape[1]
         words[L.F_RECORDS], words[L.F_RECORD_BYTES] = records.ctypes.data, records.shape[1]
-        words[L.F_HAS_GATE], words[L.F_UP], words[L.F_DOWN] = gate > 0, gate, gate + up
+        words[L.F_UP], words[L.F_DOWN] = gate, gate + up
+        words[L.F_GATE_ROWS] = GATE_ROWS if gate > 0 else -1
         gates = neurons.stored.gates or self._matrix(index, "gate")
         words[L.F_GATES : L.F_GATES + L.MATRIX_WORDS] = matrix_words(gates)
         words[L.F_WEIGHTS], words[L.F_NORMS] = layer.weights.ctypes.data, layer.norms.ctypes.data

@@ -117,10 +117,10 @@ class Workspace:
         args[L.SPARSE] = sparse
         args[L.SINKS] = ffn.plan.sinks if ffn.plan is not None else 0
         groups = int(args[L.FFN_GROUPS])
-        args[L.CHOSEN] = self._known(cache.candidates, np.uint32, groups)
-        args[L.HEAT] = self._known(cache.heat, np.float32, 32 * groups)
+        args[L.CHOSEN] = self.known(cache.candidates, np.uint32, groups)
+        args[L.HEAT] = self.known(cache.heat, np.float32, 32 * groups)
 
-    def _known(self, array: NDArray[np.generic] | None, kind: type[np.generic], width: int) -> int:
+    def known(self, array: NDArray[np.generic] | None, kind: type[np.generic], width: int) -> int:
         """Address of what a cache knows of every layer's neurons, 0 for nothing."""
         if array is None:
             return 0
