@@ -30,8 +30,9 @@ class HostFfns:
     """What some neurons of every layer's FFN add to a token, computed by a team of threads.
 
     `owned` uint32 [n_layers, groups] are the masks of those neurons; bits behind the last neuron
-    say nothing. The others' weights are not read. Every layer of `neurons` needs gate rows. The
-    other arguments are those of `Engine`.
+    say nothing. The others' rows and columns are not read, but for gates: where more than half of a
+    group of 32 are candidates, all its gates are computed, which is cheaper. Every layer of
+    `neurons` needs gate rows. The other arguments are those of `Engine`.
 
     Layers that the plan leaves dense, and every layer before its sinks or without `sparse`, compute
     all owned neurons. In the others the tests are those of the engine, but "contribution" layers
@@ -168,7 +169,6 @@ class HostFfns:
         """The tables before any plan, and those of tokens that compute all owned neurons."""
         words = self._tables.words
         words[:, L.F_ALIVE] = _rows(self._alive)
-        words[:, L.F_GATE_ROWS] = GROUP
         whole = words.copy()
         whole[:, L.F_MODE], whole[:, L.F_CANDIDATES] = L.MODE_GATE, L.RESAMPLED
         whole[:, L.F_ALIVE], whole[:, L.F_CAP] = _rows(self._owned), ffn

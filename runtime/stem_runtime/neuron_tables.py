@@ -27,9 +27,6 @@ COUNTS = (
 )
 """Columns of `NeuronTables.counts`."""
 
-GATE_ROWS = 16
-"""Candidates of a group of 32 beyond which its two tiles are cheaper than their rows."""
-
 Words = NDArray[np.int64]
 F32 = NDArray[np.float32]
 
@@ -217,8 +214,7 @@ class NeuronTables:
         records, shared = neurons.stored.records, neurons.stored.shared
         words[L.F_SHARED], words[L.F_SHARED_BYTES] = shared.ctypes.data, shared.shape[1]
         words[L.F_RECORDS], words[L.F_RECORD_BYTES] = records.ctypes.data, records.shape[1]
-        words[L.F_UP], words[L.F_DOWN] = gate, gate + up
-        words[L.F_GATE_ROWS] = GATE_ROWS if gate > 0 else -1
+        words[L.F_HAS_GATE], words[L.F_UP], words[L.F_DOWN] = gate > 0, gate, gate + up
         gates = neurons.stored.gates or self._matrix(index, "gate")
         words[L.F_GATES : L.F_GATES + L.MATRIX_WORDS] = matrix_words(gates)
         words[L.F_WEIGHTS], words[L.F_NORMS] = layer.weights.ctypes.data, layer.norms.ctypes.data

@@ -120,7 +120,7 @@ ROW_GROUP_BYTES = 34  # float16 scale, 32 bytes
     F_SHARED_BYTES,
     F_RECORDS,  # [ffn, F_RECORD_BYTES]
     F_RECORD_BYTES,
-    F_GATE_ROWS,  # candidates of a group at most whose gate rows are read, and not its tiles
+    F_HAS_GATE,
     F_UP,  # bytes from a record's start to its row of up
     F_DOWN,  # bytes from a record's start to its column of down
     F_WEIGHTS,  # float32 [32 * FFN_GROUPS]: potential = |act(g)| * weight
