@@ -31,6 +31,9 @@ if TYPE_CHECKING:
 _CHUNK = 256
 """Tokens of a prompt that one pass reads: cancelling waits for one of them at most."""
 
+_MOST_TEXTS = 8
+"""Texts that one step decodes together."""
+
 Logits = NDArray[np.float32]
 
 
@@ -67,12 +70,16 @@ class GpuEngine:
     def new_cache(self, capacity: int) -> GpuCache:
         """A cache for `capacity` tokens. Raises UsageError beyond the model's context length,
         KernelError where the card's memory is too small."""
+        return self.new_caches(1, capacity)[0]
+
+    def new_caches(self, count: int, capacity: int) -> tuple[GpuCache, ...]:
+        """Caches of one family, for `decode_batch`. Raises what `new_cache` raises."""
         if not 1 <= capacity <= self.config.context_length:
             raise UsageError(
                 f"capacity is from 1 to {self.config.context_length} tokens, not {capacity}."
             )
         with _room_for(f"a context of {capacity} tokens"):
-            return new_caches(self.config, 1, capacity, self._device)[0]
+            return new_caches(self.config, count, capacity, self._device)
 
     @torch.inference_mode()
     def prefill(
@@ -122,43 +129,67 @@ class GpuEngine:
             return self._advance(own, token, sparse=sparse).cpu().numpy()
 
     @torch.inference_mode()
-    def advance(self, cache: KVCache, token: int, *, sparse: bool = False) -> None:
-        """`decode` that leaves the logits on the device, for `choose`."""
+    def decode_batch(
+        self, caches: Sequence[KVCache], tokens: Sequence[int], *, sparse: bool = False
+    ) -> Logits:
+        """Read one token of each of 1 to 8 texts; returns float32 [n, vocab].
+
+        The caches are different ones of one family (see `new_caches`), each of any length. Raises
+        UsageError otherwise, and what `decode` raises.
+        """
         with self._lock:
-            own = self._check(cache, (token,), sparse=sparse)
-            self._advance(own, token, sparse=sparse)
+            own = self._check_batch(caches, tokens, sparse=sparse)
+            logits = self._step.decode_batch(own, tokens, sparse=sparse).cpu().numpy()
+            for cache, token in zip(own, tokens, strict=True):
+                cache.tokens.append(token)
+            self._last = None
+            return logits
 
-    def new_sampler(
-        self, params: SamplingParams, capacity: int, recent: Sequence[int] = ()
-    ) -> DeviceSampler:
-        """What `choose` goes by, for a text of up to `capacity` tokens that begins with `recent`.
+    @torch.inference_mode()
+    def begin_text(self, cache: KVCache, params: SamplingParams, recent: Sequence[int] = ()) -> int:
+        """Prepare to choose tokens of a text on the device, by settings; returns the seed in use.
 
-        Raises UsageError where Triton does not run: there `Sampler` takes the logits of `decode`.
+        `recent` are its tokens so far, for the repetition penalty. The same seed gives the tokens
+        of `sampling.Sampler`, as far as logits are the same. Raises UsageError where Triton does
+        not run: there `Sampler` takes the logits of `decode`.
         """
         if self.kernels.backend != "triton":
             raise UsageError("Choosing tokens on the device needs Triton.")
         from ..kernels.gpu.sample import DeviceSampler
 
-        sampler = DeviceSampler(self.config.vocab_size, capacity, self._device)
-        sampler.begin(params, [recent])
-        return sampler
+        with self._lock:
+            own = self._check(cache)
+            if own.sampler is None:
+                own.sampler = DeviceSampler(self.config.vocab_size, own.capacity, self._device)
+            return own.sampler.begin(params, [recent])
 
     @torch.inference_mode()
-    def choose(self, sampler: DeviceSampler) -> int:
-        """The token to follow what was read last; it alone comes from the device.
+    def choose(self, cache: KVCache) -> int:
+        """The token to follow what was read last, into `cache`; it alone comes from the device.
 
-        Raises StemError where the logits cannot be used, UsageError where nothing was read.
+        Raises StemError where the logits cannot be used, UsageError where nothing was read or
+        `begin_text` was not called.
         """
         with self._lock:
-            from ..kernels.gpu.sample import NOT_FINITE
-
+            sampler = _sampler_of(self._check(cache))
             if self._last is None:
                 raise UsageError("Nothing was read that a token could follow.")
-            chosen = sampler.sample(self._last[None])
-            token, status = torch.cat((chosen, sampler.status)).tolist()
-            if status:
-                raise _unusable(status == NOT_FINITE)
-            return int(token)
+            sampler.sample(self._last[None])
+            return _usable(*sampler.read())
+
+    @torch.inference_mode()
+    def follow(self, cache: KVCache, token: int, *, sparse: bool = False) -> int:
+        """Read one token and choose the one to follow it, in one go on the device.
+
+        Raises what `decode` and `choose` raise.
+        """
+        with self._lock:
+            own = self._check(cache, (token,), sparse=sparse)
+            _sampler_of(own)
+            self._last = None
+            chosen, status = self._step.follow(own, token, sparse=sparse)
+            own.tokens.append(token)
+            return _usable(chosen, status)
 
     @torch.inference_mode()
     def logits(self, cache: KVCache, tokens: Sequence[int], *, sparse: bool = False) -> Logits:
@@ -259,15 +290,34 @@ class GpuEngine:
     ) -> None:
         self.close()
 
-    def _check(self, cache: KVCache, tokens: Sequence[int], *, sparse: bool = False) -> GpuCache:
+    def _check(
+        self, cache: KVCache, tokens: Sequence[int] | None = None, *, sparse: bool = False
+    ) -> GpuCache:
         if self._closed:
             raise UsageError("This model is closed; load it again.")
         if not isinstance(cache, GpuCache):
             raise UsageError("This cache belongs to an engine on the CPU; make one with new_cache.")
-        cache.check(tokens, self.config.vocab_size)
+        if tokens is not None:
+            cache.check(tokens, self.config.vocab_size)
         if sparse and self._known().plan is None:
             raise UsageError("There is no plan of what to leave out; set one first.")
         return cache
+
+    def _check_batch(
+        self, caches: Sequence[KVCache], tokens: Sequence[int], *, sparse: bool
+    ) -> list[GpuCache]:
+        if not 1 <= len(caches) <= _MOST_TEXTS or len(caches) != len(tokens):
+            raise UsageError(
+                f"A batch is of 1 to {_MOST_TEXTS} caches and a token for each, not "
+                f"{len(caches)} and {len(tokens)}."
+            )
+        pairs = zip(caches, tokens, strict=True)
+        own = [self._check(cache, (token,), sparse=sparse) for cache, token in pairs]
+        if len({id(cache.family) for cache in own}) > 1:
+            raise UsageError("The caches of a batch must have been made by one new_caches.")
+        if len({cache.slot for cache in own}) < len(own):
+            raise UsageError("A cache is in the batch twice.")
+        return own
 
     def _known(self) -> NeuronTables:
         if self._tables is None:
@@ -300,6 +350,20 @@ class GpuEngine:
             raise Cancelled("Reading the prompt was cancelled.")
         cache.tokens.extend(tokens)
         return states
+
+
+def _sampler_of(cache: GpuCache) -> DeviceSampler:
+    if cache.sampler is None:
+        raise UsageError("It is not said how to choose tokens; call begin_text first.")
+    return cache.sampler
+
+
+def _usable(token: int, status: int) -> int:
+    from ..kernels.gpu.sample import NOT_FINITE
+
+    if status:
+        raise _unusable(status == NOT_FINITE)
+    return token
 
 
 @contextmanager

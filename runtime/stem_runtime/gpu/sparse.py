@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from copy import copy
 from dataclasses import dataclass
 
 import numpy as np
@@ -29,7 +31,7 @@ _DENSE = COUNTS.index("dense")
 
 @dataclass(frozen=True, slots=True)
 class _Guess:
-    """A predictor on the device, and what it computes on the way; `scores` float32 [1, ffn]."""
+    """A predictor on the device, and what it computes on the way; `scores` float32 [b, ffn]."""
 
     axes: DeviceMatrix
     rows: DeviceMatrix
@@ -39,16 +41,19 @@ class _Guess:
     scores: Tensor
 
     @classmethod
-    def of(cls, predictor: Predictor, device: torch.device) -> _Guess:
-        rank, ffn = predictor.axes.rows, predictor.scores.rows
-        return cls(
+    def upload(cls, predictor: Predictor, device: torch.device) -> _Guess:
+        matrices = (
             DeviceMatrix.of(predictor.axes, device),
             DeviceMatrix.of(predictor.scores, device),
-            torch.tensor(predictor.cutoffs, device=device),
-            torch.zeros((1, rank), device=device),
-            Activations.empty(1, rank, device),
-            torch.zeros((1, ffn), device=device),
         )
+        return cls.of(1, *matrices, torch.tensor(predictor.cutoffs, device=device))
+
+    @classmethod
+    def of(cls, batch: int, axes: DeviceMatrix, rows: DeviceMatrix, cutoffs: Tensor) -> _Guess:
+        turned = torch.zeros((batch, axes.rows), device=cutoffs.device)
+        inputs = Activations.empty(batch, axes.rows, cutoffs.device)
+        scores = torch.zeros((batch, rows.rows), device=cutoffs.device)
+        return cls(axes, rows, cutoffs, turned, inputs, scores)
 
 
 def _upload(
@@ -59,22 +64,24 @@ def _upload(
 
 
 class SparseFfns:
-    """A model's neurons, what a plan asks of them, and what the last token made of that.
+    """A model's neurons, what a plan asks of them, and what the last step made of that.
 
-    Numbers of a plan lie in device memory: plans of one `structure` run the same launches.
-    `sharpness` float32 [n_layers, 1, n_heads] is where a step leaves each head's largest weight.
+    A step reads one token of each of `batch` sequences, to begin with of one; `of` makes the same
+    for more. Numbers of a plan lie in device memory: plans of one `structure` run the same
+    launches. `sharpness` float32 [n_layers, batch, n_heads] is where a step leaves each head's
+    largest weight.
     """
 
     def __init__(self, model: PackedModel, neurons: Neurons, device: torch.device) -> None:
-        config, self._device = model.config, device
-        self._config = config
-        layers, groups = config.n_layers, groups_of(config.ffn_dim)
+        self._config, self._device = model.config, device
         self._neurons = [
             None if layer is None else _upload(model, index, layer, device)
             for index, layer in enumerate(neurons.layers)
         ]
         self._guesses = [
-            None if layer is None or layer.predictor is None else _Guess.of(layer.predictor, device)
+            None
+            if layer is None or layer.predictor is None
+            else _Guess.upload(layer.predictor, device)
             for layer in neurons.layers
         ]
         self._usual = [(0.0, 1.0) if layer is None else layer.sharpness for layer in neurons.layers]
@@ -82,30 +89,48 @@ class SparseFfns:
             None if layer is None or layer.implied is None else self._padded(layer.implied)
             for layer in neurons.layers
         ]
-        self._survivors = Survivors.empty(1, config.ffn_dim, device)
-
-        def zeros(kind: torch.dtype, *shape: int) -> Tensor:
-            return torch.zeros(shape, dtype=kind, device=device)
-
-        self._cutoffs = zeros(torch.float32, layers, 1, 2)
-        self.sharpness = zeros(torch.float32, layers, 1, config.n_heads)
-        self._rules = zeros(torch.float32, layers, 2)
-        self._moved = zeros(torch.float32, layers, 1, 2)
-        self._bounds = zeros(torch.int32, layers, 1, 2)
-        self._core = zeros(torch.int32, layers, groups)
-        self._chosen = zeros(torch.int32, layers, 1, groups)
-        self._predicted = zeros(torch.int32, 1, groups)
-        # what every step begins with as zeros is one stretch of memory
-        shapes = (GROUP * groups, len(COUNTS), groups, 1)
-        self._cleared = zeros(torch.int32, layers * sum(shapes))
-        parts = torch.split(self._cleared, [layers * each for each in shapes])
-        heat, self._counts, self._implied, captured = (
-            part.reshape(layers, 1, -1) for part in parts
-        )
-        self._heat, self._captured = (part.view(torch.float32) for part in (heat, captured[..., 0]))
         self._plan: FfnPlan | None = None
         self._source = "all"
         self._whole = False
+        self._reserve(1)
+
+    def of(self, batch: int) -> SparseFfns:
+        """The same neurons and plan for so many sequences at once."""
+        other = copy(self)
+        other._guesses = [
+            None if guess is None else _Guess.of(batch, guess.axes, guess.rows, guess.cutoffs)
+            for guess in self._guesses
+        ]
+        other._reserve(batch)
+        other.set_plan(self._plan)
+        return other
+
+    def _reserve(self, batch: int) -> None:
+        """Take the memory that steps of `batch` sequences work in."""
+        config, self._batch = self._config, batch
+        layers, groups = config.n_layers, groups_of(config.ffn_dim)
+        self._survivors = Survivors.empty(batch, config.ffn_dim, self._device)
+
+        def zeros(kind: torch.dtype, *shape: int) -> Tensor:
+            return torch.zeros(shape, dtype=kind, device=self._device)
+
+        self._cutoffs = zeros(torch.float32, layers, batch, 2)
+        self.sharpness = zeros(torch.float32, layers, batch, config.n_heads)
+        self._rules = zeros(torch.float32, layers, 2)
+        self._moved = zeros(torch.float32, layers, batch, 2)
+        self._bounds = zeros(torch.int32, layers, batch, 2)
+        self._core = zeros(torch.int32, layers, groups)
+        self._chosen = zeros(torch.int32, layers, batch, groups)
+        self._taken: list[object] = [None] * batch
+        self._predicted = zeros(torch.int32, batch, groups)
+        # what every step begins with as zeros is one stretch of memory
+        shapes = (GROUP * groups, len(COUNTS), groups, 1)
+        self._cleared = zeros(torch.int32, layers * batch * sum(shapes))
+        parts = torch.split(self._cleared, [layers * batch * each for each in shapes])
+        heat, self._counts, self._implied, captured = (
+            part.reshape(layers, batch, -1) for part in parts
+        )
+        self._heat, self._captured = (part.view(torch.float32) for part in (heat, captured[..., 0]))
 
     def _padded(self, implied: NDArray[np.int32]) -> Tensor:
         """Whom each neuron names, int32 [32 * groups, k]; none for those of padding."""
@@ -131,28 +156,43 @@ class SparseFfns:
         rules = [(plan.attention / spread, mean) for mean, spread in self._usual]
         self._rules.copy_(torch.tensor(rules))
 
-    def begin(self, cache: GpuCache) -> object:
-        """Take what `cache` knows of neurons; returns the structure of the step that follows.
+    def structure(self, cache: GpuCache) -> object:
+        """What the next token of `cache` launches; None where the plan leaves nothing out yet.
 
-        It is None where the plan leaves nothing out yet.
+        Only tokens of one structure go together.
         """
         plan = self._plan
         assert plan is not None
-        self._whole = cache.length < plan.sinks
-        if self._whole:
+        if cache.length < plan.sinks:
             return None
-        self._source = plan.candidates
-        if self._source == "resampled":
-            if cache.candidates is None:
-                self._source = "all"
-            else:
-                chosen = torch.from_numpy(cache.candidates.view(np.int32))
-                self._chosen.copy_(chosen[:, None])
+        source: str = plan.candidates
+        if source == "resampled" and cache.candidates is None:
+            source = "all"
         bounded = plan.floors is not None or plan.caps is not None
-        return plan.modes, self._source, bounded, plan.attention > 0, plan.implications
+        return plan.modes, source, bounded, plan.attention > 0, plan.implications
+
+    def begin(self, caches: Sequence[GpuCache]) -> object:
+        """Take what caches of one structure know of neurons; returns the structure."""
+        structure, plan = self.structure(caches[0]), self._plan
+        assert plan is not None
+        self._whole = structure is None
+        self._source = plan.candidates
+        if self._source == "resampled" and caches[0].candidates is None:
+            self._source = "all"
+        if self._source == "resampled":
+            for row, cache in enumerate(caches):
+                self._take(row, cache.candidates)
+        return structure
+
+    def _take(self, row: int, candidates: NDArray[np.uint32] | None) -> None:
+        """Copy a conversation's candidates to the device, unless they are there."""
+        assert candidates is not None
+        if self._taken[row] is not candidates:
+            self._chosen[:, row].copy_(torch.from_numpy(candidates.view(np.int32)))
+            self._taken[row] = candidates
 
     def clear(self) -> None:
-        """Forget what the last token did, as the first launches of a step."""
+        """Forget what the last step did, as the first launches of a step."""
         self._cleared.zero_()
 
     def runs(self, index: int) -> bool:
@@ -169,7 +209,7 @@ class SparseFfns:
         hidden: Activations,
         split: SplitSums,
     ) -> None:
-        """The FFN of `inputs` into `out`, float32 [1, d_model]. `hidden` is memory to work in."""
+        """The FFN of `inputs` into `out`, float32 [b, d_model]. `hidden` is memory to work in."""
         plan, neurons, config = self._plan, self._neurons[index], self._config
         assert plan is not None
         assert neurons is not None
@@ -225,7 +265,7 @@ class SparseFfns:
         return None if names is None or implied is None else Followers(names, implied)
 
     def _implied_by(self, index: int, plan: FfnPlan) -> Tensor | None:
-        """What layer `index` makes candidates of the next, int32 [1, groups]; None if nothing."""
+        """What layer `index` makes candidates of the next, int32 [b, groups]; None if nothing."""
         following = index + 1
         if not plan.implications or index < 0 or following == self._config.n_layers:
             return None
@@ -235,7 +275,7 @@ class SparseFfns:
         return implied
 
     def _candidates(self, index: int, inputs: Activations, split: SplitSums) -> Tensor | None:
-        """Masks int32 [1, groups], or None for everyone."""
+        """Masks int32 [b, groups], or None for everyone."""
         if self._source == "resampled":
             return self._chosen[index]
         guess = self._guesses[index]
@@ -249,28 +289,29 @@ class SparseFfns:
 
     @property
     def counts(self) -> NDArray[np.int64]:
-        """Of the last token, int64 [n_layers, 8]: the columns of `neuron_tables.COUNTS`."""
+        """Of the last step, int64 [n_layers, 8]: the columns of `neuron_tables.COUNTS`, summed over
+        its sequences."""
         counts = np.zeros((self._config.n_layers, len(COUNTS)), np.int64)
         if not self._whole:
-            counts[:] = self._counts[:, 0].cpu().numpy()
+            counts[:] = self._counts.cpu().numpy().sum(1)
         for index, row in enumerate(counts):
-            row[_DENSE] = self._whole or not self.runs(index)
+            row[_DENSE] = self._batch * (self._whole or not self.runs(index))
         return counts
 
     @property
     def mean_sharpness(self) -> NDArray[np.float32]:
-        """Of the last token, float32 [n_layers]: what its heads' largest weights are on average."""
-        found: NDArray[np.float32] = self.sharpness[:, 0].mean(-1).cpu().numpy()
+        """Of the last step, float32 [n_layers]: what its heads' largest weights are on average."""
+        found: NDArray[np.float32] = self.sharpness.mean((1, 2)).cpu().numpy()
         return found
 
     @property
     def captured(self) -> NDArray[np.float32]:
-        """Of the last token, float32 [n_layers]: the active neurons' contributions summed."""
-        captured: NDArray[np.float32] = self._captured[:, 0].cpu().numpy()
+        """Of the last step, float32 [batch, n_layers]: the active neurons' contributions summed."""
+        captured: NDArray[np.float32] = self._captured.cpu().numpy().T
         return np.zeros_like(captured) if self._whole else captured.copy()
 
     @property
     def heat(self) -> NDArray[np.float32]:
-        """Of the last token, float32 [n_layers, 32 * groups]: contributions by neuron."""
-        heat: NDArray[np.float32] = self._heat[:, 0].cpu().numpy()
+        """Of the last step, float32 [batch, n_layers, 32 * groups]: contributions by neuron."""
+        heat: NDArray[np.float32] = self._heat.cpu().numpy().swapaxes(0, 1)
         return np.zeros_like(heat) if self._whole else heat

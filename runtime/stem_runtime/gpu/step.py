@@ -1,27 +1,28 @@
-"""One token through the model in Triton's kernels, and prompts in blocks of many."""
+"""One token of each of some sequences through the model in Triton's kernels, and prompts."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ..config import ModelConfig
 from ..formats.packed import PackedModel
-from ..kernels.gpu.attention import Partials, choose_splits, decode_attention, prefill_attention
+from ..kernels.gpu.attention import decode_attention, prefill_attention
 from ..kernels.gpu.ffn import hidden_values
 from ..kernels.gpu.layout import Activations, DeviceMatrix
 from ..kernels.gpu.matvec import SplitSums, embed, matvec
 from ..kernels.gpu.prefill import matmul
 from ..kernels.gpu.quantize import norm_quantize, quantize, rms_norm
-from ..kernels.gpu.rope import rope_store, rope_table
+from ..kernels.gpu.rope import rope_store
+from ..kernels.gpu.sample import DeviceSampler
+from ..neuron_tables import COUNTS
 from ..sparsity.neurons import Neurons
 from ..sparsity.plan import FfnPlan
-from .cache import GpuCache
+from .buffers import Buffers, Place
+from .cache import CacheFamily, GpuCache
 from .graph import captured
 from .sparse import SparseFfns
 from .torch_step import TorchStep
@@ -33,163 +34,194 @@ _FEW = 8
 Tensor = torch.Tensor
 
 
-@dataclass(frozen=True, slots=True)
-class Place:
-    """What belongs to one cache: where its queries are split, its angles, its recorded steps.
-
-    `angles` are for layers that see everything, and for those with a window.
-    """
-
-    partials: Partials
-    angles: dict[bool, Tensor]
-    steps: dict[object, Callable[[], None]] = field(default_factory=dict)
-
-
-class Buffers:
-    """All that a step of one token writes to, apart from the cache; at the same addresses always.
-
-    `x` float32 [1, d_model] is the residual stream, `y` what a sublayer adds to it where that is
-    normed first. `token` and `position` int32 [1] are what a step reads.
-    """
-
-    def __init__(self, config: ModelConfig, device: torch.device) -> None:
-        attended = config.n_heads * config.head_dim
-        self.heads = attended + 2 * config.kv_heads * config.head_dim
-
-        def floats(count: int) -> Tensor:
-            return torch.zeros((1, count), dtype=torch.float32, device=device)
-
-        self.token = torch.zeros(1, dtype=torch.int32, device=device)
-        self.position = torch.zeros(1, dtype=torch.int32, device=device)
-        self.x, self.y = floats(config.d_model), floats(config.d_model)
-        self.qkv, self.attended = floats(self.heads), floats(attended)
-        self.logits = floats(config.vocab_size)
-        self.inputs = Activations.empty(1, config.d_model, device)
-        self.joined = Activations.empty(1, attended, device)
-        self.hidden = Activations.empty(1, config.ffn_dim, device)
-        self.split = SplitSums.empty(_FEW, device)
-
-
 class TritonStep(TorchStep):
-    """`decode` is one CUDA graph over static buffers; prompts are read launch by launch."""
+    """A step of decoding is one CUDA graph over static buffers; prompts are read launch by launch.
+
+    A graph is good for all caches of a family, for a number of them, and for what steps launch.
+    """
 
     def __init__(self, model: PackedModel, neurons: Neurons | None, device: torch.device) -> None:
         super().__init__(model, neurons, device)
-        self._buffers = Buffers(model.config, device)
-        self._ffns = None if neurons is None else SparseFfns(model, neurons, device)
-        self._places: WeakKeyDictionary[GpuCache, Place] = WeakKeyDictionary()
+        self._split = SplitSums.empty(_FEW, device)
+        self._buffers: dict[int, Buffers] = {}
+        self._ffns: dict[int, SparseFfns] = {}
+        if neurons is not None:
+            self._ffns[1] = SparseFfns(model, neurons, device)
+        self._counts = np.zeros((model.config.n_layers, len(COUNTS)), np.int64)
+        self._counted: SparseFfns | None = None
+        self._places: WeakKeyDictionary[CacheFamily, Place] = WeakKeyDictionary()
 
     def decode(self, cache: GpuCache, token: int, *, sparse: bool = False) -> Tensor:
         """The logits after one token, float32 [vocab], which the next step overwrites."""
-        ffns = self._ffns if sparse else None
-        buffers, place = self._buffers, self._place(cache)
-        buffers.token.fill_(token)
-        buffers.position.fill_(cache.length)
-        structure = None if ffns is None else ffns.begin(cache)
-        if structure not in place.steps:
-            # the cache's tensors, not the cache: what a key of `_places` has must not keep it
-            keys, values = cache.device_keys, cache.device_values
-            left_out = None if structure is None else ffns
-            place.steps[structure] = captured(
-                lambda: self._run(keys, values, place, left_out), self._weights.device
-            )
-        place.steps[structure]()
-        if ffns is not None and cache.heat is not None:
-            # what nobody collects stays on the device: fetching it waits for the step
-            cache.captured = ffns.captured
-            cache.heat += ffns.heat
-        return buffers.logits[0]
+        return self._step((cache,), (token,), sparse).logits[0]
+
+    def decode_batch(
+        self, caches: Sequence[GpuCache], tokens: Sequence[int], *, sparse: bool = False
+    ) -> Tensor:
+        """The logits after one token of each of some caches of a family, float32 [n, vocab]."""
+        alike = self._alike(caches) if sparse else [range(len(caches))]
+        if len(alike) == 1:
+            return self._step(caches, tokens, sparse).logits
+        out = torch.empty((len(caches), self._config.vocab_size), device=self._weights.device)
+        counts = np.zeros_like(self._counts)
+        for rows in alike:
+            step = self._step([caches[row] for row in rows], [tokens[row] for row in rows], sparse)
+            for row, logits in zip(rows, step.logits, strict=True):
+                out[row] = logits
+            counts += self.counts
+        self._counts, self._counted = counts, None
+        return out
+
+    def follow(self, cache: GpuCache, token: int, *, sparse: bool = False) -> tuple[int, int]:
+        sampler = cache.sampler
+        assert sampler is not None
+        buffers = self._step((cache,), (token,), sparse, sampler)
+        chosen, status = sampler.read()
+        buffers.follows(chosen, cache.length + 1, cache.slot)
+        return chosen, status
 
     def set_plan(self, plan: FfnPlan | None) -> None:
         super().set_plan(plan)
-        if self._ffns is not None:
-            self._ffns.set_plan(plan)
+        for ffns in self._ffns.values():
+            ffns.set_plan(plan)
 
     @property
     def counts(self) -> NDArray[np.int64]:
-        """Of the last sparse token, int64 [n_layers, 8]: the columns of `neuron_tables.COUNTS`."""
-        assert self._ffns is not None
-        return self._ffns.counts
+        """Of the last sparse step, int64 [n_layers, 8]: the columns of `neuron_tables.COUNTS`,
+        summed over its sequences."""
+        return self._counts if self._counted is None else self._counted.counts
 
     @property
     def sharpness(self) -> NDArray[np.float32]:
-        assert self._ffns is not None
-        return self._ffns.mean_sharpness
+        """How sharp the attention of the last token decoded by itself was, float32 [n_layers]."""
+        return self._ffns[1].mean_sharpness
 
-    def _place(self, cache: GpuCache) -> Place:
-        if cache not in self._places:
-            config, device = self._config, self._weights.device
-            splits = choose_splits(
-                1, config.kv_heads, config.head_dim, cache.capacity, _processors(device)
-            )
-            tables = {False: config.rope_inv_freq, True: config.rope_local_inv_freq}
-            self._places[cache] = Place(
-                Partials.empty(1, config.n_heads, config.head_dim, splits, device),
-                {
-                    local: rope_table(frequencies, cache.capacity, device)
-                    for local, frequencies in tables.items()
-                    if frequencies
-                },
-            )
-        return self._places[cache]
+    def _alike(self, caches: Sequence[GpuCache]) -> list[list[int]]:
+        """Which of the caches go together: those whose steps leave out neurons in one way."""
+        groups: dict[object, list[int]] = {}
+        for row, cache in enumerate(caches):
+            groups.setdefault(self._ffns[1].structure(cache), []).append(row)
+        return list(groups.values())
 
-    def _run(self, keys: Tensor, values: Tensor, place: Place, ffns: SparseFfns | None) -> None:
-        """All launches of one token, with `ffns` for the layers that leave neurons out."""
-        config, weights, b = self._config, self._weights, self._buffers
+    def _step(
+        self,
+        caches: Sequence[GpuCache],
+        tokens: Sequence[int],
+        sparse: bool,
+        sampler: DeviceSampler | None = None,
+    ) -> Buffers:
+        """Run the step of some caches of a family; `logits` of what it returns are the results."""
+        batch, place = len(caches), self._place(caches[0].family)
+        place.reserve(batch, self._config)
+        buffers = self._buffers_of(batch)
+        ffns = self._ffns_of(batch) if sparse else None
+        structure = None if ffns is None else ffns.begin(caches)
+        key = batch, structure, None if sampler is None else (caches[0].slot, sampler.variant)
+        buffers.give(caches, tokens)
+        if key not in place.steps:
+            # neither cache nor family: what a key of `_places` has must not keep it
+            left_out = None if structure is None else ffns
+            changed = () if sampler is None else (buffers.given, *sampler.changing)
+            place.steps[key] = captured(
+                lambda: self._run(buffers, place, left_out, sampler),
+                self._weights.device,
+                changed,
+            )
+        place.steps[key]()
+        self._counted = ffns or self._counted
+        if ffns is not None and any(cache.heat is not None for cache in caches):
+            # what nobody collects stays on the device: fetching it waits for the step
+            for cache, captured_, heat in zip(caches, ffns.captured, ffns.heat, strict=True):
+                if cache.heat is not None:
+                    cache.captured = captured_
+                    cache.heat += heat
+        return buffers
+
+    def _place(self, family: CacheFamily) -> Place:
+        if family not in self._places:
+            self._places[family] = Place.of(family, self._config)
+        return self._places[family]
+
+    def _buffers_of(self, batch: int) -> Buffers:
+        if batch not in self._buffers:
+            device = self._weights.device
+            with torch.inference_mode(False):
+                self._buffers[batch] = Buffers(self._config, batch, self._split, device)
+        return self._buffers[batch]
+
+    def _ffns_of(self, batch: int) -> SparseFfns | None:
+        if self._ffns and batch not in self._ffns:
+            # plans are set outside of inference as well
+            with torch.inference_mode(False):
+                self._ffns[batch] = self._ffns[1].of(batch)
+        return self._ffns.get(batch)
+
+    def _run(
+        self, b: Buffers, place: Place, ffns: SparseFfns | None, sampler: DeviceSampler | None
+    ) -> None:
+        """All launches of a step, with `ffns` for the layers that leave neurons out."""
+        config, weights = self._config, self._weights
+        known = self._ffns_of(b.batch)
         if ffns is not None:
             ffns.clear()
-        embed(b.x, weights.embed, b.token, config.embed_scale)
+        embed(b.x, weights.embed, b.tokens, config.embed_scale)
         for index, layer in enumerate(weights.layers):
-            vectors = layer.vectors
-            norm_quantize(b.inputs, b.x, vectors["attn_norm"], config.norm_eps)
-            self._multiply_qkv(layer)
-            own = keys[index : index + 1], values[index : index + 1]
-            self._store(layer, *own, place, b.qkv, b.position)
-            decode_attention(
-                b.attended,
-                b.qkv[:, : b.attended.shape[1]],
-                *own,
-                b.position,
-                place.partials,
-                scale=config.attn_scale,
-                window=layer.window,
-                sharpness=None if self._ffns is None else self._ffns.sharpness[index],
-            )
-            quantize(b.joined, b.attended, b.attended.shape[1])
-            self._add_product(layer.o, b.joined, vectors.get("attn_post_norm"))
-            norm_quantize(b.inputs, b.x, vectors["ffn_norm"], config.norm_eps)
-            post_norm = vectors.get("ffn_post_norm")
+            sharpness = None if known is None else known.sharpness[index]
+            self._attention(b, layer, index, place, sharpness)
+            norm_quantize(b.inputs, b.x, layer.vectors["ffn_norm"], config.norm_eps)
+            post_norm = layer.vectors.get("ffn_post_norm")
             if ffns is not None and ffns.runs(index):
                 ffns.add(index, layer, b.y, b.inputs, b.hidden, b.split)
-                self._add_y(post_norm)
+                self._add_y(b, post_norm)
                 continue
             rule = config.activation, config.activation_param
             hidden_values(b.hidden, b.inputs, layer.gate, layer.up, *rule)
-            self._add_product(layer.down, b.hidden, post_norm)
+            self._add_product(b, layer.down, b.hidden, post_norm)
         norm_quantize(b.inputs, b.x, weights.norm, config.norm_eps)
         matvec(b.logits, weights.head, *b.inputs, split=b.split)
+        if sampler is not None:
+            sampler.sample(b.logits, b.given)
 
-    def _multiply_qkv(self, layer: Layer) -> None:
-        b, first = self._buffers, 0
+    def _attention(
+        self, b: Buffers, layer: Layer, index: int, place: Place, sharpness: Tensor | None
+    ) -> None:
+        """Attention of one token per sequence, added to the residual stream."""
+        config, vectors = self._config, layer.vectors
+        norm_quantize(b.inputs, b.x, vectors["attn_norm"], config.norm_eps)
+        first = 0
         for matrix in layer.qkv:
             rows = slice(first, first + matrix.rows)
             bias = None if layer.qkv_bias is None else layer.qkv_bias[rows]
             matvec(b.qkv[:, rows], matrix, *b.inputs, bias=bias, split=b.split)
             first += matrix.rows
+        own = place.keys[index], place.values[index]
+        self._store(layer, *own, place, b.qkv, b.positions, b.slots)
+        decode_attention(
+            b.attended,
+            b.qkv[:, : b.attended.shape[1]],
+            *own,
+            b.positions,
+            place.partials[b.batch],
+            scale=config.attn_scale,
+            window=layer.window,
+            slots=b.slots,
+            sharpness=sharpness,
+        )
+        quantize(b.joined, b.attended, b.attended.shape[1])
+        self._add_product(b, layer.o, b.joined, vectors.get("attn_post_norm"))
 
     def _add_product(
-        self, matrix: DeviceMatrix, inputs: Activations, post_norm: Tensor | None
+        self, b: Buffers, matrix: DeviceMatrix, inputs: Activations, post_norm: Tensor | None
     ) -> None:
         """x += residual_scale * (matrix @ inputs), normed in between where the model does so."""
-        b, scale = self._buffers, self._config.residual_scale
         if post_norm is None:
+            scale = self._config.residual_scale
             matvec(b.x, matrix, *inputs, add=b.x, scale=scale, split=b.split)
         else:
             matvec(b.y, matrix, *inputs, split=b.split)
-            self._add_y(post_norm)
+            self._add_y(b, post_norm)
 
-    def _add_y(self, post_norm: Tensor | None) -> None:
-        b = self._buffers
+    def _add_y(self, b: Buffers, post_norm: Tensor | None) -> None:
         if post_norm is not None:
             rms_norm(b.y, b.y, post_norm, self._config.norm_eps)
         b.x.add_(b.y, alpha=self._config.residual_scale)
@@ -201,7 +233,8 @@ class TritonStep(TorchStep):
         values: Tensor,
         place: Place,
         joint: Tensor,
-        position: Tensor,
+        positions: Tensor,
+        slots: Tensor | None = None,
     ) -> None:
         """Norm and rotate q and k of `joint` float32 [n, rows of qkv]; k and v go to the cache."""
         config = self._config
@@ -212,8 +245,9 @@ class TritonStep(TorchStep):
             joint[:, q + k :],
             keys,
             values,
-            position,
+            positions,
             place.angles[layer.local],
+            slots=slots,
             q_norm=layer.vectors.get("q_norm"),
             k_norm=layer.vectors.get("k_norm"),
             eps=config.norm_eps,
@@ -226,13 +260,13 @@ class TritonStep(TorchStep):
             return out
         acts = Activations.empty(len(x), matrix.cols, x.device)
         quantize(acts, x, matrix.cols)
-        matvec(out, matrix, *acts, split=self._buffers.split)
+        matvec(out, matrix, *acts, split=self._split)
         return out
 
     def _mix(
         self, layer: Layer, index: int, cache: GpuCache, joint: Tensor
     ) -> tuple[Tensor, Tensor]:
-        config, place = self._config, self._place(cache)
+        config, place = self._config, self._place(cache.family)
         position = torch.full((1,), cache.length, dtype=torch.int32, device=joint.device)
         own = cache.device_keys[index : index + 1], cache.device_values[index : index + 1]
         self._store(layer, *own, place, joint, position)
@@ -247,10 +281,3 @@ class TritonStep(TorchStep):
             window=layer.window,
         )
         return mixed, torch.zeros(len(joint), device=joint.device)
-
-
-def _processors(device: torch.device) -> int:
-    """Streaming multiprocessors of a card."""
-    if device.type != "cuda":
-        return 2
-    return int(torch.cuda.get_device_properties(device).multi_processor_count)

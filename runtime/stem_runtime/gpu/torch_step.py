@@ -100,6 +100,22 @@ class TorchStep:
             cache.heat += selection.heat
         return self.logits(states)[0]
 
+    def decode_batch(
+        self, caches: Sequence[GpuCache], tokens: Sequence[int], *, sparse: bool = False
+    ) -> Tensor:
+        """The logits after one token of each cache, float32 [n, vocab]."""
+        pairs = zip(caches, tokens, strict=True)
+        return torch.stack([self.decode(cache, token, sparse=sparse) for cache, token in pairs])
+
+    def follow(self, cache: GpuCache, token: int, *, sparse: bool = False) -> tuple[int, int]:
+        """The token that the cache's sampler lets follow `token`, and the status of the choice.
+
+        They alone come to the host, and the next call with that token copies nothing to the device.
+        """
+        assert cache.sampler is not None
+        cache.sampler.sample(self.decode(cache, token, sparse=sparse)[None])
+        return cache.sampler.read()
+
     def logits(self, states: Tensor) -> Tensor:
         """float32 [n, d_model] -> [n, vocab]."""
         return self._linear(self._weights.head, states)

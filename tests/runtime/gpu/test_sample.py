@@ -42,8 +42,9 @@ def draw_one(
     """Token and status of a new sampler's first draw."""
     sampler = DeviceSampler(len(logits), 100, device)
     sampler.begin(p, [recent])
-    token = sampler.sample(torch.from_numpy(logits)[None].to(device))
-    return int(token[0]), int(sampler.status[0])
+    sampler.sample(torch.from_numpy(logits)[None].to(device))
+    token, status = sampler.found.tolist()
+    return token[0], status[0]
 
 
 def with_seed(p: SamplingParams, seed: int) -> SamplingParams:
@@ -96,7 +97,8 @@ def test_a_text_is_that_of_the_cpu(device: str, top_k: int, top_p: float, min_p:
         # the last few are likely again, so that the penalty matters
         logits = rng.standard_normal(vocab).astype(np.float32)
         logits[history[-4:]] = 9 + np.arange(4) / 4
-        token = int(sampler.sample(torch.from_numpy(logits)[None].to(device))[0])
+        sampler.sample(torch.from_numpy(logits)[None].to(device))
+        token = int(sampler.found[0, 0])
         assert token == reference.sample(logits, history), step
         history.append(token)
 
@@ -134,7 +136,8 @@ def test_texts_of_a_batch_have_their_own_draws_and_penalties(device: str) -> Non
     recent = [[1], logits[1].argsort()[-5:].tolist(), []]
     sampler = DeviceSampler(300, 10, device, batch=3)
     sampler.begin(p, recent)
-    found = sampler.sample(wide).tolist()
+    sampler.sample(wide)
+    found = sampler.found[0].tolist()
     seeds = [(1 << 64) - 1, 0, 1]
     assert found == [
         Sampler(with_seed(p, seed), 300).sample(row, before)
@@ -148,7 +151,11 @@ def test_what_is_repeated_is_forgotten_by_the_next_text(device: str) -> None:
     sampler = DeviceSampler(3, 2, device)
     for _ in range(2):
         sampler.begin(p)
-        assert [int(sampler.sample(logits)[0]) for _ in range(4)] == [1, 2, 0, 1]
+        found = []
+        for _ in range(4):
+            sampler.sample(logits)
+            found.append(int(sampler.found[0, 0]))
+        assert found == [1, 2, 0, 1]
 
 
 # minus infinity from itself, by NumPy: the result is not used

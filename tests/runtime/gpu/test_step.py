@@ -63,7 +63,7 @@ def test_a_step_takes_no_memory_and_waits_for_nothing(
             monkeypatch.setattr(module, name, lambda *_a, _n=name, **_k: launched.append(_n))
     watched = Watched()
 
-    def record(run: Callable[[], None], _device: torch.device) -> Callable[[], None]:
+    def record(run: Callable[[], None], *_more: object) -> Callable[[], None]:
         with watched:
             run()
         return lambda: None
@@ -86,7 +86,7 @@ def test_a_step_that_is_repeated_changes_nothing(
     """Recording runs it some times before it counts."""
     runs: list[Callable[[], None]] = []
 
-    def record(run: Callable[[], None], _device: torch.device) -> Callable[[], None]:
+    def record(run: Callable[[], None], *_more: object) -> Callable[[], None]:
         runs.append(run)
         return run
 
@@ -128,8 +128,17 @@ def test_recording_warms_up_on_a_stream_of_its_own(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(torch.cuda, "current_stream", lambda _device: stream("main"))
     monkeypatch.setattr(torch.cuda, "stream", lambda _stream: within("warming up"))
     monkeypatch.setattr(torch.cuda, "CUDAGraph", lambda: recorded)
-    monkeypatch.setattr(torch.cuda, "graph", lambda _graph: within("recording"))
-    run = graph.captured(lambda: events.append("run"), torch.device("cuda"))
+    monkeypatch.setattr(torch.cuda, "graph", lambda _graph, **_mode: within("recording"))
+    state, seen = torch.tensor([7]), list[int]()
+
+    def step() -> None:
+        events.append("run")
+        state.add_(1)
+        seen.append(int(state))
+
+    run = graph.captured(step, torch.device("cuda"), [state])
+    # what a run leaves for the next one is as if there had been no warming up
+    assert seen == [8, 8, 8]
     run()
     assert events == [
         "side waits for main",

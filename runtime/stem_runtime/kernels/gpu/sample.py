@@ -39,8 +39,8 @@ _NOTHING_LEFT = tl.constexpr(NOTHING_LEFT)
 class DeviceSampler:
     """Chooses the next token of each of `batch` sequences, all with the same settings.
 
-    `tokens` int32 [batch] receives them, `status` int32 [batch] is FINE, NOT_FINITE or
-    NOTHING_LEFT; without a token to choose it is 0. All buffers are static, and settings and state
+    `found` int32 [2, batch] receives them, and FINE, NOT_FINITE or NOTHING_LEFT; without a token to
+    choose it is 0. All buffers are static, and settings and state
     lie on the device: `sample` can be captured in a graph, which is good for every later text with
     the same `variant`. `capacity` is how many tokens a text may have.
     """
@@ -52,7 +52,7 @@ class DeviceSampler:
             return torch.zeros((batch, *shape), dtype=kind, device=device)
 
         self.vocab_size, self.capacity, self.batch = vocab_size, capacity, batch
-        self.tokens, self.status = new(torch.int32), new(torch.int32)
+        self.found = torch.zeros((2, batch), dtype=torch.int32, device=device)
         self.variant: int | str = 1
         """What `sample` does: find so many best tokens, or "sort" or take "all" of them."""
         self._settings = torch.zeros(6, dtype=torch.float64, device=device)
@@ -111,8 +111,17 @@ class DeviceSampler:
             self._recent[row, : len(last)].copy_(last.to(torch.int32))
             self._pushed[row] = len(last)
 
-    def sample(self, logits: torch.Tensor) -> torch.Tensor:
-        """Choose by `logits` float32 [batch, at least vocab_size]. Returns `tokens`."""
+    @property
+    def changing(self) -> tuple[torch.Tensor, ...]:
+        """What a choice leaves for the next one: to choose anew, these must be as before."""
+        return self._state, self._counts, self._recent, self._pushed
+
+    def sample(self, logits: torch.Tensor, given: torch.Tensor | None = None) -> None:
+        """Choose by `logits` float32 [batch, at least vocab_size] into `found`.
+
+        `given` int32 [2 or more, batch], contiguous, are the tokens and positions of a step, which
+        become those of the next one.
+        """
         keys, peaks = self._candidates(logits)
         count = self.vocab_size if isinstance(self.variant, str) else self.variant
         part = min(_PART, max(16, triton.next_power_of_2(count)))
@@ -124,8 +133,8 @@ class DeviceSampler:
             _weigh[(parts, self.batch)](*args, **sizes, num_warps=4)
         _pick[(self.batch,)](
             *args,
-            self.tokens,
-            self.status,
+            self.found,
+            given,
             self._state,
             self._counts,
             self._recent,
@@ -137,7 +146,11 @@ class DeviceSampler:
             PARTS_PADDED=triton.next_power_of_2(parts),
             num_warps=4,
         )
-        return self.tokens
+
+    def read(self) -> tuple[int, int]:
+        """The token and the status of the first sequence; waits for the device."""
+        tokens, status = self.found.tolist()
+        return tokens[0], status[0]
 
     def _candidates(self, logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Keys [batch, ...], best first but for the variant "all", and some with the best one."""
@@ -348,8 +361,8 @@ def _pick(
     peaks_stride,
     settings,
     sums,
-    tokens,
-    status,
+    found,
+    given,
     state,
     counts,
     recent,
@@ -407,9 +420,13 @@ def _pick(
     # one thread stores, and the others must have read the state by then
     tl.debug_barrier()
     tl.store(state + row, turn.to(tl.int64, bitcast=True))
-    tl.store(tokens + row, token)
+    tl.store(found + row, token)
     failed = tl.where(best > 0.0, _NOT_FINITE, _NOTHING_LEFT)
-    tl.store(status + row, tl.where(usable, 0, failed))
+    tl.store(found + tl.num_programs(0) + row, tl.where(usable, 0, failed))
+    if given is not None:
+        tl.store(given + row, token)
+        position = given + tl.num_programs(0) + row
+        tl.store(position, tl.load(position) + 1)
     if usable:
         here = counts + row * vocab
         _push(token, here, recent + row * capacity, pushed + row, tl.load(window), capacity)
