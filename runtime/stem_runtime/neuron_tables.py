@@ -137,9 +137,11 @@ class NeuronTables:
         found = []
         for index, (layer, mask) in enumerate(zip(self._layers, masks, strict=True)):
             assert layer is not None
-            each = sum(self._record_sizes(index, layer.neurons.stored.parts))
-            shared = np.count_nonzero(mask) * float(self.words[index, L.F_SHARED_BYTES])
-            found.append(each * float(np.bitwise_count(mask).sum()) + shared)
+            gate, up, down = self._record_sizes(index, layer.neurons.stored.parts)
+            neurons = np.bitwise_count(mask).astype(np.int64)
+            gates = np.where(neurons > L.GATE_ROWS, GROUP, neurons)
+            shared = np.count_nonzero(mask) * int(self.words[index, L.F_SHARED_BYTES])
+            found.append(float(gates.sum() * gate + neurons.sum() * (up + down) + shared))
         return found
 
     def _whole_bytes(self, index: int) -> float:

@@ -14,10 +14,6 @@ from .simd import f32_at, i32_at, i64_at, lowest, popcount, types, u32_at
 from .vector import helper
 
 
-ROWS_AT_MOST = 16
-"""Candidates of a group of 32 beyond which its two tiles are cheaper than their rows."""
-
-
 @helper
 def implied_row(args: Any, index: int, tid: int) -> int:
     """Which neurons of layer `index` one thread's neurons of the layer before imply."""
@@ -132,7 +128,7 @@ def build(gate: Any, multiply: Any, products: SimpleNamespace, cut_acts: Any) ->
         tiles, lines = i64_at(matrix)[L.TILES], f[L.F_UP] >> 6
         offered, passed = u32_at(args[L.OFFERED]), u32_at(args[L.PASSED])
         first, last = offer(args, index, acts, tid, memory, offered, passed)
-        most = ROWS_AT_MOST if f[L.F_HAS_GATE] != 0 else -1
+        most = L.GATE_ROWS if f[L.F_HAS_GATE] != 0 else -1
         for group in range(first, last):
             mask, more, found = types.int64(offered[group]), types.int64(passed[group]), 0
             g, p = args[L.GATES] + 128 * group, args[L.POTENTIALS] + 128 * group
