@@ -91,6 +91,7 @@ def load(
             context,
             notify,
             device=place,
+            threads=threads,
             calibrated=calibrated,
             equipped=equipped,
             sparsity=sparsity,

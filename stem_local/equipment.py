@@ -53,10 +53,19 @@ def build_engine(
 
     Raises KernelError, UsageError.
     """
-    if device.backend != "cpu":
-        placement = placed(packed, calibrated, equipment, context, device)
-        return _on_card(packed, calibrated, equipment, device, placement)
     neurons = None if equipment.parts is None else calibrated.neurons(equipment.parts)
+    if device.backend != "cpu":
+        from stem_runtime.gpu.engine import GpuEngine
+
+        on_card = GpuEngine(
+            packed,
+            device,
+            neurons=neurons,
+            placement=placed(packed, calibrated, equipment, context, device),
+            threads=threads,
+            notify=notify,
+        )
+        return cast("Engine", on_card)
     from stem_runtime.engine import Engine
 
     return Engine(
@@ -84,23 +93,4 @@ def placed(
         return None
     from stem_runtime.gpu.placement import place
 
-    # FFNs are split by kernels that torch alone does not have
-    known = calibrated.ffn if device.backend == "triton" else None
-    frequency = None if known is None else known.rules.frequency
-    return place(packed, device.room, context, parts=equipment.parts, frequency=frequency)
-
-
-def _on_card(
-    packed: PackedModel,
-    calibrated: Calibrated,
-    equipment: Equipment,
-    device: DeviceChoice,
-    placement: Placement | None,
-) -> Engine:
-    from stem_runtime.errors import KernelError
-    from stem_runtime.gpu.engine import GpuEngine
-
-    if placement is not None and not placement.whole:
-        raise KernelError("The card's memory is too small for this model.")
-    neurons = None if equipment.parts is None else calibrated.neurons(equipment.parts)
-    return cast("Engine", GpuEngine(packed, device, neurons=neurons, placement=placement))
+    return place(packed, device.room, context, parts=equipment.parts)

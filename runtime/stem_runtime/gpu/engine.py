@@ -6,7 +6,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from types import TracebackType
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 import numpy as np
 import torch
@@ -22,6 +22,7 @@ from ..sampling_params import SamplingParams
 from ..sparsity.neurons import Neurons
 from ..sparsity.plan import FfnPlan
 from .cache import GpuCache, new_caches
+from .host_layers import HostLayers
 from .placement import Placement
 from .torch_step import TorchStep, Watch
 
@@ -35,6 +36,7 @@ _MOST_TEXTS = 8
 """Texts that one step decodes together."""
 
 Logits = NDArray[np.float32]
+Array = TypeVar("Array", bound=NDArray[Any])
 
 
 class GpuEngine:
@@ -42,11 +44,10 @@ class GpuEngine:
 
     What `Engine` says of its arguments and calls holds here, but for this: the whole head is always
     computed, also where a look is asked for, and layers of which nearly all neurons fire do not
-    rest from skipping them. `kernels` is the choice; `threads` is 1, the one that tells the card
-    what to do. Raises KernelError where the card's memory is too small.
+    rest from skipping them. `placement` says what of the model runs on the CPU, nothing unless it
+    is given; there `threads`, `kernels` and `notify` are those of `Engine`. Afterwards `kernels` is
+    the choice. Raises KernelError where the card's memory is too small.
     """
-
-    threads = 1
 
     def __init__(
         self,
@@ -55,17 +56,31 @@ class GpuEngine:
         *,
         neurons: Neurons | None = None,
         placement: Placement | None = None,
+        threads: int | None = None,
+        kernels: str | None = None,
+        notify: Callable[[str], None] | None = None,
     ) -> None:
         self.config, self.kernels = model.config, choice
         self.placement = placement or Placement(model.config.n_layers)
         self._model, self._device = model, torch.device(choice.name)
         self._tables = None if neurons is None else NeuronTables(model, neurons, 1)
+        first, self._host = self.placement.first, None
+        if first:
+            self._host = HostLayers(
+                model, first, neurons, threads=threads, kernels=kernels, notify=notify
+            )
+            neurons = None if neurons is None else Neurons((None,) * first + neurons.layers[first:])
         with _room_for("this model"):
-            self._step = _step_of(choice.backend)(model, neurons, self._device)
+            self._step = _step_of(choice.backend)(model, neurons, self._device, self._host)
         self._last: torch.Tensor | None = None
         self._lock = threading.Lock()
         self._stop = threading.Event()
         self._closed = False
+
+    @property
+    def threads(self) -> int:
+        """Threads that compute; one tells the card what to do."""
+        return 1 if self._host is None else self._host.threads
 
     def new_cache(self, capacity: int) -> GpuCache:
         """A cache for `capacity` tokens. Raises UsageError beyond the model's context length,
@@ -79,7 +94,11 @@ class GpuEngine:
                 f"capacity is from 1 to {self.config.context_length} tokens, not {capacity}."
             )
         with _room_for(f"a context of {capacity} tokens"):
-            return new_caches(self.config, count, capacity, self._device)
+            caches = new_caches(self.config, count, capacity, self._device, self.placement.first)
+        if self._host is not None:
+            for cache in caches:
+                cache.host = self._host.new_cache(capacity)
+        return caches
 
     @torch.inference_mode()
     def prefill(
@@ -212,9 +231,14 @@ class GpuEngine:
 
     @torch.inference_mode()
     def ffn_inputs(self, cache: KVCache, tokens: Sequence[int]) -> NDArray[np.float32]:
-        """Read `tokens`; returns float32 [n_layers, n, d_model], what each FFN gets, normalized."""
+        """Read `tokens`; returns float32 [n_layers, n, d_model], what each FFN gets, normalized.
+
+        Raises UsageError where some layers are on the CPU.
+        """
         with self._lock:
             own = self._check(cache, tokens)
+            if self._host is not None:
+                raise UsageError("What FFNs get can be studied on one device; use device='cpu'.")
             out = np.empty((self.config.n_layers, len(tokens), self.config.d_model), np.float32)
             for start, part in self._chunks(tokens):
                 target = out[:, start : start + len(part)]
@@ -229,20 +253,22 @@ class GpuEngine:
         """What sparse calls leave out from now on. UsageError for a plan that does not fit."""
         with self._lock:
             self._known().set_plan(plan)
+            if self._host is not None:
+                self._host.set_plan(plan)
             self._step.set_plan(plan)
 
     @property
     def last_counts(self) -> NDArray[np.int64]:
         """Of the last step, int64 [n_layers, 8]: the columns are `neuron_tables.COUNTS`."""
         self._known()
-        return self._step.counts
+        return self._joined(self._step.counts, lambda host: host.counts)
 
     @property
     def last_sharpness(self) -> NDArray[np.float32]:
         """Of the last decoded token, float32 [n_layers]: its largest attention weight, on average
         over the heads of a layer."""
         self._known()
-        return self._step.sharpness
+        return self._joined(self._step.sharpness, lambda host: host.sharpness)
 
     def ffn_bytes(self, counts: NDArray[np.floating] | NDArray[np.int64]) -> float:
         """Bytes of FFN weights that a token reads, given its counts or mean counts."""
@@ -259,6 +285,8 @@ class GpuEngine:
         Callable from any thread; without effect when nothing runs.
         """
         self._stop.set()
+        if self._host is not None:
+            self._host.interrupt()
 
     def weight_bytes_per_token(
         self,
@@ -278,6 +306,8 @@ class GpuEngine:
                 self._closed = True
                 self._last = None
                 del self._step
+                if self._host is not None:
+                    self._host.close()
 
     def __enter__(self) -> Self:
         return self
@@ -299,6 +329,8 @@ class GpuEngine:
             raise UsageError("This cache belongs to an engine on the CPU; make one with new_cache.")
         if tokens is not None:
             cache.check(tokens, self.config.vocab_size)
+        if cache.first != self.placement.first:
+            self._take_over(cache)
         if sparse and self._known().plan is None:
             raise UsageError("There is no plan of what to leave out; set one first.")
         return cache
@@ -318,6 +350,20 @@ class GpuEngine:
         if len({cache.slot for cache in own}) < len(own):
             raise UsageError("A cache is in the batch twice.")
         return own
+
+    def _take_over(self, cache: GpuCache) -> None:
+        """Read anew what a cache holds that was made for another placement of the model."""
+        (fresh,) = self.new_caches(1, cache.capacity)
+        for _, part in self._chunks(cache.tokens):
+            self._read(fresh, part)
+        cache.move_to(fresh)
+
+    def _joined(self, whole: Array, of: Callable[[HostLayers], Array]) -> Array:
+        """What is known of each layer, where those on the CPU know it of theirs."""
+        if self._host is not None:
+            whole = whole.copy()
+            whole[: self._host.count] = of(self._host)
+        return whole
 
     def _known(self) -> NeuronTables:
         if self._tables is None:

@@ -24,6 +24,7 @@ from ..sparsity.plan import FfnPlan
 from .buffers import Buffers, Place
 from .cache import CacheFamily, GpuCache
 from .graph import captured
+from .host_layers import HostLayers
 from .sparse import SparseFfns
 from .torch_step import TorchStep
 from .weights import Layer
@@ -40,8 +41,14 @@ class TritonStep(TorchStep):
     A graph is good for all caches of a family, for a number of them, and for what steps launch.
     """
 
-    def __init__(self, model: PackedModel, neurons: Neurons | None, device: torch.device) -> None:
-        super().__init__(model, neurons, device)
+    def __init__(
+        self,
+        model: PackedModel,
+        neurons: Neurons | None,
+        device: torch.device,
+        host: HostLayers | None = None,
+    ) -> None:
+        super().__init__(model, neurons, device, host)
         self._split = SplitSums.empty(_FEW, device)
         self._buffers: dict[int, Buffers] = {}
         self._ffns: dict[int, SparseFfns] = {}
@@ -127,14 +134,16 @@ class TritonStep(TorchStep):
                 self._weights.device,
                 changed,
             )
+        if self._host is not None:
+            for row, cache, token in zip(buffers.x, caches, tokens, strict=True):
+                row.copy_(self._begin(cache, (token,), sparse)[0])
         place.steps[key]()
         self._counted = ffns or self._counted
         if ffns is not None and any(cache.heat is not None for cache in caches):
             # what nobody collects stays on the device: fetching it waits for the step
             for cache, captured_, heat in zip(caches, ffns.captured, ffns.heat, strict=True):
                 if cache.heat is not None:
-                    cache.captured = captured_
-                    cache.heat += heat
+                    self._note(cache, captured_, heat)
         return buffers
 
     def _place(self, family: CacheFamily) -> Place:
@@ -164,8 +173,9 @@ class TritonStep(TorchStep):
         known = self._ffns_of(b.batch)
         if ffns is not None:
             ffns.clear()
-        embed(b.x, weights.embed, b.tokens, config.embed_scale)
-        for index, layer in enumerate(weights.layers):
+        if weights.embed is not None:
+            embed(b.x, weights.embed, b.tokens, config.embed_scale)
+        for index, layer in weights.layers.items():
             sharpness = None if known is None else known.sharpness[index]
             self._attention(b, layer, index, place, sharpness)
             norm_quantize(b.inputs, b.x, layer.vectors["ffn_norm"], config.norm_eps)
@@ -194,7 +204,7 @@ class TritonStep(TorchStep):
             bias = None if layer.qkv_bias is None else layer.qkv_bias[rows]
             matvec(b.qkv[:, rows], matrix, *b.inputs, bias=bias, split=b.split)
             first += matrix.rows
-        own = place.keys[index], place.values[index]
+        own = place.keys[index - self._first], place.values[index - self._first]
         self._store(layer, *own, place, b.qkv, b.positions, b.slots)
         decode_attention(
             b.attended,
@@ -268,7 +278,8 @@ class TritonStep(TorchStep):
     ) -> tuple[Tensor, Tensor]:
         config, place = self._config, self._place(cache.family)
         position = torch.full((1,), cache.length, dtype=torch.int32, device=joint.device)
-        own = cache.device_keys[index : index + 1], cache.device_values[index : index + 1]
+        at = index - self._first
+        own = cache.device_keys[at : at + 1], cache.device_values[at : at + 1]
         self._store(layer, *own, place, joint, position)
         q = joint[:, : config.n_heads * config.head_dim]
         mixed = torch.empty_like(q)

@@ -21,11 +21,13 @@ from ..quant import TILE
 from ..sparsity.neurons import Neurons
 from ..sparsity.plan import FfnPlan
 from .cache import GpuCache
+from .host_layers import HostLayers
 from .selection import Selection
 from .torch_math import dequantize, hidden_of, linear, rms_norm
 from .weights import Layer, Weights
 
 Tensor = torch.Tensor
+F32 = NDArray[np.float32]
 
 Choose = Callable[[int, Tensor, Tensor, Tensor, Tensor], Tensor]
 """Leaves neurons out: from the number of a layer, its input [n, d_model], gates and hidden values
@@ -49,9 +51,19 @@ class TorchStep:
     `_linear` and `_mix` are what a device with kernels of its own does by them.
     """
 
-    def __init__(self, model: PackedModel, neurons: Neurons | None, device: torch.device) -> None:
-        self._config = model.config
-        self._weights = Weights(model, device)
+    def __init__(
+        self,
+        model: PackedModel,
+        neurons: Neurons | None,
+        device: torch.device,
+        host: HostLayers | None = None,
+        *,
+        lent: bool = False,
+    ) -> None:
+        """`host` has the layers that this step has not; `lent` is for `Weights`."""
+        self._config, self._host = model.config, host
+        self._first = 0 if host is None else host.count
+        self._weights = Weights(model, device, self._first, lent=lent)
         self._selection = None
         if neurons is not None:
             self._selection = Selection(model.config, neurons, device)
@@ -82,7 +94,7 @@ class TorchStep:
         if self._selection is not None and (sparse or cache.heat is not None):
             self._selection.begin(cache, sparse=sparse)
             choose = self._selection.read
-        states = self._states(cache, tokens, watch, choose)
+        states = self._states(cache, tokens, watch, choose, sparse)
         if choose is not None and cache.heat is not None and self._selection is not None:
             cache.heat += self._selection.heat
         return states
@@ -93,11 +105,10 @@ class TorchStep:
         if selection is not None:
             selection.begin(cache, sparse=sparse)
         choose = None if selection is None else selection.decode
-        states = self._states(cache, (token,), Watch(), choose)
+        states = self._states(cache, (token,), Watch(), choose, sparse)
         assert states is not None
         if selection is not None and sparse and cache.heat is not None:
-            cache.captured = selection.captured
-            cache.heat += selection.heat
+            self._note(cache, selection.captured, selection.heat)
         return self.logits(states)[0]
 
     def decode_batch(
@@ -116,16 +127,31 @@ class TorchStep:
         cache.sampler.sample(self.decode(cache, token, sparse=sparse)[None])
         return cache.sampler.read()
 
+    def _note(self, cache: GpuCache, captured: F32, heat: F32) -> None:
+        """Keep what a token has shown of the neurons here; what it has elsewhere, `host` has."""
+        assert cache.heat is not None
+        cache.heat += heat
+        if cache.host is not None and cache.host.captured is not None:
+            captured[: self._first] = cache.host.captured
+        cache.captured = captured
+
     def logits(self, states: Tensor) -> Tensor:
         """float32 [n, d_model] -> [n, vocab]."""
         return self._linear(self._weights.head, states)
 
     def _states(
-        self, cache: GpuCache, tokens: Sequence[int], watch: Watch, choose: Choose | None
+        self,
+        cache: GpuCache,
+        tokens: Sequence[int],
+        watch: Watch,
+        choose: Choose | None,
+        sparse: bool,
     ) -> Tensor | None:
         config, weights = self._config, self._weights
-        x = self._embed(tokens)
-        for index, layer in enumerate(weights.layers):
+        if watch.stop():
+            return None
+        x = self._begin(cache, tokens, sparse)
+        for index, layer in weights.layers.items():
             if watch.stop():
                 return None
             normed = rms_norm(x, layer.vectors["attn_norm"], config.norm_eps)
@@ -134,12 +160,22 @@ class TorchStep:
             normed = rms_norm(x, layer.vectors["ffn_norm"], config.norm_eps)
             if watch.ffn_inputs is not None:
                 watch.ffn_inputs(index, normed)
+            weights.fetch(index)
             y = self._ffn(layer, index, normed, sharpness, choose)
             x = self._add(x, y, layer.vectors.get("ffn_post_norm"))
         return rms_norm(x, weights.norm, config.norm_eps)
 
+    def _begin(self, cache: GpuCache, tokens: Sequence[int], sparse: bool) -> Tensor:
+        """What the first layer here gets, float32 [n, d_model]."""
+        if self._host is None:
+            return self._embed(tokens)
+        return torch.tensor(
+            self._host.read(cache, tokens, sparse=sparse), device=self._weights.device
+        )
+
     def _embed(self, tokens: Sequence[int]) -> Tensor:
         config, embed = self._config, self._weights.embed
+        assert embed is not None
         rows = torch.tensor(tokens, device=embed.tiles.device)
         wanted = DeviceMatrix(embed.tiles[rows // TILE], 0, embed.cols, embed.kind)
         tiles = dequantize(wanted).reshape(len(tokens), TILE, -1)
@@ -186,7 +222,9 @@ class TorchStep:
         end = start + count
         positions = torch.arange(start, end, device=joint.device)
         q, k, v = self._heads(layer, joint, positions)
-        keys, values = cache.device_keys[index], cache.device_values[index]
+        keys, values = (
+            each[index - self._first] for each in (cache.device_keys, cache.device_values)
+        )
         keys[:, start:end] = k.transpose(0, 1).to(torch.float16)
         values[:, start:end] = v.transpose(0, 1).to(torch.float16)
         oldest = max(0, start - layer.window + 1) if layer.window else 0

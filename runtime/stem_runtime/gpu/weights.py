@@ -9,7 +9,7 @@ import torch
 
 from ..formats.packed import PackedModel
 from ..kernels.gpu.matrix import DeviceMatrix
-from ..quant import TILE, PackedMatrix
+from ..quant import GROUP_BYTES, TILE, PackedMatrix
 
 _VECTORS = (
     "attn_norm",
@@ -43,21 +43,55 @@ class Layer:
 
 
 class Weights:
-    """All weights of a model. The logits' scale is in `norm`, as the head is linear."""
+    """The weights of a model's layers from `first` on, by their numbers, and of its head.
 
-    def __init__(self, model: PackedModel, device: torch.device) -> None:
+    The logits' scale is in `norm`, as the head is linear. `embed` is None where tokens come as what
+    the first layers made of them. With `lent` the FFNs of all layers share the memory of one: each
+    is there after `fetch`, until another is fetched.
+    """
+
+    def __init__(
+        self, model: PackedModel, device: torch.device, first: int = 0, *, lent: bool = False
+    ) -> None:
         config, self.device = model.config, device
         self._model = model
-        self.embed = self._matrix("embed")
-        self.head = self.embed if config.tied_head else self._matrix("head")
+        self._lent = self._room_for_ffn(range(first, config.n_layers)) if lent else None
+        self.head = self._matrix("embed" if config.tied_head else "head")
+        self.embed = None
+        if first == 0:
+            self.embed = self.head if config.tied_head else self._matrix("embed")
         scale = np.float32(config.logit_scale)
         self.norm = torch.tensor(model.vector("norm") * scale, device=device)
         self._everywhere = self._frequencies(config.rope_inv_freq)
         self._nearby = self._frequencies(config.rope_local_inv_freq)
-        self.layers = tuple(map(self._layer, range(config.n_layers)))
+        self.layers = {index: self._layer(index) for index in range(first, config.n_layers)}
+
+    def fetch(self, index: int) -> None:
+        """See to it that the FFN of a layer is on the device."""
+        if self._lent is not None:
+            layer = self.layers[index]
+            for name, place in zip(_ffn(index), (layer.gate, layer.up, layer.down), strict=True):
+                place.tiles.copy_(torch.from_numpy(self._model.matrix(name).joined()))
+
+    def _room_for_ffn(self, layers: range) -> torch.Tensor:
+        sizes = [sum(_aligned(self._model.matrix(n).nbytes) for n in _ffn(i)) for i in layers]
+        return torch.zeros(max(sizes), dtype=torch.uint8, device=self.device)
+
+    def _ffn(self, index: int) -> list[DeviceMatrix]:
+        """Gate, up and down, or where they will be."""
+        if self._lent is None:
+            return [self._matrix(name) for name in _ffn(index)]
+        places, start = [], 0
+        for matrix in map(self._model.matrix, _ffn(index)):
+            shape = (*matrix.scales.shape[:2], GROUP_BYTES[matrix.kind])
+            part = self._lent[start : start + matrix.nbytes].view(shape)
+            places.append(DeviceMatrix(part, matrix.rows, matrix.cols, matrix.kind))
+            start += _aligned(matrix.nbytes)
+        return places
 
     def _layer(self, index: int) -> Layer:
         model, prefix = self._model, f"layers.{index}."
+        gate, up, down = self._ffn(index)
         window = model.config.layer_windows[index]
         local = bool(window and len(self._nearby))
         biases = [model.vector(f"{prefix}{which}_bias") for which in "qkv" if model.config.qkv_bias]
@@ -65,9 +99,9 @@ class Weights:
             qkv=self._qkv(prefix),
             qkv_bias=torch.tensor(np.concatenate(biases), device=self.device) if biases else None,
             o=self._matrix(prefix + "o"),
-            gate=self._matrix(prefix + "gate"),
-            up=self._matrix(prefix + "up"),
-            down=self._matrix(prefix + "down"),
+            gate=gate,
+            up=up,
+            down=down,
             vectors={
                 name: torch.tensor(model.vector(prefix + name), device=self.device)
                 for name in _VECTORS
@@ -95,3 +129,12 @@ class Weights:
 
     def _frequencies(self, values: tuple[float, ...]) -> torch.Tensor:
         return torch.tensor(values, dtype=torch.float32, device=self.device)
+
+
+def _ffn(index: int) -> list[str]:
+    return [f"layers.{index}.{name}" for name in ("gate", "up", "down")]
+
+
+def _aligned(nbytes: int) -> int:
+    """Bytes up to where a matrix can begin."""
+    return -(-nbytes // 256) * 256

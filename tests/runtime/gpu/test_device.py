@@ -7,7 +7,9 @@ from pathlib import Path
 import pytest
 
 import stem_local
-from stem_runtime.errors import KernelError
+from stem_runtime.errors import KernelError, UsageError
+from stem_runtime.formats.packed import open_packed
+from stem_runtime.gpu.memory import bytes_needed
 from stem_runtime.kernels import DeviceChoice
 from tests.runtime.tiny import random_packed, tiny_config
 
@@ -36,6 +38,48 @@ def test_answers_do_not_depend_on_the_device(folder: Path, monkeypatch: pytest.M
     assert stats is not None
     assert stats.active_parameters == expected.stats.active_parameters
     assert stream.live().active_parameters == stats.active_parameters
+
+
+def test_a_card_that_is_too_small_shares_with_the_cpu(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = random_packed(tmp_path / "model", tiny_config(n_layers=3))
+    with stem_local.load(folder, threads=1, device="cpu") as model:
+        expected = model.generate("Hello", raw=True, max_tokens=12, temperature=0.0)
+        assert model.info.placement == "all 3 layers on the CPU"
+    packed = open_packed(folder)
+    room = bytes_needed(packed, None, 256, layers=range(2, 3))
+    asked = []
+
+    def choose(wanted: str, limit: int | None) -> DeviceChoice:
+        asked.append((wanted, limit))
+        return DeviceChoice("cpu", "torch", "a test", min(room, limit or room))
+
+    monkeypatch.setattr("stem_local.api.choose_device", choose)
+    with stem_local.load(folder, threads=1) as model:
+        found = model.generate("Hello", raw=True, max_tokens=12, temperature=0.0)
+        assert model.info.placement.startswith("the first 2 of 3 layers on the CPU, the others")
+    assert found.tokens == expected.tokens
+    # a smaller context leaves room for more
+    with stem_local.load(folder, threads=1, context=8) as model:
+        assert model.info.placement == "all 3 layers on the card"
+    with (
+        stem_local.load(folder, threads=1, gpu_memory=0.1) as model,
+        pytest.raises(UsageError, match="gpu_memory must be a number from 0.1"),
+    ):
+        stem_local.load(folder, gpu_memory=0.01)
+    assert asked == [("auto", None), ("auto", None), ("auto", 10**8)]
+
+
+def test_a_card_without_room_is_left_alone(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        "stem_local.api.choose_device", lambda *_: DeviceChoice("cpu", "torch", "a test", 1000)
+    )
+    with stem_local.load(folder, threads=1) as model:
+        assert model.info.placement == "all 2 layers on the CPU"
+        assert model.generate("Hello", raw=True, max_tokens=2).tokens
+    with pytest.raises(KernelError, match="One layer and the output head of tiny take"):
+        stem_local.load(folder, device="cuda")
 
 
 def test_a_device_that_is_not_there_is_refused_and_auto_goes_on(folder: Path) -> None:
