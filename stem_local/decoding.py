@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import astuple, dataclass
 from typing import TYPE_CHECKING
 
@@ -78,26 +79,33 @@ class Decoding:
 
     def step(self, token: int) -> Logits:
         """Read one token; see `Engine.decode` for what it returns."""
-        engine, look = self._model.engine, self._choice.look
-        if self._choice.plan is None:
-            logits = engine.decode(self._cache, token, look=look)
-        else:
-            self._model.aim(self._choice.plan)
-            logits = self._sparse_step(token, look, self._choice.plan.sinks)
+        engine, cache, look = self._model.engine, self._cache, self._choice.look
+        with self._counted() as sparse:
+            return engine.decode(cache, token, look=look, sparse=sparse)
+
+    def follow(self, token: int) -> int:
+        """Read one token and let the card choose the next one; see `GpuEngine.follow`."""
+        card = self._model.card
+        assert card is not None
+        with self._counted() as sparse:
+            return card.follow(self._cache, token, sparse=sparse)
+
+    @contextmanager
+    def _counted(self) -> Iterator[bool]:
+        """Prepare a step, which leaves neurons out where the value says so, and count it."""
+        engine, plan, resampler = self._model.engine, self._choice.plan, self._resampler
+        if plan is not None:
+            self._model.aim(plan)
+            self._dense_tokens += self._cache.length < plan.sinks
+            if resampler is not None:
+                resampler.before_token()
+        yield plan is not None
+        if plan is not None:
+            self._counts += engine.last_counts
+            if resampler is not None:
+                resampler.after_token()
         self.steps += 1
         self._rows += engine.last_rows
-        return logits
-
-    def _sparse_step(self, token: int, look: bool, sinks: int) -> Logits:
-        engine, cache, resampler = self._model.engine, self._cache, self._resampler
-        self._dense_tokens += cache.length < sinks
-        if resampler is not None:
-            resampler.before_token()
-        logits = engine.decode(cache, token, look=look, sparse=True)
-        self._counts += engine.last_counts
-        if resampler is not None:
-            resampler.after_token()
-        return logits
 
     @property
     def account(self) -> str:

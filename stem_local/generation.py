@@ -12,19 +12,17 @@ from typing import TYPE_CHECKING, Any, Literal, TypedDict
 from stem_runtime.energy import EnergyMeter
 from stem_runtime.engine import Cancelled
 from stem_runtime.errors import UsageError
-from stem_runtime.sampling import Sampler, SamplingParams, logprobs
+from stem_runtime.sampling import SamplingParams
 from stem_runtime.stats import Stats
 from stem_runtime.text import StopMatcher
 
-from .completion import Chunk, FinishReason, TokenLogprob
+from .choosing import Choosing, choosing
+from .completion import Chunk, FinishReason
 from .decoding import Decoding, total_cost
 from .live import Live
 from .sparsity import Sparsity, check_quality, check_sparsity, needs_whole_head
 
 if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
-
     from stem_runtime.kv_cache import KVCache
 
     from .model import Model
@@ -148,7 +146,6 @@ class Generation:
         self._started = started
         self._dropped = dropped
         self._stream = model.tokenizer.stream(continues=continues)
-        self._sampler = Sampler(options.sampling, model.config.vocab_size, model.notify)
         self._matcher = StopMatcher(options.stop)
         self._history = list(prompt)
         self._choice = self._choose(options.sparsity, options.quality)
@@ -163,18 +160,18 @@ class Generation:
         self._decode_seconds = 0.0
         self._first_token_seconds = 0.0
         self._unsent: list[int] = []
-        self._logprobs: list[TokenLogprob] = []
 
     def chunks(self) -> Iterator[Chunk]:
         """Yield the answer as it comes; the last chunk carries the reason and the figures."""
         cache = self._model.borrow_cache()
         try:
             self._begin(cache)
-            first = self._prefill()
+            chooser = choosing(self._model, cache, self._options)
+            first = self._prefill(chooser)
             if first is None:
-                yield self._chunk("", "cancelled")
+                yield self._chunk(chooser, "", "cancelled")
             else:
-                yield from self._decode(cache, first)
+                yield from self._decode(cache, chooser, first)
         finally:
             self._model.give_back_cache(cache)
 
@@ -245,7 +242,7 @@ class Generation:
         self._decodings.append(decoding)
         return decoding
 
-    def _prefill(self) -> int | None:
+    def _prefill(self, chooser: Choosing) -> int | None:
         """Evaluate what the cache does not hold yet. Returns the first token, None if cancelled."""
         model, reused = self._model, self._reused
 
@@ -262,15 +259,15 @@ class Generation:
                 )
                 self._read = len(self._prompt)
                 self._prefill_seconds = time.perf_counter() - start
-                token = self._sample(logits)
+                token = chooser.first(logits, self._history)
         except Cancelled:
             self._prefill_seconds = time.perf_counter() - start
             return None
         self._first_token_seconds = time.perf_counter() - self._started
         return token
 
-    def _decode(self, cache: KVCache, token: int) -> Iterator[Chunk]:
-        model, options, sample = self._model, self._options, self._sample
+    def _decode(self, cache: KVCache, chooser: Choosing, token: int) -> Iterator[Chunk]:
+        model, options = self._model, self._options
         lock, cancelled, clock = model.engine_lock, self._cancelled, time.perf_counter
         decoding = self._decodings[-1]
         ends, stream, matcher = model.tokenizer.eos, self._stream, self._matcher
@@ -297,38 +294,26 @@ class Generation:
             if text:
                 self._decode_seconds += clock() - resumed
                 energy.stop()
-                yield self._chunk(text)
+                yield self._chunk(chooser, text)
                 energy.start()
                 text, resumed = "", clock()
             with lock:
                 wanted, self._wanted = self._wanted, None
                 if wanted is not None:
                     decoding = self._turn(wanted, cache)
-                token = sample(decoding.step(token))
+                token = chooser.next(decoding, token, history)
         self._decode_seconds += clock() - resumed
         energy.stop()
         if not stopped:
             more, stopped = matcher.push(stream.flush())
             text += more if stopped else more + matcher.flush()
-        yield self._chunk(text, reason)
+        yield self._chunk(chooser, text, reason)
 
-    def _sample(self, logits: NDArray[np.float32]) -> int:
-        token = self._sampler.sample(logits, self._history)
-        if self._options.logprobs is not None:
-            chosen, top = logprobs(logits, token, self._options.logprobs)
-            self._logprobs.append(TokenLogprob(token, chosen, tuple(top)))
-        return token
-
-    def _chunk(self, text: str, reason: FinishReason | None = None) -> Chunk:
+    def _chunk(self, chooser: Choosing, text: str, reason: FinishReason | None = None) -> Chunk:
         tokens = tuple(self._unsent)
         self._unsent.clear()
-        entries = None
-        if self._options.logprobs is not None:
-            # the token that ended the turn was sampled too, and stays behind
-            entries = tuple(self._logprobs[: len(tokens)])
-            del self._logprobs[: len(tokens)]
         stats = None if reason is None else self._stats()
-        return Chunk(text, tokens, reason, stats, entries, self._dropped)
+        return Chunk(text, tokens, reason, stats, chooser.told(len(tokens)), self._dropped)
 
     def _stats(self) -> Stats:
         prompt = len(self._prompt)
