@@ -35,8 +35,8 @@ class Placement:
     its layers, None for all of them.
 
     The card holds `card_bytes` of `room`, a context of the asked-for length included, and
-    `hot_share` of the neurons; all of it would take `wanted_bytes`. For every token the CPU reads about `host_bytes`, and `crossings`
-    times a vector goes there and back.
+    `hot_share` of the neurons; all of it would take `wanted_bytes`. For every token the CPU reads
+    about `host_bytes`, and `crossings` times a vector goes there and back.
     """
 
     layers: int

@@ -65,7 +65,7 @@ def test_a_card_that_is_too_small_shares_with_the_cpu(
         assert model.info.placement == "all 3 layers on the card"
     with (
         stem_local.load(folder, threads=1, gpu_memory=0.1) as model,
-        pytest.raises(UsageError, match="gpu_memory must be a number from 0.1"),
+        pytest.raises(UsageError, match=r"gpu_memory must be a number from 0\.1"),
     ):
         stem_local.load(folder, gpu_memory=0.01)
     assert asked == [("auto", None), ("auto", None), ("auto", 10**8)]

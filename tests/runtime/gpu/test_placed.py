@@ -102,36 +102,32 @@ def test_a_cache_is_cut_back_on_both_sides(tmp_path: Path, make: Make) -> None:
     assert np.abs(found - want).max() < 0.1 * want.std()
 
 
-def test_a_prompt_is_cancelled_on_either_side(tmp_path: Path, make: Make) -> None:
+def test_a_prompt_is_cancelled_on_either_side(
+    tmp_path: Path, make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
     engine = placed(make, model_of(tmp_path), 2)
     cache, asked = engine.new_cache(16), iter([False, True])
-    for stopped in ("host", "card"):
-        patched = pytest.MonkeyPatch()
-        if stopped == "host":
-            patched.setattr(engine._host, "read", lambda *_, **__: cancelled())
-        else:
-            # between the layers here and those there
-            read = engine._host.read
+    read = engine._host.read
 
-            def then_stop(*args: Any, **how: Any) -> Any:
-                found = read(*args, **how)
-                engine.interrupt()
-                return found
+    def not_here(*_: Any, **__: Any) -> Any:
+        raise Cancelled("Reading the prompt was cancelled.")
 
-            patched.setattr(engine._host, "read", then_stop)
+    def not_there(*args: Any, **how: Any) -> Any:
+        found = read(*args, **how)
+        engine.interrupt()
+        return found
+
+    for stopped in (not_here, not_there):
+        monkeypatch.setattr(engine._host, "read", stopped)
         with pytest.raises(Cancelled):
             engine.prefill(cache, PROMPT)
-        patched.undo()
         assert cache.tokens == []
+    monkeypatch.setattr(engine._host, "read", read)
     with pytest.raises(Cancelled):
         engine.prefill(cache, PROMPT, cancel=lambda: next(asked) or next(asked))
     want = engine.prefill(engine.new_cache(16), PROMPT).copy()
     found = engine.prefill(cache, PROMPT)
     np.testing.assert_array_equal(found, want)
-
-
-def cancelled() -> None:
-    raise Cancelled("Reading the prompt was cancelled.")
 
 
 def test_texts_are_decoded_together_and_chosen_on_the_card(tmp_path: Path, make: Make) -> None:
