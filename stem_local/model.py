@@ -79,13 +79,14 @@ class Model:
         notify: Callable[[str], None] | None = None,
         *,
         device: DeviceChoice = CPU,
+        threads: int | None = None,
         calibrated: Calibrated | None = None,
         equipped: Equipment = BARE,
         sparsity: Sparsity = "auto",
         quality: float = QUALITY,
     ) -> None:
-        """`equipped` is what the engine was built with, on `device`; `sparsity` and `quality` hold
-        for calls that say nothing of them.
+        """`equipped` is what the engine was built with, on `device` and with `threads` if not as
+        many as it likes; `sparsity` and `quality` hold for calls that say nothing of them.
         """
         self.packed = packed
         self.calibrated = calibrated or Calibrated(packed, engine.kernels.name)
@@ -101,7 +102,7 @@ class Model:
         self.resamplers = WeakKeyDictionary()
         self._engine: Engine | None = engine
         self._equipped = equipped
-        self._device = device
+        self._device, self._threads = device, threads
         self._plan: FfnPlan | None = None
         self._cache_lock = threading.Lock()
         self._idle_cache: KVCache | None = None
@@ -317,7 +318,7 @@ class Model:
                 self.calibrated,
                 wanted,
                 context=self.context,
-                threads=old.threads,
+                threads=self._threads,
                 kernels=old.kernels.name,
                 device=self._device,
                 notify=self.notify,
