@@ -66,11 +66,12 @@ class Layer:
         found: PackedMatrix = getattr(self, name.rpartition(".")[2])
         return found
 
-    def neurons(self, parts: Parts) -> DeviceNeurons:
+    def neurons(self, parts: Parts, resident: Bools | None = None) -> DeviceNeurons:
         stored = layer_weights(cast("PackedModel", self), 0, parts)
         weights, core, alive = 0.7 * self.norms, mask_of(self.core), mask_of(self.alive)
         layer = LayerNeurons(stored, weights, self.norms, core, alive)
-        return DeviceNeurons.of(layer, self.gate, self.up, self.down, self.device)
+        masks = None if resident is None else mask_of(resident)
+        return DeviceNeurons.of(layer, self.gate, self.up, self.down, self.device, masks)
 
     def oracle(self, activation: str) -> oracle_sparse.Ffn:
         matrices = (self.gate, self.up, self.down)
@@ -126,18 +127,22 @@ def run(
     implied: Bools | None = None,
     chosen: Bools | None = None,
     names: NDArray[np.int32] | None = None,
+    resident: Bools | None = None,
 ) -> Found:
     """The launches of one sparse FFN, `times` one after the other.
 
     Mode, core, and whether there are candidates, are those of the first of `tests`. These have the
     cut-offs that attention as `sharp` leads to, and as candidates those `chosen` or `implied`, bool
-    [b, ffn]. `names` int32 [ffn, k] are whom who is added implies.
+    [b, ffn]. `names` int32 [ffn, k] are whom who is added implies. Only `resident` neurons, bool
+    [ffn], are there, and with them no tiles of gates.
     """
     mode, batch, device = tests[0].mode, len(x), layer.device
     listed = tests[0].candidates is not None
-    parts: Parts = "down" if mode == "contribution" else "gate" if listed else "up"
-    neurons, acts = layer.neurons(parts), layer.rounded(x)
+    by_records = listed or resident is not None
+    parts: Parts = "down" if mode == "contribution" else "gate" if by_records else "up"
+    neurons, acts = layer.neurons(parts, resident), layer.rounded(x)
     gate, up = (DeviceMatrix.of(matrix, device) for matrix in (layer.gate, layer.up))
+    tiles = None if by_records else gate
     bounded = any(t.floor or t.cap is not None for t in tests)
     limits = FfnTests.empty(batch, layer.count, device, bounds=bounded)
     cutoffs = np.array([[t.gate_cutoff, t.contribution_cutoff] for t in tests])
@@ -164,7 +169,7 @@ def run(
     for _ in range(times):
         if mode == "gate":
             ffn.find_survivors(
-                out, survivors, acts, gate, neurons, limits, report, activation, PARAM,
+                out, survivors, acts, tiles, neurons, limits, report, activation, PARAM,
                 candidates=candidates,
                 implied=None if implied is None else upload_masks(implied, device),
             )  # fmt: skip
@@ -391,6 +396,72 @@ def test_few_programs_take_turns(device: str, monkeypatch: pytest.MonkeyPatch) -
         assert twice.counts.tolist() == (2 * once.counts).tolist()
         np.testing.assert_allclose(twice.captured, 2 * once.captured, rtol=1e-5)
         np.testing.assert_allclose(twice.heat, 2 * once.heat, rtol=1e-5)
+
+
+# -- where only some neurons are on the device
+
+
+@settings(max_examples=12, deadline=None, derandomize=True)
+@given(
+    seed=st.integers(0, 2**32 - 1),
+    d_model=st.integers(1, 200),
+    count=st.integers(1, 100),
+    kinds=st.tuples(*[st.sampled_from(KINDS)] * 3),
+    batch=st.integers(1, 3),
+    how=st.sampled_from(("gate", "candidates", "contribution")),
+    share=st.sampled_from((0.0, 0.05, 0.5, 0.9, 1.0)),
+    core=st.booleans(),
+)
+def test_any_of_the_neurons_alone(
+    device: str,
+    seed: int,
+    d_model: int,
+    count: int,
+    kinds: tuple[Kind, Kind, Kind],
+    batch: int,
+    how: str,
+    share: float,
+    core: bool,
+) -> None:
+    """The others are as if they never fired."""
+    layer = Layer(device, d_model, count, kinds, seed)
+    rng, x = layer.rng, layer.inputs(batch)
+    resident = rng.random(count) < share
+    layer.core, layer.alive = rng.random(count) < 0.2, rng.random(count) < 0.9
+    mode = "contribution" if how == "contribution" else "gate"
+    sets = {"core": layer.core if core else None, "alive": layer.alive & resident}
+    tests = asked(layer, x, "relu", mode, *rng.random(2), **sets)
+    if how == "candidates":
+        tests = [dataclasses.replace(t, candidates=rng.random(count) < 0.5) for t in tests]
+    judge(layer, x, "relu", tests, resident=resident)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_two_halves_make_a_whole(device: str, kind: Kind) -> None:
+    """Neurons of a group that are apart are rounded apart; nothing else changes."""
+    layer = Layer(device, 96, 135, (kind,) * 3)
+    layer.core[[3, 50, 134]] = True
+    x = layer.inputs(2)
+    tests = asked(layer, x, "silu", "gate", 0.6, 0.4, core=layer.core)
+    whole, _ = judge(layer, x, "silu", tests)
+    for half in (np.arange(135) % 64 < 32, layer.rng.random(135) < 0.4):
+        parts = [run(layer, x, "silu", tests, resident=each) for each in (half, ~half)]
+        assert all(part.counts[:, ACTIVE].all() for part in parts)
+        np.testing.assert_array_equal(sum(part.counts for part in parts), whole.counts)
+        np.testing.assert_allclose(sum(part.heat for part in parts), whole.heat, rtol=1e-4)
+        apart = 1e-4 if half[:32].all() else 0.01
+        size = np.abs(whole.y).max()
+        np.testing.assert_allclose(sum(part.y for part in parts), whole.y, atol=apart * size)
+
+
+def test_the_bounds_of_few_neurons(device: str) -> None:
+    layer = Layer(device, 32, 100, ("int4", "int4", "int4"))
+    x = layer.inputs(2)
+    resident = layer.rng.random(100) < 0.4
+    tests = asked(layer, x, "silu", "gate", 0.5, 1.0, alive=resident)
+    tests = [dataclasses.replace(tests[0], cap=5), dataclasses.replace(tests[1], floor=30)]
+    found, _ = judge(layer, x, "silu", tests, resident=resident)
+    assert found.counts[:, 1].tolist() == [5, 30]
 
 
 # -- attention and the layer before

@@ -117,8 +117,7 @@ def add_contributors(
         survivors.queue,
         *hidden,
         groups,
-        neurons.records,
-        neurons.records.stride(0),
+        *_records(neurons),
         neurons.down,
         neurons.shared,
         neurons.shared.stride(0),
@@ -136,7 +135,7 @@ def find_survivors(
     out: torch.Tensor,
     survivors: Survivors,
     acts: Activations,
-    gate: DeviceMatrix,
+    gate: DeviceMatrix | None,
     neurons: DeviceNeurons,
     tests: FfnTests,
     report: Tally,
@@ -150,17 +149,21 @@ def find_survivors(
 
     Everyone's gates by tiles, or with `candidates`, masks int32 [b, groups], those of candidates
     and of the core by their records, of which any sequence has need. `implied`, masks like these,
-    are candidates because the layer before named them. Floors and caps cost a launch more. Clears
-    `out`, float32 [b, d_model or more], for `add_survivors`.
+    are candidates because the layer before named them. `gate` may be None where only some neurons
+    lie on the device, all of whose gates are computed by their records. Floors and caps cost a
+    launch more. Clears `out`, float32 [b, d_model or more], for `add_survivors`.
     """
     batch, groups = survivors.passed.shape
-    by_records = candidates is not None
+    source, tiles = _records(neurons), 0
+    if candidates is None and neurons.starts is None:
+        assert gate is not None, "gates of everyone are computed by tiles"
+        source, tiles = (gate.words, 0, None, None), gate.tiles.shape[0]
     _find_survivors[(groups,)](
         *survivors,
         *acts,
-        neurons.records if by_records else gate.words,
-        neurons.records.stride(0),
-        *gate.tiles.shape[:2],
+        *source,
+        tiles,
+        acts.scales.shape[1],
         param,
         neurons.weights,
         tests.core,
@@ -175,7 +178,7 @@ def find_survivors(
         neurons.d_model,
         HEADS=_heads(tests),
         BOUNDED=tests.bounds is not None,
-        GATE=gate.kind,
+        GATE=neurons.kinds[0],
         UNROLL=unroll_of(batch),
         **_constants(acts, activation),
     )
@@ -206,8 +209,7 @@ def add_survivors(
         *acts,
         acts.scales.shape[1],
         groups,
-        neurons.records,
-        neurons.records.stride(0),
+        *_records(neurons),
         neurons.up,
         neurons.down,
         neurons.shared,
@@ -225,6 +227,10 @@ def add_survivors(
         UP=neurons.kinds[1],
         **_constants(acts, activation),
     )
+
+
+def _records(neurons: DeviceNeurons) -> tuple[torch.Tensor | int | None, ...]:
+    return neurons.records, neurons.records.stride(0), neurons.starts, neurons.held
 
 
 def _attention(tests: FfnTests) -> tuple[torch.Tensor | int | None, ...]:

@@ -21,7 +21,7 @@ from .compact import (
     union_of,
 )
 from .matvec import THREADS, tile_products
-from .neuron import add_columns, group_products, round_group
+from .neuron import add_columns, first_record, group_products, round_group
 
 _THREADS = tl.constexpr(THREADS)
 
@@ -213,6 +213,8 @@ def _add_contributors(
     groups,
     records,
     each,
+    starts,
+    held,
     down,
     shared,
     shared_each,
@@ -234,9 +236,10 @@ def _add_contributors(
             out,
             out_stride,
             d_model,
-            records + group * 32 * each + down,
+            records + first_record(group, starts) * each + down,
             each,
             tl.load(queue + 2 * item + 1),
+            held if held is None else tl.load(held + group),
             shared + group * shared_each,
             (word << (24 - 8 * (lane % 4))) >> 24,
             tl.load(hidden_scales + at, mask=valid, other=0.0),
@@ -260,6 +263,8 @@ def _find_survivors(
     x_sums,
     source,
     each,
+    starts,
+    held,
     tiles,
     groups,
     param,
@@ -293,18 +298,29 @@ def _find_survivors(
     living = tl.load(alive + group)
     always = tl.load(core + group)
     at = b * ffn_groups + group
+    asked = living
     if candidates is not None:
         named = tl.load(candidates + at, mask=valid, other=0)
         if implied is not None:
             more = tl.load(implied + at, mask=valid, other=0) & ~named
             named |= more
-        offered = tl.where(valid, (named | always) & living, 0)
-        first = source + group * 32 * each
+        asked = (named | always) & living
+    offered = tl.where(valid, asked, 0)
+    if candidates is not None or starts is not None:
         products = group_products(
-            first, each, union_of(offered), words, x_scales, x_sums, groups, GATE, BATCH, B
+            source + first_record(group, starts) * each,
+            each,
+            union_of(offered),
+            held if held is None else tl.load(held + group),
+            words,
+            x_scales,
+            x_sums,
+            groups,
+            GATE,
+            BATCH,
+            B,
         )
     else:
-        offered = tl.where(valid, living, 0)
         products = _tile_pair(
             source, group, words, x_scales, x_sums, tiles, groups, GATE, BATCH, B, UNROLL
         )
@@ -345,6 +361,8 @@ def _add_survivors(
     ffn_groups,
     records,
     each,
+    starts,
+    held,
     up,
     down,
     shared,
@@ -373,9 +391,12 @@ def _add_survivors(
     lane = tl.arange(0, 32)
     for item in range(tl.program_id(0), tl.load(length), tl.num_programs(0)):
         group = tl.load(queue + 2 * item)
-        first = records + group * 32 * each
+        first = records + first_record(group, starts) * each
+        here = held if held is None else tl.load(held + group)
         union = tl.load(queue + 2 * item + 1)
-        ups = group_products(first + up, each, union, words, x_scales, x_sums, groups, UP, BATCH, B)
+        ups = group_products(
+            first + up, each, union, here, words, x_scales, x_sums, groups, UP, BATCH, B
+        )
         at = b * ffn_groups + group
         acts = tl.load(gates + at[:, None] * 32 + lane[None, :], mask=valid[:, None], other=0.0)
         mask = tl.load(passed + at, mask=valid, other=0)
@@ -401,6 +422,7 @@ def _add_survivors(
             first + down,
             each,
             union_of(kept),
+            here,
             shared + group * shared_each,
             quants,
             scales,

@@ -20,7 +20,7 @@ from ...sparsity.neurons import Parts
 from ..cpu import layout as cpu_layout
 from . import attention, compact, ffn, matvec, prefill, quantize, rope
 from .layout import Activations, DeviceMatrix
-from .records import DeviceNeurons, FfnTests, Tally
+from .records import Attention, DeviceNeurons, FfnTests, Followers, Tally
 from .sample import DeviceSampler
 
 D_MODEL, FFN, VOCAB = 2048, 8192, 128256
@@ -30,6 +30,8 @@ SPLITS = 16
 
 VARIANTS: tuple[tuple[Kind, int], ...] = (("int4", 1), ("int4", 8), ("int4m", 1), ("int8", 1))
 """Kinds of weights, and how many sequences are decoded at once."""
+
+FFN_STREAMS = frozenset({"gate", "up", "source", "records"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,8 +61,8 @@ def matrix(rows: int, cols: int, kind: Kind) -> DeviceMatrix:
     return DeviceMatrix(tiles, rows, cols, kind)
 
 
-def neurons(kind: Kind, parts: Parts) -> DeviceNeurons:
-    """One layer's neurons, of whose records `parts` are kept."""
+def neurons(kind: Kind, parts: Parts, share: float = 1) -> DeviceNeurons:
+    """One layer's neurons, of whose records `parts` are kept; or a share of them."""
     code = CPU_KINDS[kind]
     row = cpu_layout.row_bytes(code, D_MODEL // GROUP) // 4
     column = cpu_layout.column_bytes(code, D_MODEL) // 4
@@ -68,7 +70,7 @@ def neurons(kind: Kind, parts: Parts) -> DeviceNeurons:
     shared = cpu_layout.shared_bytes(code, D_MODEL) // 2
     groups = FFN // GROUP
     return DeviceNeurons(
-        records=ints(FFN, gate + up + column),
+        records=ints(int(share * FFN), gate + up + column),
         shared=floats(groups, shared, dtype=torch.float16),
         up=gate,
         down=gate + up,
@@ -79,6 +81,8 @@ def neurons(kind: Kind, parts: Parts) -> DeviceNeurons:
         norms=floats(FFN),
         core=ints(groups),
         alive=ints(groups),
+        starts=None if share == 1 else ints(groups),
+        held=None if share == 1 else ints(groups),
     )
 
 
@@ -156,9 +160,10 @@ def ffns(kind: Kind, batch: int) -> Iterator[Launch]:
     variant = (kind, batch) != VARIANTS[0]
 
     def each(name: str, launcher: Callable[..., object], *args: object, **kwargs: object) -> Launch:
-        return Launch(f"FFN, {name}, {of}", partial(launcher, *args, **kwargs), streams, variant)
+        return Launch(
+            f"FFN, {name}, {of}", partial(launcher, *args, **kwargs), FFN_STREAMS, variant
+        )
 
-    streams = frozenset({"gate", "up", "source", "records"})
     acts = Activations.empty(batch, D_MODEL, "meta")
     hidden = Activations.empty(batch, FFN, "meta")
     out, gate = floats(batch, D_MODEL), matrix(FFN, D_MODEL, kind)
@@ -168,7 +173,7 @@ def ffns(kind: Kind, batch: int) -> Iterator[Launch]:
     if batch == 1:
         columns = neurons(kind, "down")
         dense = partial(ffn.hidden_values, hidden, acts, gate, gate, "silu")
-        yield Launch(f"FFN, dense, {of}", dense, streams, variant=True)
+        yield Launch(f"FFN, dense, {of}", dense, FFN_STREAMS, variant=True)
         args = (out, hidden, found, acts, gate, gate, columns, tests, tally, "silu")
         yield each("contributors", ffn.find_contributors, *args)
         yield each("their columns", ffn.add_contributors, out, hidden, found, columns)
@@ -182,6 +187,35 @@ def ffns(kind: Kind, batch: int) -> Iterator[Launch]:
         candidates=ints(batch, FFN // GROUP),
     )
     yield each("survivors", ffn.add_survivors, out, found, acts, rows, *rest)
+    yield from uncommon(kind, batch)
+
+
+def uncommon(kind: Kind, batch: int) -> Iterator[Launch]:
+    """The launches where some neurons lie on the device, and those of a plan with every rule."""
+    of = f"{kind}, {batch} at once"
+
+    def each(name: str, launcher: Callable[..., object], *args: object, **kwargs: object) -> Launch:
+        call = partial(launcher, floats(batch, D_MODEL), *args, **kwargs)
+        return Launch(f"FFN, {name}, {of}", call, FFN_STREAMS, variant=True)
+
+    masks = ints(batch, FFN // GROUP)
+    acts, hidden = (Activations.empty(batch, size, "meta") for size in (D_MODEL, FFN))
+    found = compact.Survivors.empty(batch, FFN, "meta")
+    gate, all_, some = matrix(FFN, D_MODEL, kind), neurons(kind, "gate"), neurons(kind, "gate", 0.5)
+    tests = FfnTests.empty(batch, FFN, "meta", bounds=False)
+    rest = tests, Tally.empty(batch, FFN, "meta"), "relu"
+    yield each("gates of some", ffn.find_survivors, found, acts, None, some, *rest)
+    yield each("survivors of some", ffn.add_survivors, found, acts, some, *rest)
+    attention = Attention(floats(batch, HEADS), floats(2), floats(batch, 2))
+    rest = tests._replace(attention=attention), *rest[1:]
+    named = {"candidates": masks, "implied": masks}
+    fired = {"followers": Followers(ints(FFN, 4), masks)}
+    yield each("gates, all rules", ffn.find_survivors, found, acts, gate, all_, *rest)
+    few = (found, acts, None, some, *rest)
+    yield each("gates of candidates, all rules", ffn.find_survivors, *few, **named)
+    yield each("survivors, all rules", ffn.add_survivors, found, acts, some, *rest, **fired)
+    whole = (hidden, found, acts, gate, gate, all_, *rest)
+    yield each("contributors, all rules", ffn.find_contributors, *whole, **fired)
 
 
 def choices() -> Iterator[Launch]:

@@ -38,10 +38,30 @@ def place(values, lanes, valid):
 
 
 @triton.jit
+def first_record(group, starts):
+    """The number of a group's first record, where not every neuron has one."""
+    return group * 32 if starts is None else tl.load(starts + group)
+
+
+@triton.jit
+def record_of(lanes, held):
+    """Which of its group's records is a neuron's: all have one, or those in the mask `held`."""
+    if held is None:
+        number = lanes
+    else:
+        before = held & ~(-1 << lanes)
+        pairs = before - ((before >> 1) & 0x55555555)
+        fours = (pairs & 0x33333333) + ((pairs >> 2) & 0x33333333)
+        number = (((fours + (fours >> 4)) & 0x0F0F0F0F) * 0x01010101) >> 24
+    return number
+
+
+@triton.jit
 def group_products(
     first,
     each,
     mask,
+    held,
     words,
     scales,
     sums,
@@ -52,7 +72,8 @@ def group_products(
 ):
     """Products of a group's neurons in `mask` with their rows, float32 [B, 32], zero for others.
 
-    `first` points to the int32 words of the group's first row, `each` words before the next one.
+    `first` points to the int32 words of the group's first row, `each` words before the next one;
+    `held` is for `record_of`.
     `words`, `scales` and `sums` are BATCH vectors of `groups` groups; B is a power of two.
     """
     products = tl.zeros([B, 32], tl.float32)
@@ -60,7 +81,15 @@ def group_products(
     for start in range(0, count, ACROSS):
         lanes, valid = members(mask, start, ACROSS)
         rows = _row_products(
-            first + lanes * each, valid, words, scales, sums, groups, KIND, BATCH, B
+            first + record_of(lanes, held) * each,
+            valid,
+            words,
+            scales,
+            sums,
+            groups,
+            KIND,
+            BATCH,
+            B,
         )
         products += place(rows, lanes, valid)
     return products
@@ -140,6 +169,7 @@ def add_columns(
     first,
     each,
     mask,
+    held,
     shared,
     quants,
     scales,
@@ -151,8 +181,8 @@ def add_columns(
     """Add a group's neurons in `mask`, of rounded values [B, 32], to `out` float32 [b, d_model].
 
     `first` points to the int32 words of the group's first column, `each` words before the next
-    one, `shared` to the float16 scales and minima of the group. Other programs may add to `out`
-    meanwhile: in which order is left open.
+    one, `held` is for `record_of`, `shared` to the float16 scales and minima of the group. Other
+    programs may add to `out` meanwhile: in which order is left open.
     """
     SIZE: tl.constexpr = 64 if KIND == "int8" else 128
     LOADED: tl.constexpr = max(IN_FLIGHT // B, LEAST)
@@ -161,13 +191,13 @@ def add_columns(
     full = width // SIZE
     for chunk in range(0, full, CHUNKS):
         sums = _column_sums(
-            first + chunk * 16, each, mask, quants, (full - chunk) * 16, KIND, B, CHUNKS
+            first + chunk * 16, each, mask, held, quants, (full - chunk) * 16, KIND, B, CHUNKS
         )
         output = chunk * SIZE + tl.arange(0, CHUNKS * SIZE)
         here = output < tl.minimum(d_model, full * SIZE)
         _add(out, out_stride, output, here, sums, shared, width, scales, totals, KIND, BATCH, B)
     if width > full * SIZE:
-        sums = _column_sums(first + full * 16, each, mask, quants, 8, KIND, B, 1)
+        sums = _column_sums(first + full * 16, each, mask, held, quants, 8, KIND, B, 1)
         # the halves of a last half chunk stand where a whole one would have them
         place = tl.arange(0, SIZE)
         line = (place >> 2) & 3
@@ -181,6 +211,7 @@ def _column_sums(
     first,
     each,
     mask,
+    held,
     quants,
     words,
     KIND: tl.constexpr,
@@ -199,7 +230,7 @@ def _column_sums(
     for start in range(0, count, ACROSS):
         lanes, valid = members(mask, start, ACROSS)
         weights = tl.load(
-            (first + lanes * each)[:, None] + word[None, :],
+            (first + record_of(lanes, held) * each)[:, None] + word[None, :],
             mask=valid[:, None] & (word < words)[None, :],
             other=0,
         )[None, :, :]

@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 
 from ...quant import GROUP, Kind, PackedMatrix, groups_of
-from ...sparsity.neurons import LayerNeurons, record_sizes
+from ...sparsity.neurons import LayerNeurons, bits_of, mask_of, record_sizes
 from .compact import COUNTERS
 
 
@@ -22,6 +22,10 @@ class DeviceNeurons:
     Rows of up begin `up` words and columns of down `down` words into a record, rows of gate with
     it; `parts` says what is there. `kinds` are those of gate, up and down. `weights` and `norms`
     float32 [32 * groups], `core` and `alive` masks int32 [groups].
+
+    Where only some neurons lie on the device `records` are theirs, one after the other, `held` is
+    their masks int32 [groups], `starts` int32 [groups] the number of each group's first record, and
+    no other is `alive`.
     """
 
     records: torch.Tensor
@@ -35,6 +39,8 @@ class DeviceNeurons:
     norms: torch.Tensor
     core: torch.Tensor
     alive: torch.Tensor
+    starts: torch.Tensor | None = None
+    held: torch.Tensor | None = None
 
     @classmethod
     def of(
@@ -44,16 +50,27 @@ class DeviceNeurons:
         up: PackedMatrix,
         down: PackedMatrix,
         device: torch.device | str,
+        resident: NDArray[np.uint32] | None = None,
     ) -> Self:
-        """Upload a layer's neurons; the matrices are those that it was made from."""
+        """Upload a layer's neurons, or those in the masks `resident` [groups]; the matrices are
+        those that it was made from.
+        """
         stored = layer.stored
         gate_bytes, up_bytes, _ = record_sizes(gate, up, down, stored.parts)
 
         def padded(values: NDArray[np.float32]) -> torch.Tensor:
             return _upload(np.pad(values, (0, -len(values) % GROUP)), device)
 
+        records, alive, starts, held = stored.records, layer.alive, None, None
+        if resident is not None:
+            here = bits_of(resident, gate.rows)
+            masks = mask_of(here)
+            records, alive = records[here], alive & masks
+            counts = np.bitwise_count(masks).astype(np.int32)
+            starts = _upload(np.cumsum(counts, dtype=np.int32) - counts, device)
+            held = _upload(masks.view(np.int32), device)
         return cls(
-            _upload(stored.records.view(np.int32), device),
+            _upload(records.view(np.int32), device),
             _upload(stored.shared.view(np.float16), device),
             gate_bytes // 4,
             (gate_bytes + up_bytes) // 4,
@@ -63,7 +80,9 @@ class DeviceNeurons:
             padded(layer.weights),
             padded(layer.norms),
             _upload(layer.core.view(np.int32), device),
-            _upload(layer.alive.view(np.int32), device),
+            _upload(alive.view(np.int32), device),
+            starts,
+            held,
         )
 
 
