@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import dataclasses
 from collections.abc import Sequence
 from contextlib import closing
@@ -12,6 +13,7 @@ from numpy.typing import NDArray
 from stem_runtime.formats.packed import PackedModel
 from stem_runtime.host_ffns import HostFfns
 from stem_runtime.kernels import oracle_sparse
+from stem_runtime.kernels.cpu import layout as L
 from stem_runtime.kernels.oracle_sparse import Outcome
 from stem_runtime.kv_cache import KVCache
 from stem_runtime.quant import GROUP, groups_of
@@ -28,11 +30,18 @@ Bools = NDArray[np.bool_]
 
 
 def known(model: PackedModel, rng: np.random.Generator) -> Neurons:
-    """Some of which are dead, some always on, and of which a predictor names about half."""
+    """Some of which are dead, some always on, and of which a predictor names about half.
+
+    Of some nothing is to be expected, so that they never pass the gate test.
+    """
     ffn = model.config.ffn_dim
     predictor = guess(rng) if (model.config.d_model, ffn) == (64, FFN) else None
     core, alive = rng.random(ffn) < 0.05, rng.random(ffn) < 0.9
-    return neurons_of(model, core=mask_of(core), alive=mask_of(alive), predictor=predictor)
+    neurons = neurons_of(model, core=mask_of(core), alive=mask_of(alive), predictor=predictor)
+    for layer in neurons.layers:
+        assert layer is not None
+        layer.weights[::9] = 0
+    return neurons
 
 
 def masks(owned: Sequence[Bools]) -> NDArray[np.uint32]:
@@ -125,6 +134,8 @@ def judge(
         HostFfns(asked.model, asked.neurons, owned, threads=threads, kernels=kernels)
     ) as ffns:
         ffns.set_plan(asked.plan)
+        args = ffns._work.args  # memory to work in may hold anything
+        ctypes.memset(int(args[L.SCRATCH]), 255, threads * int(args[L.SCRATCH_BYTES]))
         found = [ask(ffns, asked, x) for x in inputs]
     truth = [asked.truth(x) for x in inputs]
     spread = max(float(np.std([outcome.y for outcome in truth])), 1e-6)
