@@ -13,9 +13,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from stem_runtime.engine import Engine
 from stem_runtime.errors import UsageError
 from stem_runtime.host_ffns import HostFfns
-from stem_runtime.kernels import available
+from stem_runtime.kernels import available, oracle
 from stem_runtime.kv_cache import KVCache
 from stem_runtime.quant import Kind, pack, unpack_plain
 from stem_runtime.sparsity.neurons import Neurons, record_sizes
@@ -31,8 +32,11 @@ from .sparse_steps import (
     DENSE,
     FFN,
     GATED,
+    TOKENS,
     Models,
+    assert_float_order,
     plan_of,
+    run,
 )
 
 VARIANTS = [name for name, lacks in available().items() if not lacks]
@@ -115,6 +119,29 @@ def test_sharp_attention_moves_the_cutoffs(models: Models, rng: np.random.Genera
         for value in (0.2, 0.3, 0.4)
     ]
     assert gated[0] < gated[1] < gated[2]
+
+
+def test_everyone_adds_what_the_engine_adds(models: Models, rng: np.random.Generator) -> None:
+    """In a whole model whose rest is the oracle's."""
+    model = models(n_layers=2, residual_scale=1.0)
+    neurons, everyone = known(model, rng), masks([np.ones(FFN, np.bool_)] * 2)
+    plan = FfnPlan(("gate", "contribution"), (0.2, 0.0), (0.1, 0.2), "predicted", sinks=3)
+    cache = KVCache(model.config, len(TOKENS))
+    with closing(HostFfns(model, neurons, everyone, threads=2)) as ffns:
+        ffns.set_plan(plan)
+
+        def ffn(index: int, inputs: NDArray[np.float64]) -> NDArray[np.float64]:
+            cache.truncate(0)
+            found = []
+            for token, x in zip(TOKENS, inputs, strict=True):
+                ffns.begin(cache, sparse=True)
+                found.append(ffns.add(index, x.astype(np.float32)).astype(np.float64))
+                cache.tokens.append(token)
+            return np.stack(found)
+
+        logits = oracle.forward_packed(model, TOKENS, ffn)
+    with Engine(model, threads=2, neurons=neurons) as engine:
+        assert_float_order(logits, run(engine, plan).logits)
 
 
 # -- the parts and the whole
