@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from copy import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from ..errors import UsageError
 from ..formats.packed import PackedModel
 from ..kernels.gpu.compact import Survivors, name_candidates
 from ..kernels.gpu.ffn import add_contributors, add_survivors, find_contributors, find_survivors
@@ -20,13 +21,16 @@ from ..kernels.gpu.records import Attention, DeviceNeurons, FfnTests, Followers,
 from ..neuron_tables import COUNTS
 from ..quant import GROUP, groups_of
 from ..sparsity.neurons import LayerNeurons, Neurons, Predictor
-from ..sparsity.plan import FfnPlan
+from ..sparsity.plan import FfnPlan, Mode
 from .cache import GpuCache
 from .weights import Layer
 
 Tensor = torch.Tensor
 
 _DENSE = COUNTS.index("dense")
+
+_WHOLE = "whole"
+"""The structure of a step that leaves nothing out of FFNs that are split."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,10 +61,18 @@ class _Guess:
 
 
 def _upload(
-    model: PackedModel, index: int, layer: LayerNeurons, device: torch.device
-) -> DeviceNeurons:
+    model: PackedModel,
+    index: int,
+    layer: LayerNeurons | None,
+    device: torch.device,
+    resident: NDArray[np.uint32] | None,
+) -> DeviceNeurons | None:
+    if resident is not None and (layer is None or layer.stored.parts != "gate"):
+        raise UsageError(f"Layer {index} has no gate rows; calibrate again.")
+    if layer is None:
+        return None
     gate, up, down = (model.matrix(f"layers.{index}.{name}") for name in ("gate", "up", "down"))
-    return DeviceNeurons.of(layer, gate, up, down, device)
+    return DeviceNeurons.of(layer, gate, up, down, device, resident)
 
 
 class SparseFfns:
@@ -70,14 +82,33 @@ class SparseFfns:
     for more. Numbers of a plan lie in device memory: plans of one `structure` run the same
     launches. `sharpness` float32 [n_layers, batch, n_heads] is where a step leaves each head's
     largest weight.
+
+    With the masks `resident`, uint32 [n_layers, groups], those neurons alone are on the device, and
+    nothing else of any FFN: these are split. What is added then is the part of these neurons, by
+    their records, in every layer and also of tokens that leave nothing out; a neuron is left out of
+    those only where its hidden value is zero. Layers by contribution compute no ups where the gate
+    makes that sure. Floors, caps and implications are left out, being about neurons that are
+    elsewhere, too. Raises UsageError for layers without gate rows.
+
+    No layer rests as on the CPU. One of which all neurons fire reads what a dense one does, to the
+    byte where rows fill lines of 64 bytes (4 bits, 2,048 or 4,096 inputs; a tenth more with 576),
+    in as many launches.
     """
 
-    def __init__(self, model: PackedModel, neurons: Neurons, device: torch.device) -> None:
+    def __init__(
+        self,
+        model: PackedModel,
+        neurons: Neurons,
+        device: torch.device,
+        resident: NDArray[np.uint32] | None = None,
+    ) -> None:
         self._config, self._device = model.config, device
+        self.split = resident is not None
         self._neurons = [
-            None if layer is None else _upload(model, index, layer, device)
+            _upload(model, index, layer, device, None if resident is None else resident[index])
             for index, layer in enumerate(neurons.layers)
         ]
+        self._ones = torch.ones(GROUP * groups_of(model.config.ffn_dim), device=device)
         self._guesses = [
             None
             if layer is None or layer.predictor is None
@@ -110,6 +141,8 @@ class SparseFfns:
         config, self._batch = self._config, batch
         layers, groups = config.n_layers, groups_of(config.ffn_dim)
         self._survivors = Survivors.empty(batch, config.ffn_dim, self._device)
+        self._open = FfnTests.empty(batch, config.ffn_dim, self._device, bounds=False)
+        self._unread = Tally.empty(batch, config.ffn_dim, self._device)
 
         def zeros(kind: torch.dtype, *shape: int) -> Tensor:
             return torch.zeros(shape, dtype=kind, device=self._device)
@@ -145,7 +178,8 @@ class SparseFfns:
         if plan is None:
             return
         layers, ffn = self._config.n_layers, self._config.ffn_dim
-        pairs = zip(plan.gate_cutoffs, plan.contribution_cutoffs, strict=True)
+        tests = zip(plan.modes, plan.gate_cutoffs, plan.contribution_cutoffs, strict=True)
+        pairs = [(first if mode == "gate" else 0.0, second) for mode, first, second in tests]
         self._cutoffs.copy_(torch.tensor([[pair] for pair in pairs]))
         bounds = zip(plan.floors or (0,) * layers, plan.caps or (ffn,) * layers, strict=True)
         self._bounds.copy_(torch.tensor([[pair] for pair in bounds], dtype=torch.int32))
@@ -156,27 +190,27 @@ class SparseFfns:
         rules = [(plan.attention / spread, mean) for mean, spread in self._usual]
         self._rules.copy_(torch.tensor(rules))
 
-    def structure(self, cache: GpuCache) -> object:
-        """What the next token of `cache` launches; None where the plan leaves nothing out yet.
+    def structure(self, cache: GpuCache, *, sparse: bool = True) -> object:
+        """What the next token of `cache` launches; None where that are dense FFNs only.
 
-        Only tokens of one structure go together.
+        Only tokens of one structure go together. Without `sparse` nothing is left out.
         """
         plan = self._plan
-        assert plan is not None
-        if cache.length < plan.sinks:
-            return None
+        if not sparse or plan is None or cache.length < plan.sinks:
+            return _WHOLE if self.split else None
         source: str = plan.candidates
         if source == "resampled" and cache.candidates is None:
             source = "all"
         bounded = plan.floors is not None or plan.caps is not None
         return plan.modes, source, bounded, plan.attention > 0, plan.implications
 
-    def begin(self, caches: Sequence[GpuCache]) -> object:
+    def begin(self, caches: Sequence[GpuCache], *, sparse: bool = True) -> object:
         """Take what caches of one structure know of neurons; returns the structure."""
-        structure, plan = self.structure(caches[0]), self._plan
-        assert plan is not None
-        self._whole = structure is None
-        self._source = plan.candidates
+        structure = self.structure(caches[0], sparse=sparse)
+        self._whole = structure is None or structure == _WHOLE
+        self._source = "all"
+        if self._plan is not None and not self._whole:
+            self._source = self._plan.candidates
         if self._source == "resampled" and caches[0].candidates is None:
             self._source = "all"
         if self._source == "resampled":
@@ -196,9 +230,13 @@ class SparseFfns:
         self._cleared.zero_()
 
     def runs(self, index: int) -> bool:
-        """Whether a layer leaves neurons out."""
-        assert self._plan is not None
-        return self._neurons[index] is not None and self._plan.modes[index] != "dense"
+        """Whether a layer goes by its neurons."""
+        return self.split or self._mode(index) != "dense"
+
+    def _mode(self, index: int) -> Mode:
+        if self._whole or self._plan is None or self._neurons[index] is None:
+            return "dense"
+        return self._plan.modes[index]
 
     def add(
         self,
@@ -210,69 +248,73 @@ class SparseFfns:
         split: SplitSums,
     ) -> None:
         """The FFN of `inputs` into `out`, float32 [b, d_model]. `hidden` is memory to work in."""
-        plan, neurons, config = self._plan, self._neurons[index], self._config
-        assert plan is not None
-        assert neurons is not None
-        tests = self._tests(index, plan)
-        report = Tally(self._counts[index], self._captured[index], self._heat[index])
-        survivors, activation = self._survivors, config.activation
-        followers = self._followers(index, plan)
-        if plan.modes[index] == "contribution":
+        config, mode, survivors = self._config, self._mode(index), self._survivors
+        neurons, tests, report = self._task(index, mode)
+        rule, followers = (config.activation, config.activation_param), self._followers(index)
+        if mode == "contribution" and not self.split:
+            queue = hidden, survivors
+            gate_and_up = layer.gate, layer.up
             find_contributors(
                 out,
-                hidden,
-                survivors,
+                *queue,
                 inputs,
-                layer.gate,
-                layer.up,
+                *gate_and_up,
                 neurons,
                 tests,
                 report,
-                activation,
-                config.activation_param,
+                *rule,
                 followers=followers,
             )
-            add_contributors(out, hidden, survivors, neurons)
+            add_contributors(out, *queue, neurons)
             return
-        candidates = self._candidates(index, inputs, split)
+        candidates = self._candidates(index, inputs, split) if mode == "gate" else None
         find_survivors(
             out,
             survivors,
             inputs,
-            layer.gate,
+            None if self.split else layer.gate,
             neurons,
             tests,
             report,
-            activation,
-            config.activation_param,
+            *rule,
             candidates=candidates,
-            implied=None if candidates is None else self._implied_by(index - 1, plan),
+            implied=None if candidates is None else self._implied_by(index - 1),
         )
-        add_survivors(
-            out, survivors, inputs, neurons, tests, report, activation, followers=followers
-        )
+        add_survivors(out, survivors, inputs, neurons, tests, report, rule[0], followers=followers)
 
-    def _tests(self, index: int, plan: FfnPlan) -> FfnTests:
+    def _task(self, index: int, mode: Mode) -> tuple[DeviceNeurons, FfnTests, Tally]:
+        """The neurons of a layer, what they must pass, and where that is reported."""
+        neurons, plan = self._neurons[index], self._plan
+        assert neurons is not None
+        if mode == "dense":
+            assert neurons.held is not None
+            everyone = replace(neurons, weights=self._ones, norms=self._ones, alive=neurons.held)
+            return everyone, self._open, self._unread
+        assert plan is not None
         bounds = attention = None
-        if plan.floors is not None or plan.caps is not None:
+        if (plan.floors is not None or plan.caps is not None) and not self.split:
             bounds = self._bounds[index]
         if plan.attention:
             attention = Attention(self.sharpness[index], self._rules[index], self._moved[index])
-        return FfnTests(self._cutoffs[index], self._core[index], bounds, attention)
+        if mode == "contribution" and self.split:
+            neurons = replace(neurons, weights=self._ones)
+        tests = FfnTests(self._cutoffs[index], self._core[index], bounds, attention)
+        report = Tally(self._counts[index], self._captured[index], self._heat[index])
+        return neurons, tests, report
 
-    def _followers(self, index: int, plan: FfnPlan) -> Followers | None:
-        names, implied = self._names[index], self._implied_by(index, plan)
+    def _followers(self, index: int) -> Followers | None:
+        names, implied = self._names[index], self._implied_by(index)
         return None if names is None or implied is None else Followers(names, implied)
 
-    def _implied_by(self, index: int, plan: FfnPlan) -> Tensor | None:
+    def _implied_by(self, index: int) -> Tensor | None:
         """What layer `index` makes candidates of the next, int32 [b, groups]; None if nothing."""
-        following = index + 1
-        if not plan.implications or index < 0 or following == self._config.n_layers:
+        plan, following = self._plan, index + 1
+        if plan is None or not plan.implications or self.split:
             return None
-        if self._names[index] is None or plan.modes[following] != "gate":
+        if index < 0 or following == self._config.n_layers or plan.modes[following] != "gate":
             return None
         implied: Tensor = self._implied[following]
-        return implied
+        return None if self._names[index] is None else implied
 
     def _candidates(self, index: int, inputs: Activations, split: SplitSums) -> Tensor | None:
         """Masks int32 [b, groups], or None for everyone."""
@@ -295,7 +337,7 @@ class SparseFfns:
         if not self._whole:
             counts[:] = self._counts.cpu().numpy().sum(1)
         for index, row in enumerate(counts):
-            row[_DENSE] = self._batch * (self._whole or not self.runs(index))
+            row[_DENSE] = self._batch * (self._mode(index) == "dense")
         return counts
 
     @property
