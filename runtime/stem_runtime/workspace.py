@@ -15,7 +15,7 @@ from .formats.packed import PackedModel
 from .kernels.cpu import layout as L
 from .kv_cache import KVCache
 from .neuron_tables import NeuronTables, bits, matrix_words
-from .quant import groups_of
+from .quant import TILE, groups_of, tiles_of
 
 if TYPE_CHECKING:
     from .sparsity.head import HeadLook
@@ -313,8 +313,8 @@ class Look:
 
     def __init__(self, head: HeadLook, threads: int) -> None:
         self._head = head
-        self._list = np.zeros((threads, head.limit), np.int32)
-        self._counts = np.zeros((threads, L.LINE), np.int64)
+        self._list = np.zeros(TILE * tiles_of(len(head.rows)), np.int32)
+        self._counts = np.zeros((threads, L.LOOK_COUNT_WORDS), np.int64)
         self.words: Words = np.zeros(L.LOOK_WORDS, np.int64)
         for place, matrix in ((L.LOOK_ROTATION, head.rotation), (L.LOOK_SCORES, head.look)):
             self.words[place : place + L.MATRIX_WORDS] = matrix_words(matrix)

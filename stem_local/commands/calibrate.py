@@ -78,7 +78,7 @@ def head_facts(setting: HeadSetting) -> list[tuple[str, str]]:
     return [
         ("sparse head", f"not used: {why}" if why else "used"),
         ("look", f"{setting.dims} axes, margin {setting.margin:.2f}"),
-        ("rows", f"{setting.mean_rows:.0f} on average, all of them beyond {setting.limit}"),
+        ("rows", f"{setting.mean_rows:.0f} on average, {setting.limit} at most"),
         ("winners missed", f"{setting.misses} of {setting.positions} held-out positions"),
         (
             "probability kept",

@@ -37,7 +37,8 @@ def make_look(
     head = head_of(model)
     noise = np.random.default_rng(seed).standard_normal((head.cols, head.cols))
     axes = np.linalg.qr(noise)[0][:dims].astype(np.float32)
-    return Looks(head, axes).make(dims, margin, limit or head.rows, row_major(head))
+    spread = np.linspace(2, 1, dims, dtype=np.float32)
+    return Looks(head, axes, spread).make(dims, margin, limit or head.rows, row_major(head))
 
 
 def add_profile(folder: Path, **changes: Any) -> Profile:

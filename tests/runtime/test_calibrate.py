@@ -83,7 +83,8 @@ def test_a_profile_is_written_and_says_what_was_measured(model: PackedModel) -> 
     assert profile.head is not None
     assert found.head.setting == profile.head.setting
     setting = profile.head.setting
-    assert (setting.dims, setting.threads, setting.limit) == (32, 1, 32)
+    assert (setting.dims, setting.threads) == (32, 1)
+    assert setting.limit in (16, 20, 40)
     assert 500 < setting.positions < 3000
     assert 0 < setting.mean_rows <= 320
     assert min(setting.tokens_per_second, setting.dense_tokens_per_second) > 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,9 @@ import pytest
 from stem_runtime.engine import Engine
 from stem_runtime.errors import UsageError
 from stem_runtime.formats.packed import PackedModel, open_packed
+from stem_runtime.kernels.cpu.layout import BINS_PER_NAT, LAG_BINS
+from stem_runtime.kernels.oracle import matmul
+from stem_runtime.kernels.oracle_sparse import head_rows
 from stem_runtime.quant import pack, unpack, unpack_plain
 from stem_runtime.quant.rounding import quantize
 from stem_runtime.sampling import Sampler, SamplingParams
@@ -17,39 +21,46 @@ from stem_runtime.sparsity.head import (
     HeadLook,
     Looks,
     blocks,
-    default_limit,
     head_of,
+    limits,
     principal_axes,
     row_major,
 )
-from stem_runtime.sparsity.trial import TOP, judge, lags, leaders
+from stem_runtime.sparsity.trial import TOP, Seen, judge, leaders, least_margin, see
 
 from .looks import make_look
 from .tiny import random_matrix, random_packed, tiny_config
 
 TOKENS = [5, 60, 200, 7, 130, 44, 9, 250]
+MARGIN = 1.0  # keeps some rows and not others
 
 
 @pytest.fixture(scope="module", params=[True, False], ids=["tied", "untied"])
 def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> PackedModel:
-    config = tiny_config("minicpm", tied_head=request.param, d_model=80, vocab_size=309)
+    scale = 0.25 if request.param else 2.5  # embeddings are larger than the rows of other heads
+    config = tiny_config(
+        "minicpm", tied_head=request.param, d_model=80, vocab_size=309, logit_scale=scale
+    )
     return open_packed(random_packed(tmp_path_factory.mktemp("head") / "m", config))
 
 
-def margin(model: PackedModel) -> float:
-    """One that keeps some rows and not others."""
-    return 1.0 if model.config.tied_head else 0.1
-
-
-def decoded(model: PackedModel, look: HeadLook | None) -> tuple[np.ndarray, list[int]]:
+def decoded(
+    model: PackedModel, look: HeadLook | None, threads: int = 2
+) -> tuple[np.ndarray, list[int]]:
     """Logits after each token, decoded one by one, and the rows computed for each."""
-    with Engine(model, threads=2, head=look) as engine:
+    with Engine(model, threads=threads, head=look) as engine:
         cache = engine.new_cache(len(TOKENS))
         logits, rows = [], []
         for token in TOKENS:
             logits.append(engine.decode(cache, token, look=look is not None).copy())
             rows.append(engine.last_rows)
     return np.array(logits), rows
+
+
+def hidden_of(model: PackedModel) -> np.ndarray:
+    """What the head gets after each token."""
+    with Engine(model, threads=1) as engine:
+        return engine.hidden(engine.new_cache(len(TOKENS)), TOKENS)
 
 
 def test_rows_are_the_head_bit_for_bit() -> None:
@@ -86,7 +97,7 @@ def test_a_look_of_fewer_dimensions_is_a_cut_of_more(model: PackedModel) -> None
     axes = principal_axes(
         np.random.default_rng(2).standard_normal((200, 80)).astype(np.float32), 64
     )
-    looks, rows = Looks(head, axes), row_major(head)
+    looks, rows = Looks(head, axes, np.ones(64, np.float32)), row_major(head)
     few = looks.make(32, 1.0, 16, rows)
     assert np.array_equal(unpack(few.rotation), unpack(pack(quantize(axes[:32], "int8"), "", 80)))
     rotation, look = looks.values
@@ -94,6 +105,23 @@ def test_a_look_of_fewer_dimensions_is_a_cut_of_more(model: PackedModel) -> None
     assert np.array_equal(unpack(few.look), look[:, :32])
     assert looks.nbytes(32) == few.rotation.nbytes + few.look.nbytes
     assert looks.row_bytes == few.rows[0].nbytes
+
+
+def test_a_look_tells_rows_apart_as_the_head_does(model: PackedModel) -> None:
+    """Whatever axes are scaled by, and however far from zero the rows are, all of them together."""
+    plain = unpack_plain(head_of(model))
+    rows = unpack(head_of(model)) + 3 * plain.scales.astype(np.float32).mean() * 127
+    head = pack(quantize(rows, "int8"), "head", head_of(model).cols)
+    rng = np.random.default_rng(0)
+    axes = np.linalg.qr(rng.standard_normal((80, 80)))[0][:64].astype(np.float32)
+    spread = np.geomspace(20, 0.2, 64).astype(np.float32)
+    rotation, look = Looks(head, axes, spread).values
+    states = (rng.standard_normal((50, 64)) * spread).astype(np.float32) @ axes
+    scores, logits = states @ rotation.T @ look.T, states @ unpack(head).T
+    error = (scores - logits) - (scores - logits).mean(axis=1, keepdims=True)
+    assert error.std() < 0.1 * (logits - logits.mean(axis=1, keepdims=True)).std()
+    flat = Looks(head, axes, np.zeros(64, np.float32)).values
+    assert all(np.isfinite(part).all() for part in flat)
 
 
 def test_a_wide_margin_is_the_whole_head(model: PackedModel) -> None:
@@ -106,7 +134,7 @@ def test_a_wide_margin_is_the_whole_head(model: PackedModel) -> None:
 
 def test_a_small_margin_leaves_rows_out(model: PackedModel) -> None:
     whole, _ = decoded(model, None)
-    found, rows = decoded(model, make_look(model, margin(model)))
+    found, rows = decoded(model, make_look(model, MARGIN))
     kept = np.isfinite(found)
     assert (found[~kept] == -np.inf).all()
     assert rows == kept.sum(axis=1).tolist()
@@ -117,43 +145,88 @@ def test_a_small_margin_leaves_rows_out(model: PackedModel) -> None:
         assert all(row[sampler.sample(logits)] for _ in range(50))
 
 
-def test_beyond_the_limit_the_whole_head_is_computed(model: PackedModel) -> None:
+def test_beyond_the_limit_the_best_are_computed(model: PackedModel) -> None:
     whole, _ = decoded(model, None)
-    _, rows = decoded(model, make_look(model, margin(model)))
+    free, rows = decoded(model, make_look(model, MARGIN))
     limit = sorted(rows)[len(rows) // 2]
-    found, limited = decoded(model, make_look(model, margin(model), limit))
-    vocab = model.config.vocab_size
-    assert limited == [count if count <= limit else vocab for count in rows]
-    assert limit < max(rows)
-    for logits, full, count in zip(found, whole, limited, strict=True):
-        assert np.isfinite(logits).sum() == count
-        if count == vocab:
-            assert np.allclose(logits, full, rtol=1e-4, atol=1e-4)
+    found, limited = decoded(model, make_look(model, MARGIN, limit))
+    assert max(limited) <= limit < max(rows)
+    for logits, full, kept, count, before in zip(found, whole, free, limited, rows, strict=True):
+        assert count == np.isfinite(logits).sum()
+        assert (count == before) == (before <= limit)
+        assert not (np.isfinite(logits) & ~np.isfinite(kept)).any()
+        assert np.allclose(logits[np.isfinite(logits)], full[np.isfinite(logits)], rtol=1e-4)
+
+
+def test_the_whole_head_is_computed_where_the_look_tells_nothing(model: PackedModel) -> None:
+    whole, _ = decoded(model, None)
+    look = make_look(model, MARGIN, 20)
+    blind = quantize(np.zeros((look.look.rows, look.dims), np.float32), "int4")
+    found, rows = decoded(model, dataclasses.replace(look, look=pack(blind, "head.look")))
+    assert rows == [model.config.vocab_size] * len(TOKENS)
+    assert np.array_equal(found, whole)
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+@pytest.mark.parametrize(("wide", "limit"), [(1.0, 309), (1.0, 20), (0.4, 309), (0.4, 7)])
+def test_the_rows_are_the_oracles(
+    model: PackedModel, threads: int, wide: float, limit: int
+) -> None:
+    look = make_look(model, wide, limit)
+    scores = matmul(look.look, matmul(look.rotation, hidden_of(model)))
+    expected = head_rows(scores, wide, limit)
+    found, rows = decoded(model, look, threads)
+    # a score next to an edge may round to its other side, and with it all rows of a bin
+    lags = (scores.max(axis=1, keepdims=True) - scores) * BINS_PER_NAT
+    near = (np.abs(lags - np.rint(lags)) < 1e-4) & (lags > 0)
+    clear = [token for token, edge in enumerate(near.any(axis=1)) if not edge]
+    assert len(clear) >= len(TOKENS) // 2
+    for token in clear:
+        assert np.array_equal(np.isfinite(found[token]), expected[token])
+    assert rows == np.isfinite(found).sum(axis=1).tolist()
 
 
 def test_a_trial_counts_what_the_engine_computes(model: PackedModel) -> None:
-    head, wide = head_of(model), margin(model)
+    head = head_of(model)
     noise = np.random.default_rng(0).standard_normal((head.cols, head.cols))
-    looks = Looks(head, np.linalg.qr(noise)[0][:64].astype(np.float32))
-    with Engine(model, threads=1) as engine:
-        hidden = engine.hidden(engine.new_cache(len(TOKENS)), TOKENS)
+    axes = np.linalg.qr(noise)[0][:64].astype(np.float32)
+    looks = Looks(head, axes, np.ones(64, np.float32))
+    hidden = hidden_of(model)
     whole, _ = decoded(model, None)
     ids, logits = leaders(head, hidden)
     assert np.array_equal(ids[:, 0], whole.argmax(axis=1))
     assert np.allclose(logits, -np.sort(-whole, axis=1)[:, :TOP], rtol=1e-2, atol=1e-2)
+    seen = see(looks, hidden, ids, [32, 64])
     for dims in (32, 64):
-        (outcome,) = judge(looks, head, hidden, {dims: wide}, head.rows)
-        rows = decoded(model, looks.make(dims, wide, head.rows, row_major(head)))[1]
-        assert outcome.mean_rows == pytest.approx(np.mean(rows), rel=0.05)
-        behind = lags(looks, hidden, ids[:, :1], [dims])[dims]
-        assert outcome.misses == (behind > wide).sum()
-        assert 0 <= outcome.default_mass <= 1
-        # a limit that none keeps to: nothing is missed, and everything is read besides the look
-        (outcome,) = judge(looks, head, hidden, {dims: wide}, 0)
+        for limit in (head.rows, 40):
+            outcome = judge(looks, head, seen[dims], logits, dims, MARGIN, limit)
+            found, rows = decoded(model, looks.make(dims, MARGIN, limit, row_major(head)))
+            assert outcome.mean_rows == pytest.approx(np.mean(rows), rel=0.1)
+            missed = ~np.isfinite(np.take_along_axis(found, ids[:, :1], axis=1))
+            assert abs(outcome.misses - missed.sum()) <= 1
+            assert 0 <= outcome.default_mass <= 1
+        # not even one row may be computed, so all are: nothing is missed, and the look was in vain
+        outcome = judge(looks, head, seen[dims], logits, dims, MARGIN, 0)
         assert (outcome.misses, outcome.default_mass, outcome.warm_mass) == (0, 1, 1)
         assert outcome.mean_rows == head.rows
         assert outcome.head_bytes == looks.nbytes(dims) + head.nbytes
         assert outcome.passes
+
+
+def test_the_margin_is_the_smallest_that_misses_few_enough() -> None:
+    """Of 8,000 positions two winners may be missed; nearly all others are in the first bin."""
+    counts = np.tile(np.arange(1, LAG_BINS + 1), (8000, 1))
+    behind = np.zeros((8000, 1), np.int64)
+    behind[:6, 0] = [100, 90, 80, 70, 60, 50]
+    logits = np.zeros((8000, 1), np.float32)
+    seen = Seen(behind, counts)
+    assert least_margin(seen, logits, 1000) == 81 / BINS_PER_NAT
+    # with at most 75 rows the three far ones are lost whatever the margin, which is one too many
+    assert least_margin(seen, logits, 75) is None
+    assert least_margin(seen, logits, 85) == 81 / BINS_PER_NAT
+    # more equal rows than the limit: the whole head is computed there, and nothing is lost
+    counts[:3] = 1000
+    assert least_margin(seen, logits, 75) == 51 / BINS_PER_NAT
 
 
 def test_a_look_of_another_model_is_refused(model: PackedModel, tmp_path: Path) -> None:
@@ -164,5 +237,7 @@ def test_a_look_of_another_model_is_refused(model: PackedModel, tmp_path: Path) 
         engine.decode(engine.new_cache(2), 1, look=True)
 
 
-def test_the_limit_is_an_eighth() -> None:
-    assert [default_limit(vocab) for vocab in (17, 320, 49152)] == [16, 32, 6144]
+def test_limits_go_down_from_an_eighth() -> None:
+    assert limits(49152) == [1536, 3072, 6144]
+    assert limits(320) == [16, 20, 40]
+    assert limits(17) == [16]

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from .cpu.layout import BINS_PER_NAT, LAG_BINS
 from .oracle import F64, FloatArray, Packed, ffn_hidden, matmul
 
 Bools = NDArray[np.bool_]
@@ -116,3 +117,22 @@ def multiplier(strength: float, mean: float, spread: float, sharpness: float) ->
     """What a token's cut-offs are multiplied by, given how sharp its attention is."""
     power = strength * (mean - sharpness) / spread
     return math.exp(min(max(power, -math.log(4)), math.log(4)))
+
+
+def head_rows(scores: F64, margin: float, limit: int) -> Bools:
+    """The rows of the output head [n, vocab] that are computed after a look gave them `scores`.
+
+    Those within `margin` of the best; of more than `limit` as many bins of them, best first, as
+    have no more rows; all rows where the first bin has.
+    """
+    lags = scores.max(axis=1, keepdims=True) - scores
+    bins = np.minimum(lags * BINS_PER_NAT, LAG_BINS - 1).astype(np.int64)
+    near: Bools = lags <= margin
+    for row, (mask, places) in enumerate(zip(near, bins, strict=True)):
+        if mask.sum() > limit:
+            totals = np.cumsum(np.bincount(places[mask], minlength=LAG_BINS))
+            end = np.count_nonzero(totals <= limit)
+            near[row] &= places < end
+            if end == 0:
+                near[row] = True
+    return near

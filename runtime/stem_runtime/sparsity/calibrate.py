@@ -17,19 +17,23 @@ from numpy.typing import NDArray
 from ..engine import Cancelled, Engine
 from ..errors import FormatError, UsageError
 from ..formats.packed import PackedModel
+from ..kernels.cpu.layout import BINS_PER_NAT, LAG_BINS
 from ..quant import PackedMatrix
 from .capture import Material, Part, Progress, capture, capture_ffn
 from .ffn_fit import fit
 from .ffn_profile import FfnProfile
 from .ffn_settings import Bench, measure_ffn
-from .head import HeadLook, Looks, default_limit, head_of, principal_axes, row_major
+from .head import HeadLook, Looks, head_of, limits, principal_axes, row_major
 from .measure import PROMPT, Passage
 from .neurons import Neurons, Parts
 from .profile import HeadProfile, HeadSetting, Profile, read_profile, write_profile
-from .trial import Outcome, judge, lags, leaders, least_margin
+from .trial import Outcome, Seen, judge, leaders, least_margin, see
 
-DIMS = (32, 64, 96, 128, 160, 192, 224, 256)
-"""Numbers of axes that are tried, where a model is wide enough to have twice as many."""
+DIMS = (32, 64, 96, 128, 160, 192, 224, 256, 320, 384, 448, 512)
+"""Numbers of axes that are tried, of which those from an eighth to half of a model's width."""
+
+GATHERED = 2
+"""How long a byte of a row takes that is read by itself, in bytes of a stream."""
 
 MIN_POSITIONS = 1500
 """Hidden states that it takes to say anything of one miss in a thousand."""
@@ -141,13 +145,12 @@ def _kept(model: PackedModel, folder: Path) -> Profile:
 
 def _calibrate_head(run: _Run, parts: Sequence[Part]) -> HeadProfile:
     head = head_of(run.model)
-    dims = [r for r in DIMS if 2 * r <= head.cols]
+    dims = [r for r in DIMS if 2 * r <= head.cols <= 8 * r] or [DIMS[-1]]
     look, outcome = _fit(head, dims, split(parts), lambda done: run.report("Fitting", done, 4))
     with run.engine(look=look) as engine:
         dense, sparse = _race(engine, parts, run.report)
         setting = HeadSetting(
             **dataclasses.asdict(outcome),
-            limit=look.limit,
             dense_head_bytes=head.nbytes,
             kernels=engine.kernels.name,
             threads=engine.threads,
@@ -213,24 +216,43 @@ def _fit(
     states: tuple[F32, F32, F32],
     step: Callable[[int], None],
 ) -> tuple[HeadLook, Outcome]:
-    """The look of the fewest bytes among those that pass; the surest one where none does.
-
-    A margin is the smallest at which the second set of positions is well within the quality rule.
-    """
+    """The look that is read fastest among those that pass; the surest one where none does."""
     fitted, chosen_on, judged_on = states
     step(0)
-    looks = Looks(head, principal_axes(fitted, dims[-1]))
+    axes = principal_axes(fitted, dims[-1])
+    looks = Looks(head, axes, np.sqrt(np.mean((fitted @ axes.T) ** 2, axis=0)))
     step(1)
     ids, logits = leaders(head, chosen_on)
+    known = see(looks, chosen_on, ids, dims)
+    rules = {r: _rule(looks, head, known[r], logits, r) for r in dims}
     step(2)
-    behind = lags(looks, chosen_on, ids, dims)
-    margins = {r: least_margin(lag, logits) for r, lag in behind.items()}
+    ids, logits = leaders(head, judged_on)
     step(3)
-    limit = default_limit(head.rows)
-    tried = judge(looks, head, judged_on, margins, limit)
+    held = see(looks, judged_on, ids, dims)
+    tried = [judge(looks, head, held[r], logits, r, *rules[r]) for r in dims]
     step(4)
-    best = min(tried, key=lambda outcome: (not outcome.passes, outcome.head_bytes))
-    return looks.make(best.dims, best.margin, limit, row_major(head)), best
+    best = min(tried, key=lambda outcome: (not outcome.passes, _reading(looks, outcome)))
+    return looks.make(best.dims, best.margin, best.limit, row_major(head)), best
+
+
+def _rule(
+    looks: Looks, head: PackedMatrix, seen: Seen, logits: F32, dims: int
+) -> tuple[float, int]:
+    """The margin and limit that are read fastest of those well within the quality rule."""
+    found = []
+    for limit in limits(head.rows):
+        margin = least_margin(seen, logits, limit)
+        if margin is not None:
+            found.append(judge(looks, head, seen, logits, dims, margin, limit))
+    if not found:
+        return LAG_BINS / BINS_PER_NAT, limits(head.rows)[-1]
+    best = min(found, key=lambda outcome: _reading(looks, outcome))
+    return best.margin, best.limit
+
+
+def _reading(looks: Looks, outcome: Outcome) -> float:
+    """Bytes of a stream that take as long as what the look reads."""
+    return outcome.head_bytes + (GATHERED - 1) * outcome.mean_rows * looks.row_bytes
 
 
 def _race(

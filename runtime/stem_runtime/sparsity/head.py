@@ -43,9 +43,10 @@ F64 = NDArray[np.float64]
 class HeadLook:
     """What the engine needs to decode with a sparse head.
 
-    `rotation` int8 [dims, d_model] turns the head's input into principal axes; `look` int8
-    [vocab, dims] scores every row from them. A row is computed in full when its score is at least
-    the best one less `margin`; with more than `limit` such rows the whole head is. `rows` uint8
+    `rotation` int8 [dims, d_model] turns the head's input into principal axes; `look` int4
+    [vocab, dims] scores every row from them, all of them too high or too low by as much. A row is
+    computed in full when its score is at least the best one less `margin`; of more than `limit`
+    such rows the best are, and the whole head where not even that tells them apart. `rows` uint8
     [vocab, groups, 34] is the int8 head row by row, since rows of its tiles do not lie alone: a
     float16 scale and 32 bytes of quants + 128 for each group of 32 columns.
     """
@@ -66,12 +67,9 @@ def head_of(model: PackedModel) -> PackedMatrix:
     return model.matrix("embed" if model.config.tied_head else "head")
 
 
-def default_limit(vocab: int) -> int:
-    """Rows beyond which the whole head is computed: an eighth of them, where gathering still pays.
-
-    At least one tile, so that a tiny vocabulary has a limit too.
-    """
-    return max(TILE, vocab // 8 // TILE * TILE)
+def limits(vocab: int) -> list[int]:
+    """Numbers of rows to stop at that are tried, an eighth of them at most, at least a tile."""
+    return sorted({max(TILE, vocab // part) for part in (8, 16, 32)})
 
 
 def blocks(matrix: PackedMatrix) -> Iterator[tuple[int, PackedMatrix]]:
@@ -118,23 +116,31 @@ def principal_axes(hidden: F32, count: int) -> F32:
 class Looks:
     """Looks of every number of dimensions up to `len(axes)`, which share one rounding.
 
-    Groups of 32 columns are rounded alone, so that fewer dimensions are a cut of more.
+    Groups of 32 columns are rounded alone, so that fewer dimensions are a cut of more. Adding the
+    same to all rows changes no choice between them, so their mean is taken away, which leaves int4
+    less to round.
     """
 
-    def __init__(self, head: PackedMatrix, axes: F32) -> None:
-        """`axes` float32 [dims, d_model], dims a multiple of 32."""
+    def __init__(self, head: PackedMatrix, axes: F32, spread: F32) -> None:
+        """`axes` float32 [dims, d_model], dims a multiple of 32; `spread` float32 [dims] how large
+        hidden states are along them.
+        """
         self._head = head
-        self._rotation = quantize(axes, "int8")
+        # the root is between what makes the rows alike and what makes their products alike
+        least = np.float32(1e-3 * float(spread.max()) or 1)
+        weights: F32 = np.sqrt(np.maximum(spread, least))
+        self._rotation = quantize(axes / weights[:, None], "int8")
         turned = np.empty((head.rows, len(axes)), np.float32)
         for start, block in blocks(head):
             turned[start : start + block.rows] = unpack(block) @ axes.T
-        self._look = quantize(turned, "int8")
+        turned -= turned.mean(axis=0)
+        self._look = quantize(turned * weights, "int4")
 
     def make(self, dims: int, margin: float, limit: int, rows: U8) -> HeadLook:
         """The look of the first `dims` axes; `rows` as `row_major` makes them."""
         rotation = PlainMatrix("int8", self._rotation.quants[:dims], self._rotation.scales[:dims])
         look = PlainMatrix(
-            "int8", self._look.quants[:, :dims], self._look.scales[:, : dims // GROUP]
+            "int4", self._look.quants[:, :dims], self._look.scales[:, : dims // GROUP]
         )
         return HeadLook(
             pack(rotation, "head.rotation", self._head.cols),
@@ -159,7 +165,7 @@ class Looks:
         """Bytes that every token reads for a look of `dims` dimensions."""
         shapes = (
             tiles_shape(dims, self._head.cols, "int8"),
-            tiles_shape(self._head.rows, dims, "int8"),
+            tiles_shape(self._head.rows, dims, "int4"),
         )
         return sum(math.prod(shape) for shape in shapes)
 

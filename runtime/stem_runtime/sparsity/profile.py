@@ -21,7 +21,7 @@ from .ffn_profile import FfnProfile
 from .head import HeadLook
 
 FILE = "profile.safetensors"
-FORMAT = 2
+FORMAT = 3
 
 MAX_MISS_RATE = 0.001
 """Most positions at which the full head's winner may be left out."""
@@ -37,11 +37,10 @@ class HeadSetting:
     """A sparse output head as calibration measured it, on positions that it was not fitted to.
 
     `misses` of `positions` had the full head's winner left out. `mean_rows` rows per token are
-    computed in full, the whole head's where the look was unsure. `default_mass` is the share kept
-    of the probability that the default sampling settings draw from, `warm_mass` the same at
-    temperature 1. `head_bytes` are read per token, of the full head's
-    `dense_head_bytes`. Speeds are tokens per second of whole decode steps, medians of runs that
-    took turns, with `threads` threads of the `kernels` variant.
+    computed in full. `default_mass` is the share kept of the probability that the default sampling
+    settings draw from, `warm_mass` the same at temperature 1. `head_bytes` are read per token, of
+    the full head's `dense_head_bytes`. Speeds are tokens per second of whole decode steps, medians
+    of runs that took turns, with `threads` threads of the `kernels` variant.
     """
 
     dims: int
@@ -156,7 +155,7 @@ def _read_head(file: Container, config: ModelConfig) -> HeadProfile:
     rows = file.array(_ROWS, "U8", (vocab, groups_of(d), ROW_GROUP_BYTES))
     look = HeadLook(
         file.matrix(_ROTATION, dims, d),
-        file.matrix(_LOOK, vocab, dims),
+        file.matrix(_LOOK, vocab, dims, ("int4",)),
         rows,
         setting.margin,
         limit,

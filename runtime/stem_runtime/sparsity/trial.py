@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ..kernels.cpu.layout import BINS_PER_NAT, LAG_BINS
 from ..quant import PackedMatrix, unpack
 from ..sampling import SamplingParams
 from .head import Looks, blocks, rounded
@@ -19,6 +20,10 @@ TOP = 40
 WARM = SamplingParams(temperature=1.0)
 """The widest sampling that a look answers for: default filters, at most this temperature."""
 
+SPENT = 0.25
+"""Share of what the quality rule allows that the choice of a margin spends."""
+
+_WIDEST = LAG_BINS - 1  # bins, the last being for all that is farther behind
 _SCORES = 1 << 23  # scores held at a time
 
 F32 = NDArray[np.float32]
@@ -31,6 +36,7 @@ class Outcome:
 
     dims: int
     margin: float
+    limit: int
     positions: int
     misses: int
     mean_rows: float
@@ -78,61 +84,88 @@ def _merge(ids: Ids, logits: F32, rows: Ids, found: F32, start: int) -> None:
     ids[rows] = np.take_along_axis(names, order, axis=1)
 
 
-def lags(looks: Looks, hidden: F32, ids: Ids, dims: Sequence[int]) -> dict[int, F32]:
-    """How far tokens `ids` [n, k] score below the best row, float32 [n, k] for each of `dims`."""
-    found: dict[int, list[F32]] = {r: [] for r in dims}
-    for part, r, scores in _scores(looks, hidden, dims):
-        found[r].append(_behind(scores, ids[part]))
-    return {r: np.concatenate(parts) for r, parts in found.items()}
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """What a look sees at some positions, in the bins that the kernels count rows in.
 
-
-def least_margin(behind: F32, logits: F32) -> float:
-    """The smallest margin that spends half of what the quality rule allows.
-
-    `behind` float32 [n, k] is how far the likeliest tokens score below the best row, `logits`
-    [n, k] their logits, best first. Half, because other positions may be harder than these.
+    `behind` int64 [n, k] is how far the likeliest tokens score below the best row, `counts` int64
+    [n, LAG_BINS] how many rows are that far behind or less.
     """
-    count = len(behind)
-    allowed = int(MAX_MISS_RATE / 2 * count)
-    winners = np.sort(behind[:, 0])[count - 1 - allowed]
-    order = np.argsort(-behind, axis=None)
+
+    behind: Ids
+    counts: Ids
+
+    def ends(self, margin: float, limit: int) -> Ids:
+        """The first bin at each position whose rows are left out; 0 where the whole head is
+        computed, since the first bin alone has more than `limit`.
+        """
+        ends: Ids = np.count_nonzero(self.counts <= limit, axis=1)
+        return np.minimum(ends, round(margin * BINS_PER_NAT))
+
+    def rows(self, ends: Ids, vocab: int) -> Ids:
+        """How many rows are computed at each position."""
+        before = np.take_along_axis(self.counts, np.maximum(ends - 1, 0)[:, None], axis=1)[:, 0]
+        return np.where(ends == 0, vocab, before)
+
+    def kept(self, ends: Ids) -> NDArray[np.bool_]:
+        """Which of the likeliest tokens [n, k] are computed."""
+        kept: NDArray[np.bool_] = (self.behind < ends[:, None]) | (ends == 0)[:, None]
+        return kept
+
+
+def see(looks: Looks, hidden: F32, ids: Ids, dims: Sequence[int]) -> dict[int, Seen]:
+    """What the looks of some numbers of dimensions see; `ids` [n, k] are the likeliest tokens."""
+    behind: dict[int, list[Ids]] = {r: [] for r in dims}
+    counts: dict[int, list[Ids]] = {r: [] for r in dims}
+    for part, r, scores in _scores(looks, hidden, dims):
+        lags = (scores.max(axis=1, keepdims=True) - scores) * np.float32(BINS_PER_NAT)
+        bins = np.minimum(lags, np.float32(_WIDEST), out=lags).astype(np.uint8)
+        behind[r].append(np.take_along_axis(bins, ids[part], axis=1).astype(np.int64))
+        counts[r].append(np.array([np.bincount(row, minlength=LAG_BINS) for row in bins]))
+    return {
+        r: Seen(np.concatenate(behind[r]), np.cumsum(np.concatenate(counts[r]), axis=1))
+        for r in dims
+    }
+
+
+def least_margin(seen: Seen, logits: F32, limit: int) -> float | None:
+    """The smallest margin that spends a quarter of what the quality rule allows, None for none.
+
+    `logits` [n, k] are those of the likeliest tokens, best first; at most `limit` rows are computed
+    whatever the margin. A quarter, because other positions may be harder than these.
+    """
+    count = len(logits)
+    ends = seen.ends(LAG_BINS / BINS_PER_NAT, limit)
+    needed = np.where(seen.kept(ends), seen.behind, LAG_BINS)
+    needed[ends == 0] = 0
+    allowed = int(SPENT * MAX_MISS_RATE * count)
+    winners = np.sort(needed[:, 0])[count - 1 - allowed]
+    order = np.argsort(-needed, axis=None)
     lost = np.cumsum(_weights(logits, WARM).ravel()[order]) / count
-    first = int(np.searchsorted(lost, (1 - MIN_MASS) / 2, side="right"))
-    needed = max(winners, behind.ravel()[order[min(first, len(order) - 1)]])
-    return float(np.nextafter(np.float32(needed), np.float32(np.inf)))
+    first = int(np.searchsorted(lost, SPENT * (1 - MIN_MASS), side="right"))
+    bins = 1 + int(max(winners, needed.ravel()[order[min(first, len(order) - 1)]]))
+    return bins / BINS_PER_NAT if bins <= _WIDEST else None
 
 
 def judge(
-    looks: Looks, head: PackedMatrix, hidden: F32, margins: Mapping[int, float], limit: int
-) -> list[Outcome]:
-    """How the looks of some numbers of dimensions, each with its margin, do on `hidden` [n, d]."""
-    ids, logits = leaders(head, hidden)
-    counts: dict[int, list[Ids]] = {r: [] for r in margins}
-    behind: dict[int, list[F32]] = {r: [] for r in margins}
-    for part, r, scores in _scores(looks, hidden, sorted(margins)):
-        least = scores.max(axis=1, keepdims=True) - np.float32(margins[r])
-        counts[r].append(np.count_nonzero(scores >= least, axis=1))
-        behind[r].append(_behind(scores, ids[part]))
-    outcomes = []
-    for r, margin in margins.items():
-        rows = np.concatenate(counts[r])
-        whole = rows > limit
-        kept = (np.concatenate(behind[r]) <= margin) | whole[:, None]
-        gathered = float(np.where(whole, 0, rows).mean())
-        nbytes = looks.nbytes(r) + gathered * looks.row_bytes + float(whole.mean()) * head.nbytes
-        outcomes.append(
-            Outcome(
-                dims=r,
-                margin=margin,
-                positions=len(rows),
-                misses=int(np.count_nonzero(~kept[:, 0])),
-                mean_rows=float(np.where(whole, head.rows, rows).mean()),
-                default_mass=_mass(logits, kept, SamplingParams()),
-                warm_mass=_mass(logits, kept, WARM),
-                head_bytes=round(nbytes),
-            )
-        )
-    return outcomes
+    looks: Looks, head: PackedMatrix, seen: Seen, logits: F32, dims: int, margin: float, limit: int
+) -> Outcome:
+    """How the look of `dims` dimensions does where it saw `seen`, logits [n, k] being the best."""
+    ends = seen.ends(margin, limit)
+    kept, rows, whole = seen.kept(ends), seen.rows(ends, head.rows), ends == 0
+    gathered = float(np.where(whole, 0, rows).mean())
+    nbytes = looks.nbytes(dims) + gathered * looks.row_bytes + float(whole.mean()) * head.nbytes
+    return Outcome(
+        dims=dims,
+        margin=margin,
+        limit=limit,
+        positions=len(rows),
+        misses=int(np.count_nonzero(~kept[:, 0])),
+        mean_rows=float(rows.mean()),
+        default_mass=_mass(logits, kept, SamplingParams()),
+        warm_mass=_mass(logits, kept, WARM),
+        head_bytes=round(nbytes),
+    )
 
 
 def _scores(looks: Looks, hidden: F32, dims: Sequence[int]) -> Iterator[tuple[slice, int, F32]]:
@@ -148,11 +181,6 @@ def _scores(looks: Looks, hidden: F32, dims: Sequence[int]) -> Iterator[tuple[sl
             scores += states[:, done:r] @ look[:, done:r].T
             done = r
             yield part, r, scores
-
-
-def _behind(scores: F32, ids: Ids) -> F32:
-    behind: F32 = scores.max(axis=1, keepdims=True) - np.take_along_axis(scores, ids, axis=1)
-    return behind
 
 
 def _mass(logits: F32, kept: NDArray[np.bool_], params: SamplingParams) -> float:

@@ -1,37 +1,112 @@
 """The output head of one decoded token: all of it, or only the rows that can still matter.
 
 A look scores every row cheaply, from the hidden state's first principal axes; rows that score less
-than the best by more than a calibrated margin are left out, the others computed in full.
+than the best by more than a calibrated margin are left out, and where too many remain, the lowest
+of them. The others are computed in full.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
+from numba import types
+from numba.extending import intrinsic
+
 from . import layout as L
 from .blocks import MASKED, quantize, share
 from .isa import Isa
 from .matmul import row_kernel
-from .simd import f32_at, i32_at, i64_at
+from .neuron import prefetch
+from .simd import (
+    F32,
+    I16,
+    I64,
+    V16F32,
+    Builder,
+    Value,
+    const,
+    f32_at,
+    i32_at,
+    i64_at,
+    load,
+    lowest,
+    splat,
+    store,
+)
 from .vector import float_of_bits, helper, max_scores
 
 EXCLUDED = -float("inf")
 
+AHEAD = 4
+"""By how many rows memory is asked for early: they lie anywhere, and no prefetcher finds them."""
+
+
+@intrinsic
+def keep_best(_context: Any, _scores: Any, _least: Any) -> Any:
+    """(address of 16 float32, least): a bit for each that is at least that; the others get -inf."""
+
+    def codegen(_context: Any, b: Builder, _signature: Any, args: Any) -> Value:
+        scores, least = load(b, args[0], V16F32), b.fptrunc(args[1], F32)
+        kept = b.fcmp_ordered(">=", scores, splat(b, least))
+        store(b, b.select(kept, scores, const(V16F32, EXCLUDED)), args[0])
+        return b.zext(b.bitcast(kept, I16), I64)
+
+    return types.int64(types.int64, types.float64), codegen
+
 
 @helper
-def pick(scores: int, first: int, last: int, least: float, out: int, room: int) -> int:
-    """List the rows in [first, last) scoring at least `least`; every score becomes -inf.
+def lag_bin(best: float, score: float) -> int:
+    """How far a score is behind the best, in parts of a nat."""
+    lag = (best - score) * L.BINS_PER_NAT
+    return int(lag) if lag < L.LAG_BINS - 1 else L.LAG_BINS - 1
 
-    Returns how many there are; only the first `room` are listed.
+
+@helper
+def pick(
+    scores: int, first: int, last: int, best: float, margin: float, out: int, bins: int
+) -> int:
+    """List the rows of tiles [first, last) that score at least `best` - `margin`.
+
+    They keep their score, and are counted by how far behind they are; the others get -inf. Returns
+    how many there are.
     """
-    s, rows, count = f32_at(scores), i32_at(out), 0
-    for row in range(first, last):
-        if s[row] >= least:
-            if count < room:
-                rows[count] = row
+    s, rows, counts, count = f32_at(scores), i32_at(out), i32_at(bins), 0
+    for place in range(L.LAG_BINS):
+        counts[place] = 0
+    for tile in range(first, last):
+        mask = keep_best(scores + 64 * tile, best - margin)
+        while mask != 0:
+            row = 16 * tile + lowest(mask)
+            mask &= mask - 1
+            rows[count] = row
             count += 1
-        s[row] = EXCLUDED
+            counts[lag_bin(best, s[row])] += 1
     return count
+
+
+@helper
+def counts_of(words: Any, thread: int) -> int:
+    """Address of what a thread found in its rows."""
+    return words[L.LOOK_COUNTS] + 8 * L.LOOK_COUNT_WORDS * thread
+
+
+@helper
+def cut(words: Any, threads: int) -> tuple[int, int]:
+    """The first bin whose rows are too many, and how many rows those before it have."""
+    total, limit = 0, words[L.LOOK_LIMIT]
+    for thread in range(threads):
+        total += i64_at(counts_of(words, thread))[0]
+    if total <= limit:
+        return L.LAG_BINS, total
+    total = 0
+    for place in range(L.LAG_BINS):
+        more = 0
+        for thread in range(threads):
+            more += i32_at(counts_of(words, thread) + 8 * L.LINE)[place]
+        if total + more > limit:
+            return place, total
+        total += more
+    return L.LAG_BINS, total
 
 
 def build(isa: Isa, multiply: Any, barrier: Any, cut_acts: Any, project: Any) -> Any:
@@ -55,28 +130,37 @@ def build(isa: Isa, multiply: Any, barrier: Any, cut_acts: Any, project: Any) ->
         logits = f32_at(args[L.LOGITS])
         for row in range(max(16 * first, args[L.VOCAB]), 16 * last):
             logits[row] = MASKED
-        peak = words[L.LOOK_COUNTS] + 8 * (L.LINE * tid + 1)
+        peak = counts_of(words, tid) + 8
         f32_at(peak)[0] = MASKED
         max_scores(args[L.LOGITS] + 64 * first, last - first, peak)
         barrier(args[L.TEAM], args[L.THREADS])
         best = MASKED
         for thread in range(args[L.THREADS]):
-            best = max(best, f32_at(words[L.LOOK_COUNTS] + 8 * (L.LINE * thread + 1))[0])
+            best = max(best, f32_at(counts_of(words, thread) + 8)[0])
         return best
 
     @helper
-    def compute_rows(args: Any, acts: int, total: int, tid: int) -> None:
-        """This thread's part of all listed rows, whoever listed them."""
-        words, a = i64_at(args[L.LOOK]), i64_at(acts)
-        groups = i64_at(args[L.HEAD])[L.GROUPS]
-        begin, end = share(total, tid, args[L.THREADS])
+    def compute_rows(args: Any, acts: int, best: float, end: int, tid: int) -> None:
+        """This thread's part of all listed rows before bin `end`, whoever listed them."""
+        words, a, logits = i64_at(args[L.LOOK]), i64_at(acts), f32_at(args[L.LOGITS])
+        groups, tiles = i64_at(args[L.HEAD])[L.GROUPS], i64_at(args[L.HEAD])[L.TILES]
+        nbytes, total = L.ROW_GROUP_BYTES * groups, 0
+        for thread in range(args[L.THREADS]):
+            total += i64_at(counts_of(words, thread))[0]
+        begin, stop = share(total, tid, args[L.THREADS])
         before = 0
         for thread in range(args[L.THREADS]):
-            count = i64_at(words[L.LOOK_COUNTS])[L.LINE * thread]
-            rows = i32_at(words[L.LOOK_LIST] + 4 * words[L.LOOK_LIMIT] * thread)
-            for i in range(max(begin - before, 0), min(end - before, count)):
+            count = i64_at(counts_of(words, thread))[0]
+            rows = i32_at(words[L.LOOK_LIST] + 64 * share(tiles, thread, args[L.THREADS])[0])
+            last = min(stop - before, count)
+            for i in range(max(begin - before, 0), last):
+                if i + AHEAD < last and lag_bin(best, logits[rows[i + AHEAD]]) < end:
+                    prefetch(words[L.LOOK_ROWS] + nbytes * rows[i + AHEAD], (nbytes + 126) >> 6)
+                if lag_bin(best, logits[rows[i]]) >= end:
+                    logits[rows[i]] = EXCLUDED
+                    continue
                 row_product(
-                    words[L.LOOK_ROWS] + L.ROW_GROUP_BYTES * groups * rows[i],
+                    words[L.LOOK_ROWS] + nbytes * rows[i],
                     a[L.A_QUANTS],
                     a[L.A_SCALES],
                     a[L.A_SUMS],
@@ -92,21 +176,18 @@ def build(isa: Isa, multiply: Any, barrier: Any, cut_acts: Any, project: Any) ->
             project(args, args[L.HEAD], acts, args[L.LOGITS], tid)
             return
         words, threads = i64_at(args[L.LOOK]), args[L.THREADS]
-        limit, counts = words[L.LOOK_LIMIT], i64_at(words[L.LOOK_COUNTS])
-        least = look(args, acts, tid, memory) - float_of_bits(words[L.LOOK_MARGIN])
+        best, margin = look(args, acts, tid, memory), float_of_bits(words[L.LOOK_MARGIN])
         first, last = share(i64_at(args[L.HEAD])[L.TILES], tid, threads)
-        rows = words[L.LOOK_LIST] + 4 * limit * tid
-        last_row = min(16 * last, args[L.VOCAB])
-        counts[L.LINE * tid] = pick(args[L.LOGITS], 16 * first, last_row, least, rows, limit)
+        rows, found = words[L.LOOK_LIST] + 64 * first, counts_of(words, tid)
+        count = pick(args[L.LOGITS], first, last, best, margin, rows, found + 8 * L.LINE)
+        i64_at(found)[0] = count
         barrier(args[L.TEAM], threads)
-        total = 0
-        for thread in range(threads):
-            total += counts[L.LINE * thread]
-        if total == 0 or total > limit:
+        end, total = cut(words, threads)
+        if total == 0:  # scores that are no numbers, or more equal ones than may be computed
             project(args, args[L.HEAD], acts, args[L.LOGITS], tid)
             total = args[L.VOCAB]
         else:
-            compute_rows(args, acts, total, tid)
+            compute_rows(args, acts, best, end, tid)
         if tid == 0:
             words[L.LOOK_DONE] = total
 

@@ -98,19 +98,24 @@ Q, K, V, O, GATE, UP, DOWN = range(0, 7 * _M, _M)  # noqa: E741
     LAYER_WORDS,
 ) = range(7 * _M, 7 * _M + 12)
 
+LINE = 8
+"""Words of a cache line: what one thread writes lies as far from what others wait for."""
+
 # a look at the vocabulary before the head
 _W = MATRIX_WORDS
 LOOK_ROTATION, LOOK_SCORES = 0, _W  # matrices: hidden state to few axes, axes to scores
 (
     LOOK_ROWS,  # the head by rows: [vocab, groups, 34 bytes]
     LOOK_MARGIN,  # float64 bits: rows scoring less than the best by more are left out
-    LOOK_LIMIT,  # rows; where more remain the whole head is computed
-    LOOK_LIST,  # int32 [threads, LIMIT]: rows that remain
-    LOOK_COUNTS,  # int64 [threads, LINE]: how many, and from the second word on the best score
+    LOOK_LIMIT,  # rows; where more come within the margin, the best of them are computed
+    LOOK_LIST,  # int32 [16 * tiles]: rows within the margin, each thread's from its first row on
+    LOOK_COUNTS,  # int64 [threads, LOOK_COUNT_WORDS]: how many, best score, then int32 [LAG_BINS]
     LOOK_DONE,  # rows computed in full by the last step
     LOOK_WORDS,
 ) = range(2 * _W, 2 * _W + 7)
 ROW_GROUP_BYTES = 34  # float16 scale, 32 bytes
+LAG_BINS, BINS_PER_NAT = 256, 16  # rows are counted by how far they score below the best
+LOOK_COUNT_WORDS = LINE + LAG_BINS // 2
 
 # the FFN of a layer neuron by neuron (see sparsity/neurons.py) and what is left out of it
 (
@@ -166,8 +171,7 @@ ALL, PREDICTED, RESAMPLED = range(3)
     COUNT_CAPTURED,  # float64 bits: sum of the active neurons' contributions
 ) = range(8)
 
-# the team: words a cache line apart, so that waiting on one does not slow the others
-LINE = 8
+# the team: words a cache line apart
 (
     ARRIVED,
     PHASE,
