@@ -152,6 +152,25 @@ def test_kernels_name_candidates_as_torch_does(mode: Mode, models: Models, make:
     assert not found.counts[:, [0, 2], IMPLIED].any()
 
 
+def test_kernels_follow_every_rule_as_the_cpu_does(models: Models, make: Make) -> None:
+    """But for floors and caps, which the CPU finds by halving."""
+    model, rng = models(n_layers=2, vocab_size=48), np.random.default_rng(7)
+    implied = rng.integers(-1, NEURONS, (NEURONS, 3)).astype(np.int32)
+    neurons = neurons_of(model, implied=implied, core=masks(1, 0.1), sharpness=(0.4, 0.3))
+    rules = {"core": True, "implications": True, "attention": 2.0, "sinks": 1}
+    plan = plan_of(2, "gate", 0.4, 0.2, candidates="resampled", **rules)
+    tokens = [5, 40, 7, 11]
+    chosen = rng.random((2, len(tokens), NEURONS)) < 0.4
+    found = run(make(model, "triton", neurons=neurons), plan, tokens, chosen=chosen)
+    with Engine(model, threads=1, neurons=neurons) as cpu:
+        want = run(cpu, plan, tokens, chosen=chosen)
+    np.testing.assert_allclose(found.sharpness, want.sharpness, rtol=1e-2)
+    np.testing.assert_allclose(found.logits, want.logits, atol=0.1 * want.logits.std())
+    assert np.abs(found.counts - want.counts).max() <= 2
+    assert found.counts[1:, 1, IMPLIED].any()
+    assert found.counts[0, :, DENSE].all()
+
+
 def test_reading_with_a_plan_is_the_cpu_s(models: Models, make: Make) -> None:
     model = models(n_layers=2)
     neurons = neurons_of(model, core=masks(1, 0.1), alive=masks(2, 0.9))
