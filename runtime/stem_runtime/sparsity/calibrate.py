@@ -29,7 +29,7 @@ from .neurons import Neurons, Parts
 from .profile import HeadProfile, HeadSetting, Profile, read_profile, write_profile
 from .trial import Outcome, Seen, judge, leaders, least_margin, see
 
-DIMS = (32, 64, 96, 128, 160, 192, 224, 256, 320, 384, 448, 512)
+DIMS = (32, 64, 96, 128, 160, 192, 256, 320, 384, 512)
 """Numbers of axes that are tried, of which those from an eighth to half of a model's width."""
 
 GATHERED = 2
@@ -216,28 +216,34 @@ def _fit(
     states: tuple[F32, F32, F32],
     step: Callable[[int], None],
 ) -> tuple[HeadLook, Outcome]:
-    """The look that is read fastest among those that pass; the surest one where none does."""
+    """The look that is read fastest among those that pass; the one that lost least if none does.
+
+    Both "fastest" and a look's margin are decided on the second set of positions.
+    """
     fitted, chosen_on, judged_on = states
     step(0)
     axes = principal_axes(fitted, dims[-1])
     looks = Looks(head, axes, np.sqrt(np.mean((fitted @ axes.T) ** 2, axis=0)))
     step(1)
     ids, logits = leaders(head, chosen_on)
-    known = see(looks, chosen_on, ids, dims)
-    rules = {r: _rule(looks, head, known[r], logits, r) for r in dims}
+    seen = see(looks, chosen_on, ids, dims)
+    rules = [_rule(looks, head, seen[r], logits, r) for r in dims]
+    rules.sort(key=lambda outcome: (not outcome.passes, _reading(looks, outcome)))
     step(2)
     ids, logits = leaders(head, judged_on)
     step(3)
-    held = see(looks, judged_on, ids, dims)
-    tried = [judge(looks, head, held[r], logits, r, *rules[r]) for r in dims]
+    tried: list[Outcome] = []
+    for rule in rules:
+        held = see(looks, judged_on, ids, [rule.dims])[rule.dims]
+        tried.append(judge(looks, head, held, logits, rule.dims, rule.margin, rule.limit))
+        if tried[-1].passes:
+            break
     step(4)
-    best = min(tried, key=lambda outcome: (not outcome.passes, _reading(looks, outcome)))
+    best = tried[-1] if tried[-1].passes else max(tried, key=lambda outcome: outcome.warm_mass)
     return looks.make(best.dims, best.margin, best.limit, row_major(head)), best
 
 
-def _rule(
-    looks: Looks, head: PackedMatrix, seen: Seen, logits: F32, dims: int
-) -> tuple[float, int]:
+def _rule(looks: Looks, head: PackedMatrix, seen: Seen, logits: F32, dims: int) -> Outcome:
     """The margin and limit that are read fastest of those well within the quality rule."""
     found = []
     for limit in limits(head.rows):
@@ -245,9 +251,9 @@ def _rule(
         if margin is not None:
             found.append(judge(looks, head, seen, logits, dims, margin, limit))
     if not found:
-        return LAG_BINS / BINS_PER_NAT, limits(head.rows)[-1]
-    best = min(found, key=lambda outcome: _reading(looks, outcome))
-    return best.margin, best.limit
+        widest = LAG_BINS / BINS_PER_NAT
+        return judge(looks, head, seen, logits, dims, widest, limits(head.rows)[-1])
+    return min(found, key=lambda outcome: _reading(looks, outcome))
 
 
 def _reading(looks: Looks, outcome: Outcome) -> float:
