@@ -53,15 +53,18 @@ def build_engine(
 
     Raises KernelError, UsageError.
     """
-    neurons = None if equipment.parts is None else calibrated.neurons(equipment.parts)
+    parts = equipment.parts
     if device.backend != "cpu":
         from stem_runtime.gpu.engine import GpuEngine
 
+        placement = placed(packed, calibrated, equipment, context, device)
+        if placement is not None and placement.hot is not None:
+            parts = "gate"
         on_card = GpuEngine(
             packed,
             device,
-            neurons=neurons,
-            placement=placed(packed, calibrated, equipment, context, device),
+            neurons=None if parts is None else calibrated.neurons(parts),
+            placement=placement,
             threads=threads,
             notify=notify,
         )
@@ -74,7 +77,7 @@ def build_engine(
         kernels=kernels,
         notify=notify,
         head=calibrated.look if equipment.look else None,
-        neurons=neurons,
+        neurons=None if parts is None else calibrated.neurons(parts),
     )
 
 
@@ -93,4 +96,7 @@ def placed(
         return None
     from stem_runtime.gpu.placement import place
 
-    return place(packed, device.room, context, parts=equipment.parts)
+    # FFNs are split by kernels that torch alone does not have
+    known = calibrated.ffn if device.backend == "triton" else None
+    frequency = None if known is None else known.rules.frequency
+    return place(packed, device.room, context, parts=equipment.parts, frequency=frequency)

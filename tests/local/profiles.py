@@ -78,6 +78,7 @@ def fitted(folder: Path) -> tuple[FfnTables, FfnRules]:
         sharpness=np.tile(np.array([0, 1], np.float32), (n, 1)),
         floors=np.full(n, 0.5, np.float32),
         caps=np.full(n, 1.5, np.float32),
+        frequency=np.stack([found.frequency for found in potentials]),
     )
     return make_tables(rows, prices), rules
 

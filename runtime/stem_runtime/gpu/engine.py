@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from ..errors import Cancelled, KernelError, UsageError
 from ..formats.packed import PackedModel
+from ..host_ffns import HostFfns
 from ..kernels import Backend, DeviceChoice
 from ..kv_cache import KVCache
 from ..neuron_tables import NeuronTables
@@ -64,14 +65,15 @@ class GpuEngine:
         self.placement = placement or Placement(model.config.n_layers)
         self._model, self._device = model, torch.device(choice.name)
         self._tables = None if neurons is None else NeuronTables(model, neurons, 1)
-        first, self._host = self.placement.first, None
-        if first:
-            self._host = HostLayers(
-                model, first, neurons, threads=threads, kernels=kernels, notify=notify
-            )
-            neurons = None if neurons is None else Neurons((None,) * first + neurons.layers[first:])
-        with _room_for("this model"):
-            self._step = _step_of(choice.backend)(model, neurons, self._device, self._host)
+        self._host: HostLayers | None = None
+        self._cold: HostFfns | None = None
+        host = {"threads": threads, "kernels": kernels, "notify": notify}
+        try:
+            with _room_for("this model"):
+                self._step = self._make_step(model, neurons, host)
+        except BaseException:
+            self._stop_host()
+            raise
         self._last: torch.Tensor | None = None
         self._lock = threading.Lock()
         self._stop = threading.Event()
@@ -80,7 +82,8 @@ class GpuEngine:
     @property
     def threads(self) -> int:
         """Threads that compute; one tells the card what to do."""
-        return 1 if self._host is None else self._host.threads
+        on_cpu = self._host or self._cold
+        return 1 if on_cpu is None else on_cpu.threads
 
     def new_cache(self, capacity: int) -> GpuCache:
         """A cache for `capacity` tokens. Raises UsageError beyond the model's context length,
@@ -306,8 +309,7 @@ class GpuEngine:
                 self._closed = True
                 self._last = None
                 del self._step
-                if self._host is not None:
-                    self._host.close()
+                self._stop_host()
 
     def __enter__(self) -> Self:
         return self
@@ -350,6 +352,30 @@ class GpuEngine:
         if len({cache.slot for cache in own}) < len(own):
             raise UsageError("A cache is in the batch twice.")
         return own
+
+    def _make_step(
+        self, model: PackedModel, neurons: Neurons | None, host: dict[str, Any]
+    ) -> TorchStep:
+        """What runs a token; `host` are arguments of what runs a part of it on the CPU."""
+        backend, first, hot = self.kernels.backend, self.placement.first, self.placement.hot
+        if hot is not None:
+            if backend != "triton" or neurons is None:
+                raise UsageError("Splitting FFNs takes Triton and a calibrated model's neurons.")
+            from .split_step import SplitStep
+
+            self._cold = HostFfns(model, neurons, ~hot, **host)
+            return SplitStep(model, neurons, self._device, hot, self._cold)
+        if first:
+            self._host = HostLayers(model, first, neurons, **host)
+            if neurons is not None:
+                neurons = Neurons((None,) * first + neurons.layers[first:])
+        return _step_of(backend)(model, neurons, self._device, self._host)
+
+    def _stop_host(self) -> None:
+        """Stop the threads on the CPU."""
+        for part in (self._host, self._cold):
+            if part is not None:
+                part.close()
 
     def _take_over(self, cache: GpuCache) -> None:
         """Read anew what a cache holds that was made for another placement of the model."""

@@ -47,13 +47,15 @@ class TritonStep(TorchStep):
         neurons: Neurons | None,
         device: torch.device,
         host: HostLayers | None = None,
+        resident: NDArray[np.uint32] | None = None,
     ) -> None:
-        super().__init__(model, neurons, device, host)
+        """With the masks `resident` FFNs are split; see `SplitStep`."""
+        super().__init__(model, neurons, device, host, lent=resident is not None)
         self._split = SplitSums.empty(_FEW, device)
         self._buffers: dict[int, Buffers] = {}
         self._ffns: dict[int, SparseFfns] = {}
         if neurons is not None:
-            self._ffns[1] = SparseFfns(model, neurons, device)
+            self._ffns[1] = SparseFfns(model, neurons, device, resident)
         self._counts = np.zeros((model.config.n_layers, len(COUNTS)), np.int64)
         self._counted: SparseFfns | None = None
         self._places: WeakKeyDictionary[CacheFamily, Place] = WeakKeyDictionary()
@@ -187,8 +189,12 @@ class TritonStep(TorchStep):
             rule = config.activation, config.activation_param
             hidden_values(b.hidden, b.inputs, layer.gate, layer.up, *rule)
             self._add_product(b, layer.down, b.hidden, post_norm)
-        norm_quantize(b.inputs, b.x, weights.norm, config.norm_eps)
-        matvec(b.logits, weights.head, *b.inputs, split=b.split)
+        self._choose(b, sampler)
+
+    def _choose(self, b: Buffers, sampler: DeviceSampler | None) -> None:
+        """The head, and the token that is chosen by it."""
+        norm_quantize(b.inputs, b.x, self._weights.norm, self._config.norm_eps)
+        matvec(b.logits, self._weights.head, *b.inputs, split=b.split)
         if sampler is not None:
             sampler.sample(b.logits, b.given)
 

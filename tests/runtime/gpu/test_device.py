@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 
 import stem_local
 from stem_runtime.errors import KernelError, UsageError
 from stem_runtime.formats.packed import open_packed
 from stem_runtime.gpu.memory import bytes_needed
+from stem_runtime.gpu.placement import Placement
 from stem_runtime.kernels import DeviceChoice
+from tests.local.profiles import add_ffn_profile
 from tests.runtime.tiny import random_packed, tiny_config
 
 
@@ -69,6 +73,40 @@ def test_a_card_that_is_too_small_shares_with_the_cpu(
     ):
         stem_local.load(folder, gpu_memory=0.01)
     assert asked == [("auto", None), ("auto", None), ("auto", 10**8)]
+
+
+def test_ffns_are_split_by_how_often_calibration_saw_neurons_fire(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = random_packed(tmp_path / "model", tiny_config(activation="relu", vocab_size=320))
+    add_ffn_profile(folder, {"name": "some"})
+    asked: list[Any] = []
+
+    def place(*_: Any, parts: str | None, frequency: Any) -> Placement:
+        asked.append((parts, frequency))
+        return Placement(2, hot=np.full((2, 3), 0x00FF00FF, np.uint32), hot_share=0.5)
+
+    monkeypatch.setattr("stem_runtime.gpu.placement.place", place)
+    with stem_local.load(folder, threads=1, device="cpu", sparsity="off") as model:
+        expected = model.generate("Hi", raw=True, max_tokens=3, temperature=0.0)
+    for backend in ("triton", "torch"):
+        monkeypatch.setattr(
+            "stem_local.api.choose_device",
+            lambda *_, b=backend: DeviceChoice("cpu", b, "a test", 1 << 20),
+        )
+        if backend == "torch":  # which asks for no split, so that this one is not from `place`
+            with pytest.raises(UsageError, match="takes Triton"):
+                stem_local.load(folder, threads=1, sparsity="off")
+            break
+        with stem_local.load(folder, threads=1, sparsity="off") as model:
+            assert "50% of the neurons that fire most" in model.info.placement
+            found = model.generate("Hi", raw=True, max_tokens=3, temperature=0.0)
+            assert found.tokens == expected.tokens
+            model.generate("Hi", raw=True, max_tokens=2, temperature=0.0, sparsity=0.3)
+    frequencies = [frequency for _, frequency in asked]
+    assert [parts for parts, _ in asked] == [None, "up", None]
+    assert frequencies[-1] is None
+    assert all(known.shape == (2, 96) for known in frequencies[:-1])
 
 
 def test_a_card_without_room_is_left_alone(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
