@@ -16,7 +16,7 @@ from stem_runtime.sampling import Sampler, SamplingParams
 from ..test_sampling import logit_arrays, oracle, params
 
 few = settings(
-    max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 WORD = (1 << 64) - 1
 
@@ -36,15 +36,28 @@ def seed_of(draw: float) -> int:
     return (unshift(z, 30) - 0x9E3779B97F4A7C15) & WORD
 
 
+def draws(
+    device: str,
+    logits: NDArray[np.float32],
+    p: SamplingParams,
+    recent: list[int],
+    numbers: list[float],
+) -> list[tuple[int, int]]:
+    """Tokens and statuses of texts that begin with these random numbers."""
+    batch = len(numbers)
+    sampler = DeviceSampler(len(logits), 100, device, batch)
+    sampler.begin(p, [recent] * batch)
+    seeds = np.array([seed_of(number) for number in numbers], np.uint64)
+    sampler.changing[0][:] = torch.from_numpy(seeds.view(np.int64)).to(device)
+    sampler.sample(torch.from_numpy(logits).to(device).expand(batch, -1))
+    return list(zip(*sampler.found.tolist(), strict=True))
+
+
 def draw_one(
     device: str, logits: NDArray[np.float32], p: SamplingParams, recent: list[int]
 ) -> tuple[int, int]:
     """Token and status of a new sampler's first draw."""
-    sampler = DeviceSampler(len(logits), 100, device)
-    sampler.begin(p, [recent])
-    sampler.sample(torch.from_numpy(logits)[None].to(device))
-    token, status = sampler.found.tolist()
-    return token[0], status[0]
+    return draws(device, logits, p, recent, [0.5])[0]
 
 
 def with_seed(p: SamplingParams, seed: int) -> SamplingParams:
@@ -73,13 +86,13 @@ def test_every_token_has_its_share_of_the_draws(
     assume(near > 1e-9)
     ids, shares = Sampler(p, len(logits)).distribution(logits, recent)
     ends = np.cumsum(shares)
-    wide = np.flatnonzero(shares > 1e-12)
-    for place in {int(wide[0]), int(wide[-1]), data.draw(st.sampled_from(wide.tolist()))}:
-        seed = seed_of(float(ends[place] - shares[place] / 2))
-        token, status = draw_one(device, logits, with_seed(p, seed), recent)
-        assert (token, status) == (ids[place], FINE)
-    for draw in (0.0, 1 - 2**-53):
-        assert draw_one(device, logits, with_seed(p, seed_of(draw)), recent)[0] in expected
+    wide = np.flatnonzero(shares > 1e-9)
+    places = [wide[0], wide[-1], *data.draw(st.lists(st.sampled_from(wide.tolist()), max_size=3))]
+    middles = (ends[places] - shares[places] / 2).tolist()
+    found = draws(device, logits, p, recent, [*middles, 0.0, 1 - 2**-53])
+    assert found[:-2] == [(ids[place], FINE) for place in places]
+    for token, _ in found[-2:]:
+        assert token in expected
 
 
 @pytest.mark.parametrize(
@@ -112,9 +125,10 @@ def test_the_best_are_found_in_as_many_rounds_as_it_takes(
     p = SamplingParams(2.0, top_k, 1.0, 0.0)
     ids, shares = Sampler(p, len(logits)).distribution(logits)
     assert len(ids) == top_k
-    for place in (0, top_k // 2, top_k - 1):
-        seed = seed_of(float(shares[:place].sum() + shares[place] / 2))
-        assert draw_one(device, logits, with_seed(p, seed), []) == (ids[place], FINE)
+    places = [0, top_k // 2, top_k - 1]
+    middles = [float(shares[:place].sum() + shares[place] / 2) for place in places]
+    found = draws(device, logits, p, [], middles)
+    assert found == [(ids[place], FINE) for place in places]
 
 
 def test_no_temperature_takes_the_lowest_of_the_best(device: str) -> None:
@@ -163,11 +177,15 @@ def test_what_is_repeated_is_forgotten_by_the_next_text(device: str) -> None:
 @pytest.mark.parametrize("top_k", [0, 5, 4000])
 def test_unusable_logits_give_a_status_and_a_token_that_exists(device: str, top_k: int) -> None:
     p = SamplingParams(top_k=top_k, top_p=0.9, repetition_penalty=1.1)
-    for bad in (np.nan, -np.nan, np.inf):
-        logits = np.zeros(5000, np.float32)
-        logits[4700] = bad
-        assert draw_one(device, logits, p, []) == (0, NOT_FINITE)
-    assert draw_one(device, np.full(5000, -np.inf, np.float32), p, []) == (0, NOTHING_LEFT)
+    logits = np.zeros((5, 5000), np.float32)
+    logits[0, 4700], logits[1, 4700], logits[2, 4700] = np.nan, -np.nan, np.inf
+    logits[3] = -np.inf
+    sampler = DeviceSampler(5000, 10, device, batch=5)
+    sampler.begin(p)
+    sampler.sample(torch.from_numpy(logits).to(device))
+    tokens, statuses = sampler.found.tolist()
+    assert tokens[:4] == [0] * 4
+    assert statuses == [NOT_FINITE, NOT_FINITE, NOT_FINITE, NOTHING_LEFT, FINE]
 
 
 def test_settings_with_the_same_launches_share_a_variant(device: str) -> None:
@@ -180,5 +198,6 @@ def test_settings_with_the_same_launches_share_a_variant(device: str) -> None:
     assert variant(temperature=0.0) == variant(top_k=1) == 1
     assert variant(top_k=2) == variant(top_k=64, top_p=0.5, temperature=2.0) == 64
     assert variant(top_k=100) == 128
-    assert variant(top_k=200) == variant(top_k=0, top_p=0.9) == "sort"
+    assert variant(top_k=200) == variant(top_k=999, top_p=0.9) == "top_k"
+    assert variant(top_k=0, top_p=0.9) == variant(top_k=1000) == "nucleus"
     assert variant(top_k=0, top_p=1.0, min_p=0.1) == variant(top_k=1000, top_p=1.0) == "all"

@@ -71,8 +71,9 @@ class MachineCode:
 
 
 def machine_code(launch: Launch, chip: int) -> list[MachineCode]:
-    """Compile every kernel that `launch` launches, in their order."""
-    return [_examined(launch, chip, kernel) for kernel in compiled(launch.call, chip)]
+    """Compile every kernel that `launch` launches, in their order, each once."""
+    different = {id(kernel): kernel for kernel in compiled(launch.call, chip)}
+    return [_examined(launch, chip, kernel) for kernel in different.values()]
 
 
 def compiled(call: Callable[[], object], chip: int) -> list[Any]:

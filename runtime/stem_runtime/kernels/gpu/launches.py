@@ -134,6 +134,7 @@ def attentions() -> Iterator[Launch]:
         partial(
             rope.rope_store,
             *(heads, shared, shared, cache, cache, position, table),
+            slots=ints(1),
             q_norm=norm,
             k_norm=norm,
             eps=1e-5,
@@ -143,7 +144,7 @@ def attentions() -> Iterator[Launch]:
     args = (heads, heads, cache, cache, position, partials)
     yield Launch(
         "attention",
-        partial(attention.decode_attention, *args, scale=1.0),
+        partial(attention.decode_attention, *args, scale=1.0, slots=ints(1)),
         frozenset({"keys", "values"}),
     )
     many = floats(CHUNK, HEADS * HEAD_DIM)
@@ -224,6 +225,7 @@ def choices() -> Iterator[Launch]:
     for name, params in {
         "take the best": SamplingParams(temperature=0),
         "sample of 40": SamplingParams(temperature=1, top_k=40),
+        "sample of 400": SamplingParams(temperature=1, top_k=400),
         "sample of a nucleus": SamplingParams(temperature=1, top_k=0, top_p=0.9),
         "sample of all": SamplingParams(temperature=1, top_k=0, top_p=1),
     }.items():
@@ -231,8 +233,8 @@ def choices() -> Iterator[Launch]:
         sampler.begin(params)
         yield Launch(
             name,
-            partial(sampler.sample, floats(1, VOCAB)),
-            variant=name in ("sample of 40", "sample of a nucleus"),
+            partial(sampler.sample, floats(1, VOCAB), ints(3, 1)),
+            variant=name not in ("take the best", "sample of 400"),
         )
 
 
