@@ -8,11 +8,15 @@ from pathlib import Path
 from typing import Any
 from weakref import WeakKeyDictionary
 
+import numpy as np
 import pytest
 import torch
 
 from stem_runtime.formats.packed import open_packed
+from stem_runtime.gpu import split_step
 from stem_runtime.gpu.memory import bytes_needed
+from stem_runtime.gpu.placement import place
+from stem_runtime.sampling_params import SamplingParams
 from stem_runtime.sparsity.neurons import Parts
 
 from ..skipping import neurons_of
@@ -84,11 +88,41 @@ def test_an_engine_takes_what_was_counted(
     with engines("cpu") as make:
         engine = make(model, "triton", neurons=neurons)
         cache = engine.new_cache(CAPACITY)
+        engine.begin_text(cache, SamplingParams())
         if parts is not None:
             engine.set_plan(plan_of(config.n_layers, "contribution", 0.0, 0.1))
         engine.decode(cache, 1, sparse=parts is not None)
         found = held(engine, cache)
     assert abs(bytes_needed(model, parts, CAPACITY) / found - 1) < 0.02
+
+
+@pytest.mark.parametrize("way", ["layers", "hotness"])
+def test_a_placed_engine_takes_what_was_counted(
+    folder: Path, way: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = tiny_config(**{"n_layers": 6, "d_model": 512, "context_length": 512, **LARGE})
+    model = open_packed(random_packed(folder / way, config))
+    kernels = {**KERNELS, split_step: "embed norm_quantize rms_norm"}
+    for module, names in kernels.items():
+        for kernel in names.split():
+            monkeypatch.setattr(module, kernel, lambda *_a, **_k: None)
+    monkeypatch.setattr("stem_runtime.gpu.placement.CROSSING", 0.0)
+    frequency = None
+    if way == "hotness":
+        often = np.linspace(0.9, 0, config.ffn_dim, dtype=np.float32) ** 2
+        frequency = np.tile(often, (6, 1))
+    room = bytes_needed(model, None, CAPACITY, layers=range(1, 6)) + 10_000
+    placement = place(model, room, CAPACITY, frequency=frequency)
+    assert (placement.hot is not None) == (way == "hotness")
+    neurons = neurons_of(model) if way == "hotness" else None
+    with engines("cpu") as make:
+        engine = make(model, "triton", neurons=neurons, placement=placement, threads=1)
+        cache = engine.new_cache(CAPACITY)
+        engine.prefill(cache, [1])
+        engine.decode(cache, 1)
+        found = held(engine, cache)
+    assert found <= 1.02 * placement.card_bytes
+    assert found > 0.95 * placement.card_bytes
 
 
 def test_layers_without_embedding_and_head_take_less(folder: Path) -> None:
