@@ -188,11 +188,14 @@ def ffns(kind: Kind, batch: int) -> Iterator[Launch]:
         candidates=ints(batch, FFN // GROUP),
     )
     yield each("survivors", ffn.add_survivors, out, found, acts, rows, *rest)
-    yield from uncommon(kind, batch)
+    some = neurons(kind, "gate", 0.5)
+    yield each("gates of some", ffn.find_survivors, out, found, acts, None, some, *rest)
+    yield each("survivors of some", ffn.add_survivors, out, found, acts, some, *rest)
+    yield from ruled(kind, batch)
 
 
-def uncommon(kind: Kind, batch: int) -> Iterator[Launch]:
-    """The launches where some neurons lie on the device, and those of a plan with every rule."""
+def ruled(kind: Kind, batch: int) -> Iterator[Launch]:
+    """The launches of a plan with every rule."""
     of = f"{kind}, {batch} at once"
 
     def each(name: str, launcher: Callable[..., object], *args: object, **kwargs: object) -> Launch:
@@ -203,12 +206,9 @@ def uncommon(kind: Kind, batch: int) -> Iterator[Launch]:
     acts, hidden = (Activations.empty(batch, size, "meta") for size in (D_MODEL, FFN))
     found = compact.Survivors.empty(batch, FFN, "meta")
     gate, all_, some = matrix(FFN, D_MODEL, kind), neurons(kind, "gate"), neurons(kind, "gate", 0.5)
-    tests = FfnTests.empty(batch, FFN, "meta", bounds=False)
-    rest = tests, Tally.empty(batch, FFN, "meta"), "relu"
-    yield each("gates of some", ffn.find_survivors, found, acts, None, some, *rest)
-    yield each("survivors of some", ffn.add_survivors, found, acts, some, *rest)
     attention = Attention(floats(batch, HEADS), floats(2), floats(batch, 2))
-    rest = tests._replace(attention=attention), *rest[1:]
+    tests = FfnTests.empty(batch, FFN, "meta", bounds=False)._replace(attention=attention)
+    rest = tests, Tally.empty(batch, FFN, "meta"), "relu"
     named = {"candidates": masks, "implied": masks}
     fired = {"followers": Followers(ints(FFN, 4), masks)}
     yield each("gates, all rules", ffn.find_survivors, found, acts, gate, all_, *rest)
