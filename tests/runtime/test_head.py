@@ -168,7 +168,7 @@ def test_the_whole_head_is_computed_where_the_look_tells_nothing(model: PackedMo
 
 
 @pytest.mark.parametrize("threads", [1, 3])
-@pytest.mark.parametrize(("wide", "limit"), [(1.0, 309), (1.0, 20), (0.4, 309), (0.4, 7)])
+@pytest.mark.parametrize(("wide", "limit"), [(2.0, 309), (4.0, 40), (9.0, 150), (1.0, 7)])
 def test_the_rows_are_the_oracles(
     model: PackedModel, threads: int, wide: float, limit: int
 ) -> None:
@@ -184,6 +184,19 @@ def test_the_rows_are_the_oracles(
     for token in clear:
         assert np.array_equal(np.isfinite(found[token]), expected[token])
     assert rows == np.isfinite(found).sum(axis=1).tolist()
+
+
+def test_as_many_rows_as_the_limit_are_computed(model: PackedModel) -> None:
+    look = make_look(model, 4.0)
+    scores = matmul(look.look, matmul(look.rotation, hidden_of(model)))
+    bins = ((scores.max(axis=1, keepdims=True) - scores) * BINS_PER_NAT).astype(np.int64)
+    exact = []
+    for token, row in enumerate(bins):
+        limit = int((row < 24).sum())
+        _, rows = decoded(model, dataclasses.replace(look, limit=limit))
+        exact.append(rows[token] == limit)
+        assert rows[token] <= limit
+    assert sum(exact) >= len(TOKENS) - 1  # a score next to an edge may round to its other side
 
 
 def test_a_trial_counts_what_the_engine_computes(model: PackedModel) -> None:
