@@ -10,6 +10,7 @@ from ..sparsity.neurons import KINDS, Parts, record_sizes
 
 _SPLIT_SUMS = 1024 * (8 * 16 + 1)  # words through which programs of one product add up
 _MOST_SPLITS = 64  # among which attention divides what a token sees
+_SLICE = 4096  # what the last slice of logits is filled up to
 _COUNTS = 8
 
 
@@ -24,9 +25,10 @@ def bytes_needed(
 ) -> int:
     """Bytes that a `GpuEngine` takes of a card for `layers` of a model, None for all, and its head.
 
-    Weights, the buffers of a step, a cache of `capacity` tokens for each of `batch` sequences, and
-    where `parts` are given, records of them for every neuron. Not counted: the CUDA context, the
-    kernels' code, what a prompt needs while it is read, and predictors and implications of neurons.
+    Weights, the buffers of a step and of choosing tokens, a cache of `capacity` tokens for each of
+    `batch` sequences, and where `parts` are given, records of them for every neuron. Not counted:
+    the CUDA context, the kernels' code, what a prompt needs while it is read, and predictors and
+    implications of neurons.
     """
     config = model.config
     layers = range(config.n_layers) if layers is None else layers
@@ -71,7 +73,12 @@ def _buffers(config: ModelConfig, capacity: int, batch: int) -> int:
     splits = min(_MOST_SPLITS, -(-capacity // (64 if config.head_dim <= 128 else 32)))
     floats += config.n_heads * splits * (config.head_dim + 2)
     rounded = sum(map(_rounded, (config.d_model, attended, config.ffn_dim)))
-    return 4 * _SPLIT_SUMS + batch * (4 * floats + rounded)
+    return 4 * _SPLIT_SUMS + batch * (4 * floats + rounded + _sampler(config.vocab_size, capacity))
+
+
+def _sampler(vocab: int, capacity: int) -> int:
+    """Two numbers for every token of the vocabulary, and which ones are recent."""
+    return 2 * 8 * (vocab + _SLICE) + 4 * vocab + 4 * capacity
 
 
 def _rounded(cols: int) -> int:

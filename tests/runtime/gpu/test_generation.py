@@ -22,7 +22,6 @@ from ..tiny import random_packed, tiny_config
 SMALL = {"n_layers": 1, "d_model": 32, "n_heads": 2, "kv_heads": 1, "ffn_dim": 40}
 SETTINGS: dict[str, dict[str, Any]] = {
     "greedy": {"temperature": 0.0},
-    "sampled": {"seed": 4, "temperature": 1.5},
     "penalized": {"seed": 5, "temperature": 2.0, "repetition_penalty": 1.4},
 }
 
@@ -34,8 +33,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def model(folder: Path, device: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Model]:
-    choice = DeviceChoice(device, "triton", "a test")
-    monkeypatch.setattr("stem_local.api.choose_device", lambda *_: choice)
+    card, cpu = DeviceChoice(device, "triton", "a test"), DeviceChoice("cpu", "cpu", "asked for")
+    monkeypatch.setattr(
+        "stem_local.api.choose_device", lambda wanted, *_: cpu if wanted == "cpu" else card
+    )
     with stem_local.load(folder, context=40) as model:
         yield model
 
@@ -60,19 +61,17 @@ def test_a_seed_gives_the_text_of_the_cpu(
     folder: Path, model: Model, asked: list[str], settings: dict[str, Any]
 ) -> None:
     with stem_local.load(folder, threads=1, device="cpu") as cpu:
-        want = cpu.generate("Hello", raw=True, max_tokens=8, **settings)
-    found = model.generate("Hello", raw=True, max_tokens=8, **settings)
+        want = cpu.generate("Hello", raw=True, max_tokens=5, **settings)
+    found = model.generate("Hello", raw=True, max_tokens=5, **settings)
     assert found.tokens == want.tokens
     assert found.text == want.text
-    assert set(asked) == {"follow"}
+    assert found.logprobs is None
+    assert asked == ["follow"] * (len(found.tokens) - 1)
     # once more from the cache, and with logits on the host
-    again = model.generate("Hello", raw=True, max_tokens=8, **settings)
-    told = model.generate("Hello", raw=True, max_tokens=8, logprobs=1, **settings)
-    assert again.tokens == told.tokens == want.tokens
-    assert again.logprobs is None
-    assert told.logprobs is not None
-    assert len(told.logprobs) == 8
-    assert "decode" in asked
+    again = model.generate("Hello", raw=True, max_tokens=2, logprobs=1, **settings)
+    assert again.tokens == want.tokens[:2]
+    assert again.logprobs is not None
+    assert asked[-1] == "decode"
 
 
 def test_an_answer_is_steered_while_it_runs(
@@ -83,8 +82,8 @@ def test_an_answer_is_steered_while_it_runs(
     plan = plan_of(1, "gate", 0.0)
     monkeypatch.setattr(type(model.calibrated), "neurons", lambda *_: neurons)
     settings = SETTINGS["penalized"]
-    want = model.generate("Hello", raw=True, max_tokens=8, **settings).tokens
-    stream = model.stream("Hello", raw=True, max_tokens=8, **settings)
+    want = model.generate("Hello", raw=True, max_tokens=5, **settings).tokens
+    stream = model.stream("Hello", raw=True, max_tokens=5, **settings)
     chunks = [next(stream)]
     sparse = Choice(False, plan, "a plan that leaves nobody out")
     monkeypatch.setattr(model, "choose", lambda *_: sparse)
