@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from copy import copy
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -12,17 +12,17 @@ from numpy.typing import NDArray
 
 from ..errors import UsageError
 from ..formats.packed import PackedModel
-from ..kernels.gpu.compact import Survivors, name_candidates
+from ..kernels.gpu.compact import Survivors
 from ..kernels.gpu.ffn import add_contributors, add_survivors, find_contributors, find_survivors
-from ..kernels.gpu.layout import Activations, DeviceMatrix
-from ..kernels.gpu.matvec import SplitSums, matvec
-from ..kernels.gpu.quantize import quantize
+from ..kernels.gpu.layout import Activations
+from ..kernels.gpu.matvec import SplitSums
 from ..kernels.gpu.records import Attention, DeviceNeurons, FfnTests, Followers, Tally
 from ..neuron_tables import COUNTS
 from ..quant import GROUP, groups_of
-from ..sparsity.neurons import LayerNeurons, Neurons, Predictor
+from ..sparsity.neurons import LayerNeurons, Neurons
 from ..sparsity.plan import FfnPlan, Mode
 from .cache import GpuCache
+from .guess import Guess
 from .weights import Layer
 
 Tensor = torch.Tensor
@@ -31,33 +31,6 @@ _DENSE = COUNTS.index("dense")
 
 _WHOLE = "whole"
 """The structure of a step that leaves nothing out of FFNs that are split."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Guess:
-    """A predictor on the device, and what it computes on the way; `scores` float32 [b, ffn]."""
-
-    axes: DeviceMatrix
-    rows: DeviceMatrix
-    cutoffs: Tensor
-    turned: Tensor
-    inputs: Activations
-    scores: Tensor
-
-    @classmethod
-    def upload(cls, predictor: Predictor, device: torch.device) -> _Guess:
-        matrices = (
-            DeviceMatrix.of(predictor.axes, device),
-            DeviceMatrix.of(predictor.scores, device),
-        )
-        return cls.of(1, *matrices, torch.tensor(predictor.cutoffs, device=device))
-
-    @classmethod
-    def of(cls, batch: int, axes: DeviceMatrix, rows: DeviceMatrix, cutoffs: Tensor) -> _Guess:
-        turned = torch.zeros((batch, axes.rows), device=cutoffs.device)
-        inputs = Activations.empty(batch, axes.rows, cutoffs.device)
-        scores = torch.zeros((batch, rows.rows), device=cutoffs.device)
-        return cls(axes, rows, cutoffs, turned, inputs, scores)
 
 
 def _upload(
@@ -86,9 +59,9 @@ class SparseFfns:
     With the masks `resident`, uint32 [n_layers, groups], those neurons alone are on the device, and
     nothing else of any FFN: these are split. What is added then is the part of these neurons, by
     their records, in every layer and also of tokens that leave nothing out; a neuron is left out of
-    those only where its hidden value is zero. Layers by contribution compute no ups where the gate
-    makes that sure. Floors, caps and implications are left out, being about neurons that are
-    elsewhere, too. Raises UsageError for layers without gate rows.
+    those only where its hidden value is zero. Layers by contribution read no ups where the gate is
+    zero. Floors, caps and implications are left out, being about neurons that are elsewhere, too.
+    Raises UsageError for layers without gate rows.
 
     No layer rests as on the CPU. One of which all neurons fire reads what a dense one does, to the
     byte where rows fill lines of 64 bytes (4 bits, 2,048 or 4,096 inputs; a tenth more with 576),
@@ -112,7 +85,7 @@ class SparseFfns:
         self._guesses = [
             None
             if layer is None or layer.predictor is None
-            else _Guess.upload(layer.predictor, device)
+            else Guess.upload(layer.predictor, device)
             for layer in neurons.layers
         ]
         self._usual = [(0.0, 1.0) if layer is None else layer.sharpness for layer in neurons.layers]
@@ -129,7 +102,7 @@ class SparseFfns:
         """The same neurons and plan for so many sequences at once."""
         other = copy(self)
         other._guesses = [
-            None if guess is None else _Guess.of(batch, guess.axes, guess.rows, guess.cutoffs)
+            None if guess is None else Guess.of(batch, guess.axes, guess.rows, guess.cutoffs)
             for guess in self._guesses
         ]
         other._reserve(batch)
@@ -252,20 +225,11 @@ class SparseFfns:
         neurons, tests, report = self._task(index, mode)
         rule, followers = (config.activation, config.activation_param), self._followers(index)
         if mode == "contribution" and not self.split:
-            queue = hidden, survivors
-            gate_and_up = layer.gate, layer.up
+            inward = inputs, layer.gate, layer.up
             find_contributors(
-                out,
-                *queue,
-                inputs,
-                *gate_and_up,
-                neurons,
-                tests,
-                report,
-                *rule,
-                followers=followers,
+                out, hidden, survivors, *inward, neurons, tests, report, *rule, followers=followers
             )
-            add_contributors(out, *queue, neurons)
+            add_contributors(out, hidden, survivors, neurons)
             return
         candidates = self._candidates(index, inputs, split) if mode == "gate" else None
         find_survivors(
@@ -323,10 +287,7 @@ class SparseFfns:
         guess = self._guesses[index]
         if self._source == "all" or guess is None:
             return None
-        matvec(guess.turned, guess.axes, *inputs, split=split)
-        quantize(guess.inputs, guess.turned, guess.turned.shape[1])
-        matvec(guess.scores, guess.rows, *guess.inputs, split=split)
-        name_candidates(self._predicted, guess.scores, guess.cutoffs)
+        guess.name(self._predicted, inputs, split)
         return self._predicted
 
     @property

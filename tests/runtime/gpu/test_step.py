@@ -26,7 +26,7 @@ from ..tiny import random_packed, tiny_config
 
 KERNELS = {
     step: "decode_attention embed hidden_values matvec norm_quantize quantize rms_norm rope_store",
-    sparse: "add_contributors add_survivors find_contributors find_survivors matvec quantize",
+    sparse: "add_contributors add_survivors find_contributors find_survivors",
 }
 IN_PLACE = {"aten::add_", "aten::zero_", "aten::fill_"}
 VIEWS = {"aten::slice", "aten::select", "aten::view", "aten::unsqueeze", "aten::alias"}
