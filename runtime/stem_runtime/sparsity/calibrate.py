@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from statistics import median
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,10 +30,13 @@ from .neurons import Neurons, Parts
 from .profile import HeadProfile, HeadSetting, Profile, read_profile, write_profile
 from .trial import Outcome, Seen, judge, leaders, least_margin, see
 
+if TYPE_CHECKING:
+    from ..kernels import DeviceChoice
+
 DIMS = (32, 64, 96, 128, 160, 192, 256, 320, 384, 512)
 """Numbers of axes that are tried, of which those from an eighth to half of a model's width."""
 
-GATHERED = 2
+GATHERED = 4
 """How long a byte of a row takes that is read by itself, in bytes of a stream."""
 
 MIN_POSITIONS = 1500
@@ -53,18 +57,22 @@ def calibrate(
     *,
     threads: int | None = None,
     kernels: str | None = None,
+    device: DeviceChoice | None = None,
     notify: Callable[[str], None] | None = None,
     progress: Progress | None = None,
     cancel: Callable[[], bool] | None = None,
 ) -> Profile:
     """Calibrate a model and write the profile into its folder.
 
+    What it measures holds for `device`, the CPU unless it is given; a card, which must have room
+    for all of the model, computes the whole head always, so that no look is fitted there.
     `progress` receives (what is being done, done, total); `cancel` is asked often and raises
     Cancelled. What was captured by then is kept in the cache folder, and the next call goes on
     from there. Raises UsageError for too little text, FormatError for hidden states that are not
     finite.
     """
-    run = _Run(model, threads, kernels, notify, progress, cancel)
+    on_card = device is not None and device.backend != "cpu"
+    run = _Run(model, threads, kernels, device if on_card else None, notify, progress, cancel)
     with run.engine() as engine:
         parts, held = capture(model, engine, material, run.tell, cancel, notify)
         total = sum(len(part.hidden) for part in parts)
@@ -79,7 +87,7 @@ def calibrate(
             paths = capture_ffn(model, engine, _known(parts), held, run.step("Watching"))
             profile = dataclasses.replace(profile, ffn=fit(model, paths, run.step("Weighing")))
             write_profile(kept, profile)
-    if profile.head is None and can_look(model):
+    if profile.head is None and can_look(model) and not on_card:
         profile = dataclasses.replace(profile, head=_calibrate_head(run, parts))
         write_profile(kept, profile)
     ffn = _calibrate_ffn(run, profile, parts, kept)
@@ -96,11 +104,16 @@ class _Run:
     model: PackedModel
     threads: int | None
     kernels: str | None
+    card: DeviceChoice | None
     notify: Callable[[str], None] | None
     progress: Progress | None
     cancel: Callable[[], bool] | None
 
     def engine(self, *, look: HeadLook | None = None, neurons: Neurons | None = None) -> Engine:
+        if self.card is not None:
+            from ..gpu.engine import GpuEngine
+
+            return cast("Engine", GpuEngine(self.model, self.card, neurons=neurons))
         return Engine(
             self.model,
             threads=self.threads,
