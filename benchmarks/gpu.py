@@ -2,8 +2,9 @@
 
     python benchmarks/gpu.py MODEL_FOLDER [--gguf MODEL.gguf --llama-python PYTHON]
 
-Greedy tokens and logits beside the CPU engine's; tokens per second of prompts and of decoding,
-dense and at several shares of active neurons; bytes read per second beside what the card copies.
+Greedy tokens and logits beside the CPU engine's; tokens per second of prompts and of decoding, by
+itself and in batches, dense and at several shares of active neurons; bytes read per second beside
+what the card copies.
 With a GGUF of the same model llama.cpp is timed too (its Python package built for CUDA, which then
 puts all layers on the card), and, where torch's int4 product takes the model's sizes, a model of
 the same sizes as gpt-fast runs it. Prints a Markdown table for docs/gpu.md.
@@ -16,6 +17,7 @@ import random
 import statistics
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -29,12 +31,17 @@ from stem_runtime.engine import Engine
 from stem_runtime.formats.packed import PackedModel, open_packed
 from stem_runtime.gpu.engine import GpuEngine
 from stem_runtime.kernels import choose_device
+from stem_runtime.sampling_params import SamplingParams
 
 PROMPT, DECODED, PREFILLED, COMPARED = 32, 128, 512, 64
 CONTEXT = PREFILLED + DECODED
 SHARES = (0.5, 0.3, 0.1)
+BATCHES = (1, 4, 8)
+FFN = ("gate", "up", "down")
 COPIED = 1 << 30
 AnyEngine = Engine | GpuEngine
+Row = tuple[str, str, float]
+"""What was measured, the rate or finding, and bytes per second, or 0 where they are not known."""
 
 
 def copy_gb_per_second(rounds: int) -> float:
@@ -64,14 +71,28 @@ def agreement(cpu: AnyEngine, gpu: AnyEngine, tokens: list[int]) -> str:
     )
 
 
-def decode_seconds(engine: AnyEngine, tokens: list[int], *, sparse: bool) -> float:
-    """Of one token, after a prompt, the logits coming to the host each time."""
-    cache = engine.new_cache(CONTEXT)
-    engine.prefill(cache, tokens[:PROMPT])
-    engine.decode(cache, tokens[0], sparse=sparse)  # the first one records the step
+def decode_seconds(gpu: GpuEngine, tokens: list[int], *, sparse: bool) -> float:
+    """Of one token, after a prompt: it is sampled on the card, and nothing else leaves it."""
+    cache = gpu.new_cache(CONTEXT)
+    gpu.begin_text(cache, SamplingParams(seed=0), tokens[:PROMPT])
+    gpu.prefill(cache, tokens[:PROMPT])
+    token = gpu.follow(cache, gpu.choose(cache), sparse=sparse)  # the first one records the step
     start = time.perf_counter()
-    for token in tokens[: DECODED - 1]:
-        engine.decode(cache, token, sparse=sparse)
+    for _ in range(DECODED - 2):
+        token = gpu.follow(cache, token, sparse=sparse)
+    return (time.perf_counter() - start) / (DECODED - 2)
+
+
+def batch_seconds(gpu: GpuEngine, tokens: list[int], batch: int, *, sparse: bool) -> float:
+    """Of one token of each of some texts, after prompts; all logits come to the host."""
+    caches = gpu.new_caches(batch, CONTEXT)
+    for shift, cache in enumerate(caches):
+        gpu.prefill(cache, tokens[shift : shift + PROMPT])
+    rows = [tokens[PROMPT + n : PROMPT + n + batch] for n in range(DECODED)]
+    gpu.decode_batch(caches, rows[0], sparse=sparse)
+    start = time.perf_counter()
+    for row in rows[1:]:
+        gpu.decode_batch(caches, row, sparse=sparse)
     return (time.perf_counter() - start) / (DECODED - 1)
 
 
@@ -87,8 +108,8 @@ def median(rounds: int, work: Callable[[], float]) -> float:
     return statistics.median([work() for _ in range(rounds + 1)][1:])
 
 
-def measured(model: PackedModel, rounds: int) -> Iterator[tuple[str, str, float]]:
-    """(what, rate or finding, bytes per second or 0) of our engine."""
+def measured(model: PackedModel, rounds: int) -> Iterator[Row]:
+    """All rows of our engine."""
     rng = random.Random(0)
     vocab = model.config.vocab_size
     tokens = [rng.randrange(min(32, vocab // 2), vocab) for _ in range(PREFILLED)]
@@ -98,20 +119,39 @@ def measured(model: PackedModel, rounds: int) -> Iterator[tuple[str, str, float]
             yield "correctness", agreement(cpu, gpu, tokens[:COMPARED]), 0
         seconds = median(rounds, lambda: prefill_seconds(gpu, tokens))
         yield f"prompt of {PREFILLED}", f"{PREFILLED / seconds:,.0f} tok/s", 0
-        whole = gpu.weight_bytes_per_token(PROMPT + DECODED // 2)
-        seconds = median(rounds, lambda: decode_seconds(gpu, tokens, sparse=False))
-        yield "decode, dense", f"{1 / seconds:,.1f} tok/s", whole / seconds
-        names = [f"layers.{i}.{n}" for i in range(model.config.n_layers) for n in FFN]
-        dense = sum(model.matrix(name).nbytes for name in names)
-        for share in SHARES:
-            gpu.set_plan(plan_of(gpu, tokens[:PROMPT], share))  # type: ignore[arg-type]
-            seconds = median(rounds, lambda: decode_seconds(gpu, tokens, sparse=True))
-            active = gpu.last_counts[:, 1].mean() / model.config.ffn_dim
-            read = whole - dense + gpu.ffn_bytes(gpu.last_counts)
-            yield f"decode, {active:.0%} active", f"{1 / seconds:,.1f} tok/s", read / seconds
+        yield from dense_rows(gpu, tokens, rounds)
+        yield from sparse_rows(model, gpu, tokens, rounds)
 
 
-FFN = ("gate", "up", "down")
+def dense_rows(gpu: GpuEngine, tokens: list[int], rounds: int) -> Iterator[Row]:
+    whole = gpu.weight_bytes_per_token(PROMPT + DECODED // 2)
+    seconds = median(rounds, lambda: decode_seconds(gpu, tokens, sparse=False))
+    yield "decode, dense", f"{1 / seconds:,.1f} tok/s", whole / seconds
+    context = whole - gpu.weight_bytes_per_token(0)
+    for batch in BATCHES:
+        timed = partial(batch_seconds, gpu, tokens, batch, sparse=False)
+        seconds = median(rounds, timed)
+        read = whole + (batch - 1) * context
+        yield f"decode, batch of {batch}", f"{batch / seconds:,.1f} tok/s", read / seconds
+
+
+def sparse_rows(
+    model: PackedModel, gpu: GpuEngine, tokens: list[int], rounds: int
+) -> Iterator[Row]:
+    """What several texts read together of the neurons that any of them needs is not counted."""
+    whole = gpu.weight_bytes_per_token(PROMPT + DECODED // 2)
+    names = [f"layers.{i}.{n}" for i in range(model.config.n_layers) for n in FFN]
+    dense = sum(model.matrix(name).nbytes for name in names)
+    for share in SHARES:
+        gpu.set_plan(plan_of(gpu, tokens[:PROMPT], share))  # type: ignore[arg-type]
+        seconds = median(rounds, lambda: decode_seconds(gpu, tokens, sparse=True))
+        active = f"{gpu.last_counts[:, 1].mean() / model.config.ffn_dim:.0%} active"
+        read = whole - dense + gpu.ffn_bytes(gpu.last_counts)
+        yield f"decode, {active}", f"{1 / seconds:,.1f} tok/s", read / seconds
+        for batch in BATCHES[1:]:
+            timed = partial(batch_seconds, gpu, tokens, batch, sparse=True)
+            rate = batch / median(rounds, timed)
+            yield f"decode, {active}, batch of {batch}", f"{rate:,.1f} tok/s", 0
 
 
 def llama_seconds(gguf: Path, python: str, rounds: int, vocab: int) -> float:

@@ -75,6 +75,7 @@ class GpuEngine:
             self._stop_host()
             raise
         self._last: torch.Tensor | None = None
+        self._pinned: dict[torch.Size, torch.Tensor] = {}
         self._lock = threading.Lock()
         self._stop = threading.Event()
         self._closed = False
@@ -131,7 +132,7 @@ class GpuEngine:
                         last = self._last = self._step.logits(states[-1:])[0]
                 if progress is not None:
                     progress(start + len(part))
-            return last.cpu().numpy()
+            return self._fetch(last)
 
     @torch.inference_mode()
     def decode(
@@ -148,7 +149,7 @@ class GpuEngine:
         """
         with self._lock:
             own = self._check(cache, (token,), sparse=sparse)
-            return self._advance(own, token, sparse=sparse).cpu().numpy()
+            return self._fetch(self._advance(own, token, sparse=sparse))
 
     @torch.inference_mode()
     def decode_batch(
@@ -156,12 +157,13 @@ class GpuEngine:
     ) -> Logits:
         """Read one token of each of 1 to 8 texts; returns float32 [n, vocab].
 
-        The caches are different ones of one family (see `new_caches`), each of any length. Raises
-        UsageError otherwise, and what `decode` raises.
+        The next call may overwrite what is returned. The caches are different ones of one family
+        (see `new_caches`), each of any length. Raises UsageError otherwise, and what `decode`
+        raises.
         """
         with self._lock:
             own = self._check_batch(caches, tokens, sparse=sparse)
-            logits = self._step.decode_batch(own, tokens, sparse=sparse).cpu().numpy()
+            logits = self._fetch(self._step.decode_batch(own, tokens, sparse=sparse))
             for cache, token in zip(own, tokens, strict=True):
                 cache.tokens.append(token)
             self._last = None
@@ -400,6 +402,15 @@ class GpuEngine:
         self._last = logits = self._step.decode(cache, token, sparse=sparse)
         cache.tokens.append(token)
         return logits
+
+    def _fetch(self, logits: torch.Tensor) -> Logits:
+        """Logits in memory of the host, which the next call may overwrite."""
+        if self._device.type != "cuda":
+            return logits.cpu().numpy()
+        if logits.shape not in self._pinned:
+            # a card copies to it several times as fast
+            self._pinned[logits.shape] = torch.empty_like(logits, device="cpu", pin_memory=True)
+        return self._pinned[logits.shape].copy_(logits).numpy()
 
     def _chunks(self, tokens: Sequence[int]) -> Iterator[tuple[int, Sequence[int]]]:
         """The parts that one pass each reads, with their places; old interrupts are forgotten."""
