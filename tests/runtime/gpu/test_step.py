@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections import defaultdict
 from collections.abc import Callable
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,6 +20,9 @@ from stem_runtime.formats.packed import PackedModel, open_packed
 from stem_runtime.gpu import graph, sparse, step
 from stem_runtime.gpu.engine import GpuEngine
 from stem_runtime.kernels import DeviceChoice
+from stem_runtime.kernels.gpu import sample_draw, sample_keys, sample_search
+from stem_runtime.kernels.gpu.sample import DeviceSampler
+from stem_runtime.sampling_params import SamplingParams
 
 from ..skipping import neurons_of
 from ..sparse_steps import plan_of
@@ -27,6 +31,11 @@ from ..tiny import random_packed, tiny_config
 KERNELS = {
     step: "decode_attention embed hidden_values matvec norm_quantize quantize rms_norm rope_store",
     sparse: "add_contributors add_survivors find_contributors find_survivors",
+}
+CHOOSERS = {
+    sample_keys: "all_keys best_keys",
+    sample_draw: "draw",
+    sample_search: "aim narrow weigh take",
 }
 IN_PLACE = {"aten::add_", "aten::zero_", "aten::fill_"}
 VIEWS = {"aten::slice", "aten::select", "aten::view", "aten::unsqueeze", "aten::alias"}
@@ -78,6 +87,25 @@ def test_a_step_takes_no_memory_and_waits_for_nothing(
     assert launched.count(found) == 2
     assert launched.count("decode_attention") == 2
     assert launched[0] == "embed"
+
+
+@pytest.mark.parametrize("top_k", [1, 40, 0, 300])
+def test_a_choice_takes_no_memory_and_waits_for_nothing(
+    top_k: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    launched: list[str] = []
+    for module, names in CHOOSERS.items():
+        for name in names.split():
+            kernel = defaultdict(lambda n=name: lambda *_a, **_k: launched.append(n))
+            monkeypatch.setattr(module, name, kernel)
+    sampler, watched = DeviceSampler(5000, 8, "cpu"), Watched()
+    sampler.begin(SamplingParams(top_k=top_k))
+    logits, given = torch.zeros(1, 5000), torch.zeros(3, 1, dtype=torch.int32)
+    with watched:
+        sampler.sample(logits, given)
+    assert watched.others == set()
+    assert launched[-1] == ("draw" if 0 < top_k < 100 else "take")
+    assert launched.count("narrow") == {0: 22, 300: 33}.get(top_k, 0)
 
 
 def test_a_step_that_is_repeated_changes_nothing(
