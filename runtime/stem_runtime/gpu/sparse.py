@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from copy import copy
 from dataclasses import replace
@@ -46,6 +47,19 @@ def _upload(
         return None
     gate, up, down = (model.matrix(f"layers.{index}.{name}") for name in ("gate", "up", "down"))
     return DeviceNeurons.of(layer, gate, up, down, device, resident)
+
+
+def _aligned(shape: tuple[int, ...]) -> int:
+    """Elements that a layer's share of a tensor takes: kernels are compiled anew for addresses that
+    are no multiple of 16 bytes.
+    """
+    return -(-math.prod(shape) // 4) * 4
+
+
+def _rows(memory: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """[n_layers, *shape] over as many aligned shares of `memory`."""
+    shares = memory.reshape(-1, _aligned(shape))[:, : math.prod(shape)]
+    return shares.view(len(shares), *shape)
 
 
 class SparseFfns:
@@ -111,32 +125,31 @@ class SparseFfns:
 
     def _reserve(self, batch: int) -> None:
         """Take the memory that steps of `batch` sequences work in."""
-        config, self._batch = self._config, batch
+        config, device, self._batch = self._config, self._device, batch
         layers, groups = config.n_layers, groups_of(config.ffn_dim)
-        self._survivors = Survivors.empty(batch, config.ffn_dim, self._device)
-        self._open = FfnTests.empty(batch, config.ffn_dim, self._device, bounds=False)
-        self._unread = Tally.empty(batch, config.ffn_dim, self._device)
+        self._survivors = Survivors.empty(batch, config.ffn_dim, device)
+        self._open = FfnTests.empty(batch, config.ffn_dim, device, bounds=False)
+        self._unread = Tally.empty(batch, config.ffn_dim, device)
 
-        def zeros(kind: torch.dtype, *shape: int) -> Tensor:
-            return torch.zeros(shape, dtype=kind, device=self._device)
+        def rows(kind: torch.dtype, *shape: int) -> Tensor:
+            return _rows(torch.zeros(layers * _aligned(shape), dtype=kind, device=device), shape)
 
-        self._cutoffs = zeros(torch.float32, layers, batch, 2)
-        self.sharpness = zeros(torch.float32, layers, batch, config.n_heads)
-        self._rules = zeros(torch.float32, layers, 2)
-        self._moved = zeros(torch.float32, layers, batch, 2)
-        self._bounds = zeros(torch.int32, layers, batch, 2)
-        self._core = zeros(torch.int32, layers, groups)
-        self._chosen = zeros(torch.int32, layers, batch, groups)
+        self._cutoffs = rows(torch.float32, batch, 2)
+        self.sharpness = rows(torch.float32, batch, config.n_heads)
+        self._rules = rows(torch.float32, 2)
+        self._moved = rows(torch.float32, batch, 2)
+        self._bounds = rows(torch.int32, batch, 2)
+        self._core = rows(torch.int32, groups)
+        self._chosen = rows(torch.int32, batch, groups)
         self._taken: list[object] = [None] * batch
-        self._predicted = zeros(torch.int32, batch, groups)
+        self._predicted = torch.zeros((batch, groups), dtype=torch.int32, device=device)
         # what every step begins with as zeros is one stretch of memory
-        shapes = (GROUP * groups, len(COUNTS), groups, 1)
-        self._cleared = zeros(torch.int32, layers * batch * sum(shapes))
-        parts = torch.split(self._cleared, [layers * batch * each for each in shapes])
-        heat, self._counts, self._implied, captured = (
-            part.reshape(layers, batch, -1) for part in parts
-        )
-        self._heat, self._captured = (part.view(torch.float32) for part in (heat, captured[..., 0]))
+        shapes = ((batch, GROUP * groups), (batch, len(COUNTS)), (batch, groups), (batch,))
+        sizes = [layers * _aligned(shape) for shape in shapes]
+        self._cleared = torch.zeros(sum(sizes), dtype=torch.int32, device=device)
+        parts = zip(torch.split(self._cleared, sizes), shapes, strict=True)
+        heat, self._counts, self._implied, captured = (_rows(*part) for part in parts)
+        self._heat, self._captured = (part.view(torch.float32) for part in (heat, captured))
 
     def _padded(self, implied: NDArray[np.int32]) -> Tensor:
         """Whom each neuron names, int32 [32 * groups, k]; none for those of padding."""

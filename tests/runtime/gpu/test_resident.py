@@ -205,6 +205,15 @@ def test_each_kind_of_step_has_a_structure(
     assert len(set(seen)) == len(plans)
 
 
+def test_all_layers_run_the_same_machine_code(models: Models, device: str) -> None:
+    """Triton compiles for addresses that are multiples of 16 bytes, and again for others."""
+    model = models(activation="relu", vocab_size=48, n_layers=2)
+    ffns = SparseFfns(model, known(model), torch.device(device)).of(3)
+    tensors = [t for t in vars(ffns).values() if isinstance(t, torch.Tensor) and len(t) == 2]
+    assert len(tensors) > 9
+    assert [t.shape for t in tensors if any(row.data_ptr() % 16 for row in t)] == []
+
+
 def test_neurons_without_gate_rows_cannot_be_split(model: PackedModel, device: str) -> None:
     with pytest.raises(UsageError, match="has no gate rows"):
         SparseFfns(model, neurons_of(model, "up"), torch.device(device), masks(5, 0.5)[None])
