@@ -7,13 +7,15 @@ from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from stem_runtime.errors import UsageError
+from stem_runtime.errors import KernelError, UsageError
 from stem_runtime.formats.header import read_text
+from stem_runtime.kernels import Device, DeviceChoice, choose_device, on_cpu
 
 from . import store
 from .chat import encode_messages, question
 
 if TYPE_CHECKING:
+    from stem_runtime.formats.packed import PackedModel
     from stem_runtime.sparsity.capture import Progress
     from stem_runtime.sparsity.profile import Profile
 
@@ -45,6 +47,10 @@ PROMPTS = (
 """Questions of many kinds, which a model answers to show what it looks like in use."""
 
 
+_CONTEXT = 2048
+"""Tokens of the longest text that is calibrated on, and some to spare."""
+
+
 def built_in_texts() -> list[str]:
     """The texts in the package: chat, code, lists, prose and SQL, in that order."""
     folder = files("stem_local") / "calibration_text"
@@ -58,6 +64,7 @@ def calibrate(
     text: Iterable[str | Path] = (),
     threads: int | None = None,
     kernels: str | None = None,
+    device: Device = "auto",
     notify: Callable[[str], None] | None = None,
     progress: Progress | None = None,
     cancel: Callable[[], bool] | None = None,
@@ -65,9 +72,10 @@ def calibrate(
     """Learn what can be left out when this model decodes, and keep it beside its weights.
 
     Reads the built-in texts and the files in `text`, and lets the model answer a few questions.
-    `progress` receives (what is being done, done, total); `cancel` is asked often. What was done
-    when it stopped is kept for the next call. Raises NotInstalledError, UsageError, FormatError,
-    UnsupportedError, Cancelled.
+    What is faster is measured on `device`, and used there only; "auto" is what `load` would take,
+    where it has room for the whole model. `progress` receives (what is being done, done, total);
+    `cancel` is asked often. What was done when it stopped is kept for the next call. Raises
+    NotInstalledError, UsageError, FormatError, KernelError, UnsupportedError, Cancelled.
     """
     from stem_runtime.sparsity.calibrate import calibrate as run
     from stem_runtime.sparsity.capture import Material
@@ -87,14 +95,35 @@ def calibrate(
         texts = [begin + loaded.tokenize(part) for part in (*built_in_texts(), *own)]
         material = Material(texts, _prompts(loaded), frozenset(loaded.tokenizer.eos))
         packed = loaded.packed
+    place = choose_device(device if kernels is None else "cpu")
+    if (lack := _lack(packed, place)) and device == "auto":
+        place = on_cpu(lack)
+    elif lack:
+        raise KernelError(f"{lack}; calibrate with device='cpu'.")
     return run(
         packed,
         material,
         threads=threads,
         kernels=kernels,
+        device=place,
         notify=notify,
         progress=progress,
         cancel=cancel,
+    )
+
+
+def _lack(packed: PackedModel, device: DeviceChoice) -> str:
+    """Why a device cannot hold all that calibrating needs, or an empty string."""
+    if device.room is None:
+        return ""
+    from stem_runtime.gpu.memory import bytes_needed
+
+    needed = bytes_needed(packed, "gate", min(_CONTEXT, packed.config.context_length))
+    if needed <= device.room:
+        return ""
+    return (
+        f"calibrating {packed.info['name']} takes {needed / 1e9:.1f} GB of the card and "
+        f"{device.room / 1e9:.1f} GB are free"
     )
 
 

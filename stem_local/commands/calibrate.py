@@ -10,9 +10,11 @@ import click
 
 from ..cli_types import installed
 from ..units import size
+from ._options import device_option
 from ._output import as_json, cancellable, facts, table
 
 if TYPE_CHECKING:
+    from stem_runtime.kernels import Device
     from stem_runtime.sparsity.ffn_profile import FfnProfile, FfnSetting
     from stem_runtime.sparsity.profile import HeadSetting
 
@@ -29,12 +31,14 @@ if TYPE_CHECKING:
 @click.option("--json", "json_", is_flag=True, help="Print JSON.")
 @click.option("--threads", type=int, metavar="N", help="Threads to compute with.")
 @click.option("--kernels", metavar="NAME", help="Kernel variant; see stem-local doctor.")
+@device_option
 def command(
     model: str | None,
     text: tuple[Path, ...],
     json_: bool,
     threads: int | None,
     kernels: str | None,
+    device: Device,
 ) -> None:
     """Learn what MODEL can leave out, and whether that is faster here.
 
@@ -55,6 +59,7 @@ def command(
             text=text,
             threads=threads,
             kernels=kernels,
+            device=device,
             progress=bar.share,
             cancel=cancelled,
         )

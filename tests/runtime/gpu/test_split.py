@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -41,7 +41,7 @@ def make(device: str) -> Iterator[Make]:
 def model(tmp_path_factory: pytest.TempPathFactory) -> PackedModel:
     models = Models(tmp_path_factory.mktemp("split"))
     # gates of 8 bits beside ups of 4: the memory that FFNs are lent holds both
-    kinds: dict[str, Any] = {name: "int4" for name in ("q", "k", "v", "o", "up", "down")}
+    kinds: dict[str, Any] = dict.fromkeys(("q", "k", "v", "o", "up", "down"), "int4")
     return models(kinds | {"embed": "int8", "gate": "int8"}, n_layers=2, vocab_size=48)
 
 
@@ -125,12 +125,12 @@ def test_tokens_are_chosen_on_the_card(model: PackedModel, neurons: Neurons, mak
     for _ in range(3):
         text.append(engine.follow(cache, text[-1]))
     cache.truncate(len(TOKENS))
-    for token, chosen in zip(text[:-1], text[1:], strict=True):
+    for token, chosen in pairwise(text):
         assert int(engine.decode(cache, token).argmax()) == chosen
 
 
 def test_ffns_that_cannot_be_split_are_refused(
-    model: PackedModel, neurons: Neurons, make: Make, tmp_path: Path
+    model: PackedModel, neurons: Neurons, make: Make
 ) -> None:
     placement = Placement(2, hot=np.zeros((2, 4), np.uint32))
     for backend, known in (("torch", neurons), ("triton", None)):
