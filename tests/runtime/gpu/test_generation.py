@@ -45,11 +45,12 @@ def model(folder: Path, device: str, monkeypatch: pytest.MonkeyPatch) -> Iterato
 def asked(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """What is asked of engines on a card, token by token."""
     calls: list[str] = []
-    for name in ("decode", "follow"):
+    for name in ("decode", "follow", "begin_text"):
         real = getattr(GpuEngine, name)
 
         def call(*args: Any, _real: Any = real, _name: str = name, **how: Any) -> Any:
-            calls.append(_name)
+            # of a text that begins also how far it is
+            calls.append(f"begin_text {len(args[3])}" if _name == "begin_text" else _name)
             return _real(*args, **how)
 
         monkeypatch.setattr(GpuEngine, name, call)
@@ -66,7 +67,7 @@ def test_a_seed_gives_the_text_of_the_cpu(
     assert found.tokens == want.tokens
     assert found.text == want.text
     assert found.logprobs is None
-    assert asked == ["follow"] * (len(found.tokens) - 1)
+    assert asked == ["begin_text 5", *["follow"] * (len(found.tokens) - 1)]
     # once more from the cache, and with logits on the host
     again = model.generate("Hello", raw=True, max_tokens=2, logprobs=1, **settings)
     assert again.tokens == want.tokens[:2]
@@ -92,7 +93,7 @@ def test_an_answer_is_steered_while_it_runs(
     chunks += stream
     assert model.engine is not before
     assert tuple(token for chunk in chunks for token in chunk.tokens) == want
-    assert set(asked) == {"follow"}
+    assert asked == ["begin_text 5", *["follow"] * 4] * 2
     stats = chunks[-1].stats
     assert stats is not None
     assert stats.sparsity.endswith("-> a plan that leaves nobody out")

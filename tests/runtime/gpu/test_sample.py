@@ -150,8 +150,11 @@ def test_texts_of_a_batch_have_their_own_draws_and_penalties(device: str) -> Non
     recent = [[1], logits[1].argsort()[-5:].tolist(), []]
     sampler = DeviceSampler(300, 10, device, batch=3)
     sampler.begin(p, recent)
-    sampler.sample(wide)
+    given = torch.tensor([[7, 8, 9], [3, 4, 5], [0, 1, 2]], dtype=torch.int32, device=device)
+    sampler.sample(wide, given)
     found = sampler.found[0].tolist()
+    # the step that follows reads what was chosen, one place further
+    assert given.tolist() == [found, [4, 5, 6], [0, 1, 2]]
     seeds = [(1 << 64) - 1, 0, 1]
     assert found == [
         Sampler(with_seed(p, seed), 300).sample(row, before)
