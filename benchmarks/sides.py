@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import shutil
+import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Protocol
 
 from llama_client import Llama
 
+from stem_local import load
+from stem_local.calibration import calibrate
 from stem_runtime.engine import Engine, KVCache
 from stem_runtime.errors import FormatError
 from stem_runtime.formats.convert import convert
 from stem_runtime.formats.packed import PackedModel, open_packed
+from stem_runtime.sparsity.profile import FILE as PROFILE
 
 BATCH = 512
 
@@ -52,9 +58,12 @@ class LlamaSide:
 
 
 class StemSide:
+    """Dense, unless it is `CalibratedSide`."""
+
     engine: Engine
     cache: KVCache
     model: PackedModel
+    how: Mapping[str, bool] = MappingProxyType({})
 
     def __init__(self, threads: int) -> None:
         self._threads = threads
@@ -74,11 +83,32 @@ class StemSide:
         self.cache.truncate(at)
         start = time.perf_counter()
         for token in tokens:
-            self.engine.decode(self.cache, token)
+            self.engine.decode(self.cache, token, **self.how)
         return time.perf_counter() - start
 
     def close(self) -> None:
         self.engine.close()
+
+
+class CalibratedSide(StemSide):
+    """What answers a user once a model is calibrated, which the first call does."""
+
+    def open(self, gguf: Path, context: int) -> None:
+        folder = packed_copy(gguf)
+        if not (folder / PROFILE).exists():
+            print(f"Calibrating {folder.name}, which takes minutes.", file=sys.stderr)
+            calibrate(folder, threads=self._threads, device="cpu")
+        self._loaded = load(folder, threads=self._threads, context=context, device="cpu")
+        self.model, self.engine = self._loaded.packed, self._loaded.engine
+        self.cache = self.engine.new_cache(context)
+        choice = self._loaded.choose()
+        if choice.plan is not None:
+            self.engine.set_plan(choice.plan)
+        self.how = {"look": choice.look, "sparse": choice.plan is not None}
+        self.reason = choice.reason
+
+    def close(self) -> None:
+        self._loaded.close()
 
 
 def packed_copy(gguf: Path) -> Path:

@@ -27,9 +27,11 @@ from subprocess import DEVNULL, PIPE
 import make_random_gguf
 import peak_memory
 from llama_client import Llama
-from sides import LlamaSide, Side, StemSide, packed_copy
+from sides import CalibratedSide, LlamaSide, Side, StemSide, packed_copy
 
 from stem_runtime import bandwidth
+from stem_runtime.formats.packed import open_packed
+from stem_runtime.tokenizer import Tokenizer
 
 PROMPT = 32
 DECODED = 128
@@ -99,6 +101,31 @@ def decode_row(bench: Bench, gguf: Path, name: str, bar: float) -> Row:
         f"{theirs / ours:.2f}x",
         f"{bar}x",
         f"{speed:.1f} GB/s, {speed / ceiling:.0%} of what memory gives",
+    )
+
+
+def calibrated_row(bench: Bench, gguf: Path, name: str) -> Row:
+    """Decode of real text as a calibrated model does by itself, beside dense decode of the same."""
+    folder = packed_copy(gguf)
+    info = open_packed(folder).info["tokenizer"]
+    text = Tokenizer.from_file(folder / "tokenizer.json", info).encode(argparse.__doc__ or "")[
+        : PROMPT + DECODED
+    ]
+    calibrated = CalibratedSide(bench.threads)
+    sides = (bench.llama, bench.stem, calibrated)
+    for side in sides:
+        side.open(gguf, PROMPT + DECODED)
+        side.prefill(text[:PROMPT])
+    theirs, dense, ours = bench.medians(sides, lambda side: side.decode(text[PROMPT:], PROMPT))
+    for side in sides:
+        side.close()
+    return Row(
+        f"decode as calibrated, {name}",
+        f"{DECODED / theirs:.1f} tok/s",
+        f"{DECODED / ours:.1f} tok/s",
+        f"{theirs / ours:.2f}x",
+        "",
+        f"{dense / ours:.2f}x dense; {calibrated.reason}",
     )
 
 
@@ -172,6 +199,7 @@ def memory_row(bench: Bench) -> Row:
 SMALL, LARGE = "SmolLM2-135M Q4_0", "Llama-3.2-1B shape Q4_0"
 ROWS: dict[str, Callable[[Bench], Row]] = {
     "decode": lambda bench: decode_row(bench, bench.small, SMALL, 3.0),
+    "calibrated": lambda bench: calibrated_row(bench, bench.small, SMALL),
     "prefill": lambda bench: prefill_row(bench, bench.small, SMALL, 1.6),
     "decode-1b": lambda bench: decode_row(bench, bench.large, LARGE, 1.5),
     "prefill-1b": lambda bench: prefill_row(bench, bench.large, LARGE, 1.5),
