@@ -82,7 +82,10 @@ class FakeEngine:
     def interrupt(self) -> None:
         self.interrupted = True
 
-    def decode(self, cache: FakeCache, token: int, *, look: bool = False) -> NDArray[np.float32]:
+    def decode(
+        self, cache: FakeCache, token: int, *, look: bool = False, sparse: bool = False
+    ) -> NDArray[np.float32]:
+        assert not sparse
         self.last_rows = 10 if look else self.vocab
         self._take(cache, [token])
         return self._after(cache.tokens)
