@@ -70,10 +70,11 @@ def page(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
 
 
 def launched(path: Path) -> set[str]:
-    """Names of the kernels that a module launches: those in `name[grid](...)`."""
+    """Names of the kernels that a module launches: those in `[module.]name[grid](...)`."""
     calls = [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call)]
     subscripts = [call.func for call in calls if isinstance(call.func, ast.Subscript)]
-    return {node.value.id for node in subscripts if isinstance(node.value, ast.Name)}
+    names = {node.value.id for node in subscripts if isinstance(node.value, ast.Name)}
+    return names | {node.value.attr for node in subscripts if isinstance(node.value, ast.Attribute)}
 
 
 def test_no_kernel_is_left_out(codes: list[MachineCode]) -> None:
