@@ -65,6 +65,7 @@ class GpuCache(KVCache):
     def move_to(self, other: GpuCache) -> None:
         """Take over the memory of another cache, which has read the same tokens."""
         self._take(other.family, other.slot, other.host)
+        self.rest = other.rest
 
     @property
     def nbytes(self) -> int:

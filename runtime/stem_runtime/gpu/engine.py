@@ -102,6 +102,7 @@ class GpuEngine:
         if self._host is not None:
             for cache in caches:
                 cache.host = self._host.new_cache(capacity)
+                cache.host.rest = cache.rest[: self._host.count]
         return caches
 
     @torch.inference_mode()

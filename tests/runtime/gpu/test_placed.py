@@ -18,7 +18,7 @@ from stem_runtime.kernels import Backend
 from stem_runtime.sampling import SamplingParams
 
 from ..skipping import neurons_of
-from ..sparse_steps import Models, guess, plan_of, run
+from ..sparse_steps import DENSE, Models, guess, plan_of, run
 from ..tiny import random_packed, tiny_config
 from .engines import Make, engines
 
@@ -100,6 +100,22 @@ def test_a_cache_is_cut_back_on_both_sides(tmp_path: Path, make: Make) -> None:
     found = engine.prefill(cache, PROMPT[4:])
     assert cache.host.tokens == cache.tokens == PROMPT
     assert np.abs(found - want).max() < 0.1 * want.std()
+
+
+def test_a_prompt_wakes_layers_on_the_cpu(tmp_path: Path, make: Make) -> None:
+    model = Models(tmp_path)(n_layers=2)
+    engine = placed(make, model, 1, neurons=neurons_of(model))
+    plan = plan_of(2, "gate", 0.0)
+    engine.set_plan(plan)
+    cache = engine.new_cache(8)
+    engine.decode(cache, 5, sparse=True)
+    # all neurons fire, so that this layer rests
+    assert cache.rest[0] > 0
+    engine.decode(cache, 6, sparse=True)
+    assert engine.last_counts[0, DENSE] == 1
+    engine.prefill(cache, [7])
+    engine.decode(cache, 8, sparse=True)
+    assert engine.last_counts[0, DENSE] == 0
 
 
 def test_a_prompt_is_cancelled_on_either_side(
