@@ -94,7 +94,7 @@ class CalibratedSide(StemSide):
     """What answers a user once a model is calibrated, which the first call does."""
 
     def open(self, gguf: Path, context: int) -> None:
-        folder = packed_copy(gguf)
+        folder = packed_copy(gguf, ".calibrated")
         if not (folder / PROFILE).exists():
             print(f"Calibrating {folder.name}, which takes minutes.", file=sys.stderr)
             calibrate(folder, threads=self._threads, device="cpu")
@@ -111,9 +111,9 @@ class CalibratedSide(StemSide):
         self._loaded.close()
 
 
-def packed_copy(gguf: Path) -> Path:
+def packed_copy(gguf: Path, suffix: str = ".packed") -> Path:
     """Folder of `gguf` in our format, beside it; made anew when the file or the format is newer."""
-    folder = gguf.with_suffix(".packed")
+    folder = gguf.with_suffix(suffix)
     if not _current(folder, gguf):
         shutil.rmtree(folder, ignore_errors=True)
         convert(gguf, folder, name=gguf.stem, origin={"file": gguf.name})
