@@ -6,7 +6,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self, TypeVar
+from typing import TYPE_CHECKING, Self
 
 import numpy as np
 import torch
@@ -14,18 +14,17 @@ from numpy.typing import NDArray
 
 from ..errors import Cancelled, KernelError, UsageError
 from ..formats.packed import PackedModel
-from ..host_ffns import HostFfns
-from ..kernels import Backend, DeviceChoice
+from ..kernels import DeviceChoice
 from ..kv_cache import KVCache
 from ..neuron_tables import NeuronTables
 from ..sampling import _unusable
 from ..sampling_params import SamplingParams
 from ..sparsity.neurons import Neurons
 from ..sparsity.plan import FfnPlan
-from .cache import GpuCache, new_caches
-from .host_layers import HostLayers
+from .cache import GpuCache
+from .parts import Parts
 from .placement import Placement
-from .torch_step import TorchStep, Watch
+from .torch_step import Watch
 
 if TYPE_CHECKING:
     from ..kernels.gpu.sample import DeviceSampler
@@ -37,7 +36,6 @@ _MOST_TEXTS = 8
 """Texts that one step decodes together."""
 
 Logits = NDArray[np.float32]
-Array = TypeVar("Array", bound=NDArray[Any])
 
 
 class GpuEngine:
@@ -65,15 +63,10 @@ class GpuEngine:
         self.placement = placement or Placement(model.config.n_layers)
         self._model, self._device = model, torch.device(choice.name)
         self._tables = None if neurons is None else NeuronTables(model, neurons, 1)
-        self._host: HostLayers | None = None
-        self._cold: HostFfns | None = None
         host = {"threads": threads, "kernels": kernels, "notify": notify}
-        try:
-            with _room_for("this model"):
-                self._step = self._make_step(model, neurons, host)
-        except BaseException:
-            self._stop_host()
-            raise
+        with _room_for("this model"):
+            self._parts = Parts(model, choice.backend, self._device, neurons, self.placement, host)
+        self._step = self._parts.step
         self._last: torch.Tensor | None = None
         self._pinned: dict[torch.Size, torch.Tensor] = {}
         self._lock = threading.Lock()
@@ -83,8 +76,7 @@ class GpuEngine:
     @property
     def threads(self) -> int:
         """Threads that compute; one tells the card what to do."""
-        on_cpu = self._host or self._cold
-        return 1 if on_cpu is None else on_cpu.threads
+        return self._parts.threads
 
     def new_cache(self, capacity: int) -> GpuCache:
         """A cache for `capacity` tokens. Raises UsageError beyond the model's context length,
@@ -98,12 +90,7 @@ class GpuEngine:
                 f"capacity is from 1 to {self.config.context_length} tokens, not {capacity}."
             )
         with _room_for(f"a context of {capacity} tokens"):
-            caches = new_caches(self.config, count, capacity, self._device, self.placement.first)
-        if self._host is not None:
-            for cache in caches:
-                cache.host = self._host.new_cache(capacity)
-                cache.host.rest = cache.rest[: self._host.count]
-        return caches
+            return self._parts.new_caches(count, capacity)
 
     @torch.inference_mode()
     def prefill(
@@ -243,7 +230,7 @@ class GpuEngine:
         """
         with self._lock:
             own = self._check(cache, tokens)
-            if self._host is not None:
+            if not self._parts.whole_layers:
                 raise UsageError("What FFNs get can be studied on one device; use device='cpu'.")
             out = np.empty((self.config.n_layers, len(tokens), self.config.d_model), np.float32)
             for start, part in self._chunks(tokens):
@@ -259,22 +246,20 @@ class GpuEngine:
         """What sparse calls leave out from now on. UsageError for a plan that does not fit."""
         with self._lock:
             self._known().set_plan(plan)
-            if self._host is not None:
-                self._host.set_plan(plan)
-            self._step.set_plan(plan)
+            self._parts.set_plan(plan)
 
     @property
     def last_counts(self) -> NDArray[np.int64]:
         """Of the last step, int64 [n_layers, 8]: the columns are `neuron_tables.COUNTS`."""
         self._known()
-        return self._joined(self._step.counts, lambda host: host.counts)
+        return self._parts.counts
 
     @property
     def last_sharpness(self) -> NDArray[np.float32]:
         """Of the last decoded token, float32 [n_layers]: its largest attention weight, on average
         over the heads of a layer."""
         self._known()
-        return self._joined(self._step.sharpness, lambda host: host.sharpness)
+        return self._parts.sharpness
 
     def ffn_bytes(self, counts: NDArray[np.floating] | NDArray[np.int64]) -> float:
         """Bytes of FFN weights that a token reads, given its counts or mean counts."""
@@ -291,8 +276,7 @@ class GpuEngine:
         Callable from any thread; without effect when nothing runs.
         """
         self._stop.set()
-        if self._host is not None:
-            self._host.interrupt()
+        self._parts.interrupt()
 
     def weight_bytes_per_token(
         self,
@@ -312,7 +296,7 @@ class GpuEngine:
                 self._closed = True
                 self._last = None
                 del self._step
-                self._stop_host()
+                self._parts.close()
 
     def __enter__(self) -> Self:
         return self
@@ -356,43 +340,12 @@ class GpuEngine:
             raise UsageError("A cache is in the batch twice.")
         return own
 
-    def _make_step(
-        self, model: PackedModel, neurons: Neurons | None, host: dict[str, Any]
-    ) -> TorchStep:
-        """What runs a token; `host` are arguments of what runs a part of it on the CPU."""
-        backend, first, hot = self.kernels.backend, self.placement.first, self.placement.hot
-        if hot is not None:
-            if backend != "triton" or neurons is None:
-                raise UsageError("Splitting FFNs takes Triton and a calibrated model's neurons.")
-            from .split_step import SplitStep
-
-            self._cold = HostFfns(model, neurons, ~hot, **host)
-            return SplitStep(model, neurons, self._device, hot, self._cold)
-        if first:
-            self._host = HostLayers(model, first, neurons, **host)
-            if neurons is not None:
-                neurons = Neurons((None,) * first + neurons.layers[first:])
-        return _step_of(backend)(model, neurons, self._device, self._host)
-
-    def _stop_host(self) -> None:
-        """Stop the threads on the CPU."""
-        for part in (self._host, self._cold):
-            if part is not None:
-                part.close()
-
     def _take_over(self, cache: GpuCache) -> None:
         """Read anew what a cache holds that was made for another placement of the model."""
         (fresh,) = self.new_caches(1, cache.capacity)
         for _, part in self._chunks(cache.tokens):
             self._read(fresh, part)
         cache.move_to(fresh)
-
-    def _joined(self, whole: Array, of: Callable[[HostLayers], Array]) -> Array:
-        """What is known of each layer, where those on the CPU know it of theirs."""
-        if self._host is not None:
-            whole = whole.copy()
-            whole[: self._host.count] = of(self._host)
-        return whole
 
     def _known(self) -> NeuronTables:
         if self._tables is None:
@@ -458,11 +411,3 @@ def _room_for(what: str) -> Iterator[None]:
         raise KernelError(
             f"The card's memory has no room for {what}; take a smaller context, or device='cpu'."
         ) from error
-
-
-def _step_of(backend: Backend) -> type[TorchStep]:
-    if backend == "torch":
-        return TorchStep
-    from .step import TritonStep
-
-    return TritonStep

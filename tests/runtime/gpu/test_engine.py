@@ -18,6 +18,7 @@ from stem_runtime.engine import Cancelled, Engine
 from stem_runtime.errors import ContextFullError, KernelError, UsageError
 from stem_runtime.formats.packed import PackedModel, open_packed
 from stem_runtime.gpu import engine as gpu
+from stem_runtime.gpu import parts
 from stem_runtime.gpu.engine import GpuEngine
 from stem_runtime.quant import Kind
 from stem_runtime.sampling import Sampler, SamplingParams
@@ -225,10 +226,10 @@ def test_a_card_that_is_full_is_said_to_be(
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     engine = make(cases("llama").model)
-    monkeypatch.setattr(gpu, "new_caches", full)
+    monkeypatch.setattr(parts, "new_caches", full)
     with pytest.raises(KernelError, match=r"no room for a context of 20 tokens; .*device='cpu'"):
         engine.new_cache(20)
-    monkeypatch.setattr(gpu, "TorchStep", full)
+    monkeypatch.setattr(parts, "TorchStep", full)
     with pytest.raises(KernelError, match="no room for this model"):
         make(cases("llama").model)
 

@@ -124,7 +124,7 @@ def test_a_prompt_is_cancelled_on_either_side(
 ) -> None:
     engine = placed(make, model_of(tmp_path), 2)
     cache, asked = engine.new_cache(16), iter([False, True])
-    read = engine._host.read
+    read = engine._parts._layers.read
 
     def not_here(*_: Any, **__: Any) -> Any:
         raise Cancelled("Reading the prompt was cancelled.")
@@ -135,11 +135,11 @@ def test_a_prompt_is_cancelled_on_either_side(
         return found
 
     for stopped in (not_here, not_there):
-        monkeypatch.setattr(engine._host, "read", stopped)
+        monkeypatch.setattr(engine._parts._layers, "read", stopped)
         with pytest.raises(Cancelled):
             engine.prefill(cache, PROMPT)
         assert cache.tokens == []
-    monkeypatch.setattr(engine._host, "read", read)
+    monkeypatch.setattr(engine._parts._layers, "read", read)
     with pytest.raises(Cancelled):
         engine.prefill(cache, PROMPT, cancel=lambda: next(asked) or next(asked))
     want = engine.prefill(engine.new_cache(16), PROMPT).copy()
