@@ -18,7 +18,7 @@ from .kernels.cpu import layout as L
 from .kernels.jit import load_unit
 from .kv_cache import KVCache
 from .team import Team
-from .threads import MAX_THREADS, default_threads
+from .threads import count_threads
 from .workspace import Workspace
 
 if TYPE_CHECKING:
@@ -49,11 +49,9 @@ class Engine:
         head: HeadLook | None = None,
         neurons: Neurons | None = None,
     ) -> None:
-        if threads is not None and not 1 <= threads <= MAX_THREADS:
-            raise UsageError(f"threads is from 1 to {MAX_THREADS}, not {threads}.")
         self.config = model.config
+        self.threads = count_threads(threads)
         self.kernels = choose(kernels)
-        self.threads = threads or default_threads()
         entries = load_unit("stem_runtime.kernels.cpu.step", self.kernels.name, notify)
         self._work = Workspace(model, self.threads, self.kernels.token_block)
         if head is not None:
@@ -239,8 +237,7 @@ class Engine:
     def _check(self, cache: KVCache, tokens: Sequence[int]) -> None:
         if self._closed:
             raise UsageError("This model is closed; load it again.")
-        if not self._team.alive:
-            raise UsageError("This model was loaded before the process was forked; load it again.")
+        self._team.check()
         cache.check(tokens, self.config.vocab_size)
 
     def _neurons(self) -> NeuronTables:

@@ -19,7 +19,7 @@ from .quant import GROUP, groups_of
 from .sparsity.neurons import LayerNeurons, Neurons, mask_of
 from .sparsity.plan import FfnPlan
 from .team import Team
-from .threads import MAX_THREADS, default_threads
+from .threads import count_threads
 from .workspace import Workspace
 
 F32 = NDArray[np.float32]
@@ -52,9 +52,7 @@ class HostFfns:
         kernels: str | None = None,
         notify: Callable[[str], None] | None = None,
     ) -> None:
-        if threads is not None and not 1 <= threads <= MAX_THREADS:
-            raise UsageError(f"threads is from 1 to {MAX_THREADS}, not {threads}.")
-        config, self.threads = model.config, threads or default_threads()
+        config, self.threads = model.config, count_threads(threads)
         self._shape = config.n_layers, groups_of(config.ffn_dim)
         if owned.shape != self._shape or owned.dtype != np.uint32:
             raise UsageError("These masks of neurons belong to a model of another shape.")
@@ -103,8 +101,7 @@ class HostFfns:
         """
         if self._closed:
             raise UsageError("This model is closed; load it again.")
-        if not self._team.alive:
-            raise UsageError("This model was loaded before the process was forked; load it again.")
+        self._team.check()
         plan, groups = self._tables.plan, self._shape[1]
         if sparse and plan is None:
             raise UsageError("There is no plan of what to leave out; set one first.")

@@ -7,6 +7,7 @@ import threading
 import numpy as np
 from numpy.typing import NDArray
 
+from .errors import UsageError
 from .kernels.cpu import layout as L
 from .kernels.jit import Entry
 from .threads import yield_address
@@ -55,10 +56,10 @@ class Team:
             raise
         step(self._address, 0)
 
-    @property
-    def alive(self) -> bool:
-        """False in a process that was forked from the one that started the workers."""
-        return all(worker.is_alive() for worker in self._workers)
+    def check(self) -> None:
+        """Raises UsageError in a process that was forked from the one that started the workers."""
+        if not all(worker.is_alive() for worker in self._workers):
+            raise UsageError("This model was loaded before the process was forked; load it again.")
 
     def interrupt(self, stop: bool = True) -> None:
         """Ask a running prefill to stop after its current layer, or take the request back."""

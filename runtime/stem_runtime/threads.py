@@ -7,7 +7,16 @@ import os
 import sys
 from pathlib import Path
 
+from .errors import UsageError
+
 MAX_THREADS = 64
+
+
+def count_threads(wanted: int | None) -> int:
+    """`wanted` threads, or as many as are best here. Raises UsageError for too few or too many."""
+    if wanted is not None and not 1 <= wanted <= MAX_THREADS:
+        raise UsageError(f"threads is from 1 to {MAX_THREADS}, not {wanted}.")
+    return wanted or default_threads()
 
 
 def default_threads() -> int:
