@@ -34,7 +34,7 @@ class Cache:
 class Conversation:
     """Plays the engine: `token` adds to the heat and captures what the sets let it see."""
 
-    def __init__(self, layers: int = 2, prompt: np.ndarray = USED, **settings: float) -> None:
+    def __init__(self, layers: int = 1, prompt: np.ndarray = USED, **settings: float) -> None:
         self.cache = Cache()
         self.layers, self.ffn = layers, len(prompt)
         self.resampler = Resampler(("gate",) * layers, self.ffn, **settings)
@@ -49,19 +49,20 @@ class Conversation:
         if self.cache.heat is not None:
             self.cache.heat[:, : self.ffn] += contribution
 
-    def token(self, contribution: np.ndarray = USED) -> bool:
-        look = self.resampler.before_token()
+    def token(self, contribution: np.ndarray = USED) -> list[int]:
+        """Which layers looked."""
+        looking = self.resampler.before_token()
         seen = np.broadcast_to(contribution, (self.layers, self.ffn)).copy()
         if self.cache.candidates is not None:
             seen *= np.array([bits_of(mask, self.ffn) for mask in self.cache.candidates])
         self.add(seen)
         self.cache.captured = seen.sum(axis=1)
         self.resampler.after_token()
-        return look
+        return looking
 
     def members(self, layer: int = 0) -> list[int]:
-        """Who is a candidate for the next token, which is not a look."""
-        assert not self.resampler.before_token()
+        """Who is a candidate for the next token, with which the layer does not look."""
+        assert layer not in self.resampler.before_token()
         assert self.cache.candidates is not None
         return np.flatnonzero(bits_of(self.cache.candidates[layer], 96)).tolist()
 
@@ -82,8 +83,8 @@ def test_a_set_is_the_smallest_that_covers(heat: list[float], coverage: float) -
 
 def test_the_prompt_makes_the_first_sets() -> None:
     conversation = Conversation()
-    assert conversation.token()  # the first one looks
-    assert conversation.members(0) == conversation.members(1) == list(range(20))
+    assert conversation.token() == [0]  # the first one looks
+    assert conversation.members() == list(range(20))
     assert conversation.resampler.share == 20 / FFN
     assert conversation.resampler.active
 
@@ -104,9 +105,58 @@ def test_coverage_sets_the_size() -> None:
 def test_every_period_one_token_looks() -> None:
     conversation = Conversation(period=4)
     looks = [conversation.token() for _ in range(13)]
-    assert looks == [i % 4 == 0 for i in range(13)]
+    assert looks == [[0] if i % 4 == 0 else [] for i in range(13)]
     assert conversation.resampler.refreshes == 4
     assert conversation.resampler.drifts == 0
+
+
+@settings(max_examples=40)
+@given(st.integers(2, 9), st.integers(2, 12))
+def test_layers_take_turns(layers: int, period: int) -> None:
+    """After a first round each looks every `period` tokens, and no token has more than its part."""
+    conversation = Conversation(layers, period=period)
+    looks = [conversation.token() for _ in range(4 * period)]
+    most = -(-layers // period)
+    if layers > 1:
+        assert max(map(len, looks)) == most
+    for layer in range(layers):
+        at = [token for token, looking in enumerate(looks) if layer in looking]
+        assert at == list(range(layer // most, 4 * period, period))
+    assert conversation.resampler.refreshes == 4
+    assert conversation.resampler.drifts == 0
+
+
+def test_a_layer_that_looks_leaves_the_others_their_sets() -> None:
+    conversation = Conversation(3, period=8)
+    before = conversation.cache.candidates
+    for layer in range(3):
+        assert conversation.resampler.before_token() == [layer]
+        masks = conversation.cache.candidates
+        assert masks is not None and masks is not before  # a card copies what it has not seen
+        sizes = [int(bits_of(mask, 96).sum()) for mask in masks]
+        assert sizes == [FFN if other == layer else 20 for other in range(3)]
+        conversation.token()
+
+
+def test_one_layer_of_many_is_no_drift_but_all_together_are() -> None:
+    conversation = Conversation(8, period=1000)
+    for _ in range(8):
+        conversation.token()
+    changed = np.broadcast_to(USED, (8, FFN)).copy()
+    changed[3] = OTHER + np.float32(0.3) * USED
+    assert not any(conversation.token(changed) for _ in range(30))
+    changed[:] = changed[3]
+    looked = [conversation.token(changed) for _ in range(10)]
+    assert [0, 1, 2, 3, 4, 5, 6, 7] in looked
+    assert conversation.resampler.drifts == 1
+
+
+def test_a_look_of_one_layer_draws_its_set_alone() -> None:
+    conversation = Conversation(2, period=8)
+    both = np.stack([OTHER, OTHER])
+    assert conversation.token(both + USED) == [0]
+    assert conversation.resampler.refreshes == 0
+    assert set(conversation.members(0)) > set(range(20))
 
 
 def test_a_look_finds_newcomers() -> None:
@@ -141,11 +191,11 @@ def test_old_use_is_forgotten() -> None:
 
 def test_drift_makes_the_next_token_look() -> None:
     conversation = Conversation(period=1000)
-    assert conversation.token()
+    assert conversation.token() == [0]
     assert not any(conversation.token() for _ in range(20))
     changed = OTHER + np.float32(0.3) * USED
     looked = [conversation.token(changed) for _ in range(10)]
-    assert looked.index(True) < 6
+    assert looked.index([0]) < 6
     assert conversation.resampler.drifts == 1
     assert set(np.flatnonzero(OTHER)) <= set(conversation.members())
     assert not any(conversation.token(changed) for _ in range(20))
@@ -180,10 +230,9 @@ def test_a_prompt_that_was_not_read_makes_no_sets() -> None:
 
 
 def test_layers_where_nothing_fires_are_no_drift() -> None:
-    conversation = Conversation(period=1000)
+    conversation = Conversation(2, period=1000)
     silent = np.stack([USED, np.zeros(FFN, np.float32)])
-    for _ in range(30):
-        conversation.token(silent)
+    assert [len(conversation.token(silent)) for _ in range(30)] == [1, 1] + [0] * 28
     assert conversation.resampler.drifts == 0
     assert conversation.resampler.recall == 1
 
@@ -306,18 +355,15 @@ def test_an_engine_keeps_to_the_sets_between_looks(tmp_path: Path) -> None:
         resampler.start(cache)
         engine.prefill(cache, [5, 60])
         resampler.seed()
-        for place, token in enumerate([200, 7, 130, 44]):
-            look = resampler.before_token()
+        for place, token in enumerate([200, 7, 130, 44, 9]):
+            looking = resampler.before_token()
             sets = cache.candidates
             engine.decode(cache, token, sparse=True)
             offered = engine.last_counts[:, 0].tolist()
             resampler.after_token()
-            assert look == (place % 3 == 0)
-            if look:
-                assert offered == [ffn] * layers
-            else:
-                assert sets is not None
-                assert offered == [int(bits_of(mask, ffn).sum()) for mask in sets]
-                assert max(offered) < ffn
+            assert looking == ([place % 3] if place % 3 < layers else [])
+            assert sets is not None
+            assert offered == [int(bits_of(mask, ffn).sum()) for mask in sets]
+            assert [layer for layer, count in enumerate(offered) if count == ffn] == looking
     assert resampler.refreshes == 2
     assert 0 < resampler.recall < 1

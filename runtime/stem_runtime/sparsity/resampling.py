@@ -1,8 +1,8 @@
 """Resampling: which neurons a conversation uses, looked up again as it goes on.
 
 Between looks nothing outside a layer's set of candidates is touched, the gate's rows included.
-Every so many tokens one token looks at all neurons, and the sets are drawn anew from what has been
-seen of the conversation.
+Layers take turns: every so many tokens each of them looks at all its neurons for one token, and its
+set is drawn anew from what has been seen of the conversation.
 """
 
 from __future__ import annotations
@@ -22,18 +22,19 @@ COVERAGE = 0.98
 """Share of the contributions of tokens to come that the sets are meant to hold."""
 
 PERIOD = 32
-"""Tokens from one full look to the next."""
+"""Tokens from one look of a layer to its next."""
 
 _MARGIN = 0.1  # of what tokens to come may miss is what the sets miss of the past, to begin with
 _MOST = 0.75  # a set of more neurons than this saves less than looking for it costs
 _KEEP = 0.9  # what a look leaves of the weight of all that was seen before it
 _SMOOTH = 8  # tokens that the drift measure is averaged over
 _BOUND = 0.7  # of what the sets should hold: under it, the conversation has drifted
-_RECENT = 8  # looks of which not more than half may find drift
-_WANTING = 3  # times what they may miss: sets that miss more over so many looks are no use
+_RECENT = 8  # rounds of looks of which not more than half may find drift
+_WANTING = 3  # times what they may miss: sets that miss more over so many rounds are no use
 
 Bools = NDArray[np.bool_]
 F32 = NDArray[np.float32]
+I64 = NDArray[np.int64]
 U32 = NDArray[np.uint32]
 
 
@@ -51,19 +52,25 @@ class Resampler:
     A layer's set is the smallest that holds a certain share of the contributions seen: those of
     the prompt, then those since, the older ones counting less at every look. A neuron outside the
     sets is seen in looks only, so there it counts for all tokens since the last one. The share
-    starts a tenth of the way from 1 to `coverage`, and every look corrects it by what its own
-    token had outside the sets, so that it is tokens to come of which they hold `coverage`.
+    starts a tenth of the way from 1 to `coverage`, and every look corrects it by what the layers
+    had outside their sets when they last looked, so that it is tokens to come of which they hold
+    `coverage`.
 
-    Call `start` before a prompt is read and `seed` after; then, for every token, `before_token`,
-    decode, `after_token`.
+    `period` tokens after its last look a layer is due. Of those that are due the ones that wait
+    longest look, no more than n_layers / period (rounded up) with any one token, so that tokens
+    cost about the same, and so does the memory that looks touch. When every layer has looked once
+    more a round is complete.
+
+    Call `start` before a prompt is read and `seed` after, which makes all layers due; then, for
+    every token, `before_token`, decode, `after_token`.
 
     Drift is measured by what the sets capture: the contribution of a token's active neurons over
-    what full looks found, averaged over layers and over the last few tokens. Under 70% of
-    `coverage` the next token looks at once. A look whose own token had less than that in the sets
-    counts as drift too.
+    what the layer's last looks found, averaged over the last few tokens since its look and over
+    layers. Under 70% of `coverage` all layers look with the next token. A round whose looks found
+    less than that in the sets counts as drift too.
 
     Resampling switches itself off, and `reason` says why, when the sets hold more than three
-    quarters of the neurons, when more than half of the last eight looks found drift, or when the
+    quarters of the neurons, when more than half of the last eight rounds found drift, or when the
     tokens of these had more than three times as much outside the sets as `coverage` allows.
     """
 
@@ -76,23 +83,33 @@ class Resampler:
         """
         if not 0 < coverage <= 1 or period < 2:
             raise ValueError(f"coverage {coverage} is not in (0, 1] or period {period} is under 2")
-        self._gated = np.array([mode == "gate" for mode in modes], np.bool_)
+        layers = len(modes)
+        self._gated: I64 = np.flatnonzero([mode == "gate" for mode in modes])
         self._ffn, self._coverage, self._period = ffn, coverage, period
-        self._seen: F32 = np.zeros((len(modes), groups_of(ffn) * GROUP), np.float32)
+        self._turns = -(-len(self._gated) // period)
+        self._everyone = mask_of(np.ones(ffn, np.bool_))
+        self._seen: F32 = np.zeros((layers, groups_of(ffn) * GROUP), np.float32)
         self._heat, self._between = np.zeros_like(self._seen), np.zeros_like(self._seen)
         self._sets: Bools = np.zeros(self._seen.shape, np.bool_)
         self._masks: U32 | None = None
-        self._baseline: F32 | None = None
-        self._level, self._margin = 1.0, _MARGIN
-        self._since = 0
-        self._drifting = self._looking = False
+        # of each layer: tokens since its look, whether it looked since the prompt, what its looks
+        # find, which share of the last one's was in its set, and how much of it is seen since
+        self._since: I64 = np.zeros(layers, np.int64)
+        self._unknown: Bools = np.ones(layers, np.bool_)
+        self._baseline: F32 = np.zeros(layers, np.float32)
+        self._held: F32 = np.full(layers, coverage, np.float32)
+        self._level: F32 = np.ones(layers, np.float32)
+        self._margin = _MARGIN
+        self._drifting = False
+        self._looking: I64 = self._gated[:0]
+        self._round: set[int] = set()
         self._found: deque[bool] = deque(maxlen=_RECENT)
         self._recalls: deque[float] = deque(maxlen=_RECENT)
         self._cache: Sampled | None = None
-        self._held = 0.0
+        self._recall_sum, self._looks = 0.0, 0
         self.refreshes = 0
         self.drifts = 0
-        self.reason = "" if self._gated.any() else "no layer has a gate test"
+        self.reason = "" if len(self._gated) else "no layer has a gate test"
 
     @property
     def active(self) -> bool:
@@ -102,12 +119,12 @@ class Resampler:
     @property
     def share(self) -> float:
         """Mean size of the sets as a share of the neurons, over the layers that have them."""
-        return float(self._sets[self._gated].sum() / (self._ffn * max(1, self._gated.sum())))
+        return float(self._sets[self._gated].sum() / (self._ffn * max(1, len(self._gated))))
 
     @property
     def recall(self) -> float:
-        """Share of a look's contributions that was in the sets, the mean over looks; 1 before."""
-        return self._held / self.refreshes if self.refreshes else 1.0
+        """Share of a look's contributions that was in the set, the mean over looks; 1 before."""
+        return self._recall_sum / self._looks if self._looks else 1.0
 
     def start(self, cache: Sampled) -> None:
         """Make `cache` collect the contributions of the prompt that is read next."""
@@ -117,74 +134,117 @@ class Resampler:
         self._cache = cache
 
     def seed(self) -> None:
-        """Draw the sets from the prompt. The next token looks, for a first measure of drift."""
+        """Draw the sets from the prompt. All layers are due then, for a first measure of drift."""
         self._seen = np.float32(_KEEP) * self._seen + self._heat
         self._heat[:], self._between[:] = 0, 0
-        self._baseline, self._since = None, 0
-        self._draw()
+        self._baseline[:], self._level[:] = 0, 1
+        self._unknown[:], self._since[:] = True, 0
+        self._draw(self._gated)
 
-    def before_token(self) -> bool:
-        """Prepare the cache for a token; True when it takes a full look."""
+    def before_token(self) -> list[int]:
+        """Prepare the cache for a token; returns the layers that look with it."""
         if self._cache is None or not self.active:
-            return False
-        due = self._baseline is None or self._since >= self._period - 1
-        self._looking = due or self._drifting
-        if self._looking:
-            self._between += self._heat
-            self._heat[:] = 0
-        self._cache.candidates = None if self._looking else self._masks
-        return self._looking
+            return []
+        self._looking = self._due()
+        self._between[self._looking] += self._heat[self._looking]
+        self._heat[self._looking] = 0
+        masks = self._masks
+        if len(self._looking) == len(self._gated):
+            masks = None
+        elif masks is not None and len(self._looking):
+            masks = masks.copy()  # a new array, since a card copies those that it has not seen
+            masks[self._looking] = self._everyone
+        self._cache.candidates = masks
+        return [int(layer) for layer in self._looking]
 
     def after_token(self) -> None:
         """Take in what the token did, from the cache. One that ran dense says nothing."""
         cache = self._cache
         if cache is None or not self.active or cache.captured is None or not cache.captured.any():
             return
-        captured = cache.captured[self._gated]
-        if self._looking:
-            self._refresh(captured)
-        elif self._baseline is not None:
-            self._since += 1
-            # a layer that rests runs dense, and captures nothing that is counted
-            captured = np.where(captured > 0, captured, self._baseline)
-            self._level += (_mean_ratio(captured, self._baseline) - self._level) / _SMOOTH
-            self._drifting = self._level < _BOUND * self._coverage
+        self._since[self._gated] += 1
+        self._follow(cache.captured)
+        if len(self._looking):
+            self._refresh(cache.captured)
+
+    def _due(self) -> I64:
+        """The layers that look with the next token."""
+        if self._drifting or self._masks is None:
+            return self._gated
+        due = self._unknown | (self._since >= self._period - 1)
+        waiting = self._gated[due[self._gated]]
+        longest = np.argsort(-self._since[waiting], kind="stable")
+        return np.sort(waiting[longest[: self._turns]])
+
+    def _follow(self, captured: F32) -> None:
+        """Measure drift by the layers that did not look and know what looks find there."""
+        known = np.setdiff1d(self._gated, self._looking)
+        known = known[self._baseline[known] > 0]
+        if not len(known):
+            return
+        # a layer that rests runs dense, and captures nothing that is counted
+        usual = self._baseline[known]
+        ratio = np.where(captured[known] > 0, captured[known], usual) / usual
+        self._level[known] += (ratio - self._level[known]) / _SMOOTH
+        self._drifting = float(self._level[self._gated].mean()) < _BOUND * self._coverage
 
     def _refresh(self, captured: F32) -> None:
-        """Draw the sets anew after a look, whose contributions alone are in the heat."""
-        look, held = self._heat, np.where(self._sets, self._heat, np.float32(0))
-        recall = _mean_ratio(held[self._gated].sum(axis=1), look[self._gated].sum(axis=1))
+        """Draw the sets of the layers anew that looked, whose looks alone are in their heat."""
+        now = self._looking
+        look, held = self._heat[now], np.where(self._sets[now], self._heat[now], np.float32(0))
+        recalls = _ratio(held.sum(axis=1), look.sum(axis=1))
         if self._masks is None:  # nothing was seen before
-            recall = self._coverage
-        self._correct(1 - recall)
+            recalls[:] = self._coverage
+        self._held[now] = recalls
+        self._recall_sum += float(recalls.sum())
+        self._looks += len(now)
+        self._correct(1 - float(self._held[self._gated].mean()), len(now) / len(self._gated))
+        unseen = (look - held) * self._since[now, None].astype(np.float32)
+        self._seen[now] = np.float32(_KEEP) * self._seen[now] + self._between[now] + held + unseen
+        self._heat[now], self._between[now] = 0, 0
+        before = np.where(self._baseline[now] > 0, self._baseline[now], captured[now])
+        self._baseline[now] = np.where(captured[now] > 0, (before + captured[now]) / 2, before)
+        self._level[now], self._since[now], self._unknown[now] = 1, 0, False
+        self._draw(now)
+        self._end_round(now)
+
+    def _end_round(self, looked: I64) -> None:
+        """Count a round where all layers have looked, and judge the last ones."""
+        self._round.update(looked.tolist())
+        if len(self._round) < len(self._gated):
+            return
+        self._round.clear()
+        recall = float(self._held[self._gated].mean())
         self._found.append(self._drifting or recall < _BOUND * self._coverage)
         self._recalls.append(recall)
-        self._held += recall
         self.drifts += self._found[-1]
         self.refreshes += 1
-        unseen = (look - held) * np.float32(self._since + 1)
-        self._seen = np.float32(_KEEP) * self._seen + self._between + held + unseen
-        self._heat[:], self._between[:] = 0, 0
-        before = captured if self._baseline is None else self._baseline
-        self._baseline = ((before + captured) / 2).astype(np.float32)
-        self._level, self._since, self._drifting = 1.0, 0, False
-        self._draw()
+        if len(looked) == len(self._gated):
+            self._drifting = False
         if sum(self._found) > _RECENT // 2:
             self._switch_off("the conversation changes faster than its sets of candidates")
         lately = sum(self._recalls) / len(self._recalls)
         if len(self._recalls) == _RECENT and 1 - lately > _WANTING * (1 - self._coverage):
             self._switch_off(f"its sets of candidates hold only {lately:.0%} of what tokens use")
 
-    def _correct(self, missed: float) -> None:
-        """Miss less of the past where a look missed more than it may, half way each time."""
-        step = np.sqrt((1 - self._coverage) / max(missed, 1e-6))
-        self._margin = float(np.clip(self._margin * np.clip(step, 0.5, 2), 0.01, 1))
+    def _correct(self, missed: float, part: float) -> None:
+        """Miss less of the past where looks missed more than they may, half way every round.
 
-    def _draw(self) -> None:
+        `part` is how much of a round is made up for.
+        """
+        step = np.sqrt((1 - self._coverage) / max(missed, 1e-6))
+        self._margin = float(np.clip(self._margin * np.clip(step, 0.5, 2) ** part, 0.01, 1))
+
+    def _draw(self, layers: I64) -> None:
         share = 1 - self._margin * (1 - self._coverage)
-        for layer in np.flatnonzero(self._gated):
+        for layer in layers:
             self._sets[layer] = smallest_set(self._seen[layer], share)
-        self._masks = np.stack([mask_of(bits) for bits in self._sets]) if self._sets.any() else None
+        masks = np.zeros((len(self._sets), len(self._everyone)), np.uint32)
+        if self._masks is not None:
+            masks[:] = self._masks
+        for layer in layers:
+            masks[layer] = mask_of(self._sets[layer])
+        self._masks = masks if self._sets.any() else None
         if self.share > _MOST:
             self._switch_off(f"its sets of candidates hold {self.share:.0%} of the neurons")
 
@@ -194,10 +254,9 @@ class Resampler:
             self._cache.candidates = self._cache.heat = None
 
 
-def _mean_ratio(part: F32, whole: F32) -> float:
-    """The mean of part / whole over layers, 1 for those where the whole is nothing."""
-    ratio = np.divide(part, whole, out=np.ones_like(whole), where=whole > 0)
-    return float(ratio.mean())
+def _ratio(part: F32, whole: F32) -> F32:
+    """part / whole, 1 where the whole is nothing."""
+    return np.divide(part, whole, out=np.ones_like(whole), where=whole > 0)
 
 
 def smallest_set(heat: F32, coverage: float) -> Bools:
