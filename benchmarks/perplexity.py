@@ -4,8 +4,10 @@
 
 The same windows of tokens, each from an empty context, go through our engine as prompts, through it
 again one token at a time, through llama.cpp, and through the same weights dequantized to float32
-and multiplied by NumPy (in float64). Without --text the text is Python's own language reference;
-HTML files are stripped to their text, and of a folder all .html and .txt files are joined.
+and multiplied by NumPy (in float64). llama.cpp's greedy answers to chat questions are followed as
+well: how many of their tokens are the likeliest here? Without --text the text is Python's own
+language reference; HTML files are stripped to their text, and of a folder all .html and .txt files
+are joined.
 """
 
 from __future__ import annotations
@@ -35,6 +37,22 @@ QUESTIONS = (
     "Name the planets of the solar system in order.",
     "Write a Python function that adds two numbers.",
     "How many legs does a spider have?",
+    "Explain in two sentences why the sky is blue.",
+    "Write a short poem about the sea.",
+    "What is the difference between a list and a tuple in Python?",
+    "Give me a recipe for pancakes.",
+    "Who wrote Romeo and Juliet?",
+    "Summarize the story of Cinderella.",
+    "What should I pack for a weekend in the mountains?",
+    "Write an SQL query that counts the orders of each customer.",
+    "How does a bicycle stay upright?",
+    "List five healthy breakfast ideas.",
+    "What happened in the year 1969?",
+    "Translate 'good morning' into French, German and Spanish.",
+    "Write an email asking for a day off.",
+    "What is the square root of 144?",
+    "Why do leaves change their colour in autumn?",
+    "Tell me a joke about computers.",
 )
 
 
@@ -156,6 +174,22 @@ def greedy(engine: Engine, tokens: list[int], count: int) -> list[int]:
     return chosen
 
 
+def followed(
+    logits: Callable[[list[int]], NDArray], prompts: list[list[int]], answers: list[list[int]]
+) -> NDArray[np.bool_]:
+    """Of every token of the answers, whether it is the likeliest after those before it."""
+    same = []
+    for prompt, answer in zip(prompts, answers, strict=True):
+        best = logits(prompt + answer[:-1])[len(prompt) - 1 :].argmax(axis=1)
+        same.append(best == np.array(answer))
+    return np.concatenate(same)
+
+
+def until_end(answer: list[int], ends: tuple[int, ...]) -> list[int]:
+    """An answer up to the first token that ends it, and with that."""
+    return next((answer[: i + 1] for i, token in enumerate(answer) if token in ends), answer)
+
+
 def common(ours: list[int], theirs: list[int]) -> int:
     return next((i for i, (a, b) in enumerate(zip(ours, theirs, strict=True)) if a != b), len(ours))
 
@@ -183,7 +217,11 @@ def main() -> None:
         ours = score(parts, model.logits)
         steps = score(parts, one_by_one(model.engine, args.size))
         greedy_ours = [greedy(model.engine, prompt, GREEDY) for prompt in prompts]
-    plain = score(parts, float_logits(model.packed))
+        answers = [until_end(answer, tuple(model.tokenizer.eos)) for answer in greedy_theirs]
+        named = followed(one_by_one(model.engine, args.size), prompts, answers)
+    floats = float_logits(model.packed)
+    plain = score(parts, floats)
+    named_by_floats = followed(floats, prompts, answers)
 
     print(f"{args.gguf.name}, {len(plain.losses)} predictions in {args.windows} windows\n")
     print("| | perplexity | against floats | top 1 as floats | top 1 as llama.cpp |")
@@ -201,7 +239,11 @@ def main() -> None:
             f"| {(row.best == plain.best).mean():.2%} | {(row.best == theirs.best).mean():.2%} |"
         )
     same = [common(a, b) for a, b in zip(greedy_ours, greedy_theirs, strict=True)]
-    print(f"\nGreedy answers equal llama.cpp's for {same} of {GREEDY} tokens.")
+    print(
+        f"\nOf {len(named)} tokens of llama.cpp's greedy answers to {len(prompts)} chat questions, "
+        f"{named.mean():.2%} are the likeliest here, {named_by_floats.mean():.2%} in floats. "
+        f"Answers are the same for {same} of {GREEDY} tokens."
+    )
 
 
 if __name__ == "__main__":
