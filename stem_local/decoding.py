@@ -72,9 +72,17 @@ class Decoding:
         progress: Callable[[int], None] | None = None,
     ) -> Logits:
         """Read the prompt in full; the neurons that it fires are the first candidates."""
-        logits = self._model.engine.prefill(self._cache, tokens, cancel=cancel, progress=progress)
-        if self._resampler is not None:
-            self._resampler.seed()
+        resampler = self._resampler
+
+        def note(count: int) -> None:
+            if resampler is not None:
+                resampler.part()
+            if progress is not None:
+                progress(count)
+
+        logits = self._model.engine.prefill(self._cache, tokens, cancel=cancel, progress=note)
+        if resampler is not None:
+            resampler.seed()
         return logits
 
     def step(self, token: int) -> Logits:

@@ -132,6 +132,11 @@ class Engine:
         return self._neurons().nbytes(counts)
 
     @property
+    def arena_bytes(self) -> int:
+        """Bytes of the copies of candidates' records that sparse steps read, beside the files'."""
+        return self._neurons().arena_bytes
+
+    @property
     def last_rows(self) -> int:
         """Rows of the head that the last `decode` computed in full."""
         return self._work.rows_done

@@ -12,6 +12,7 @@ from .errors import UsageError
 from .formats.packed import PackedModel
 from .kernels.cpu import layout as L
 from .quant import GROUP, PackedMatrix, groups_of
+from .residence import Residence
 from .sparsity.neurons import KINDS, LayerNeurons, Neurons, Parts, record_sizes
 from .sparsity.plan import CANDIDATES, MODES, FfnPlan
 
@@ -65,10 +66,12 @@ class NeuronTables:
         self._masks = np.zeros((2, self._groups), np.uint32)
         self._implied = np.zeros((2, threads, self._groups), np.uint32)
         self._partial = np.zeros((threads, width), np.float32)
+        self._places = np.zeros((config.n_layers, GROUP * self._groups), np.int64)
         self.plan: FfnPlan | None = None
         for index, layer in enumerate(self._layers):
             if layer is not None:
                 self._set_layer(index, layer)
+        self._residence = Residence(model, neurons.layers, self.words)
 
     def point(self, args: Words) -> None:
         """Enter the addresses into an argument block."""
@@ -93,11 +96,30 @@ class NeuronTables:
             for index, (layer, words) in enumerate(zip(self._layers, self.words, strict=True)):
                 if layer is not None:
                     self._set_plan(index, layer, words, plan)
+            if plan.candidates != "resampled":
+                self._residence.clear()
         self.plan = plan
 
     def begin(self) -> None:
         """Forget what the last step reported: layers that run dense report nothing."""
         self._raw[:] = 0
+
+    def read_whole(self) -> None:
+        """Prepare a step that reads all FFNs dense."""
+        self._residence.read_whole()
+
+    def follow(self, candidates: NDArray[np.uint32] | None, dense: NDArray[np.bool_]) -> None:
+        """Prepare a sparse step: uint32 [n_layers, groups] of a conversation's own candidates, None
+        for everyone, and which layers run dense for now, bool [n_layers].
+        """
+        if self.plan is not None and self.plan.candidates == "resampled":
+            self._residence.follow(self.plan, candidates, dense)
+
+    @property
+    def arena_bytes(self) -> int:
+        """Bytes of the copies of the candidates' records, which are not in any file's map."""
+        arena = self._residence.arena
+        return 0 if arena is None else arena.nbytes
 
     @property
     def counts(self) -> Words:
@@ -215,8 +237,14 @@ class NeuronTables:
         gate, up, _ = self._record_sizes(index, neurons.stored.parts)
         records, shared = neurons.stored.records, neurons.stored.shared
         words[L.F_SHARED], words[L.F_SHARED_BYTES] = shared.ctypes.data, shared.shape[1]
-        words[L.F_RECORDS], words[L.F_RECORD_BYTES] = records.ctypes.data, records.shape[1]
-        words[L.F_HAS_GATE], words[L.F_UP], words[L.F_DOWN] = gate > 0, gate, gate + up
+        places, count = self._places[index], np.arange(len(records))
+        places[: len(records)] = records.ctypes.data + records.shape[1] * count
+        words[L.F_PLACES] = words[L.F_GATE_PLACES] = places.ctypes.data
+        words[L.F_RECORD_BYTES], words[L.F_GATE_ROWS] = (
+            records.shape[1],
+            L.GATE_ROWS if gate else -1,
+        )
+        words[L.F_UP], words[L.F_DOWN] = gate, gate + up
         gates = neurons.stored.gates or self._matrix(index, "gate")
         words[L.F_GATES : L.F_GATES + L.MATRIX_WORDS] = matrix_words(gates)
         words[L.F_WEIGHTS], words[L.F_NORMS] = layer.weights.ctypes.data, layer.norms.ctypes.data

@@ -119,6 +119,11 @@ class Workspace:
         groups = int(args[L.FFN_GROUPS])
         args[L.CHOSEN] = self.known(cache.candidates, np.uint32, groups)
         args[L.HEAT] = self.known(cache.heat, np.float32, 32 * groups)
+        if sparse and args[L.N_TOKENS] == 1:
+            early = ffn.plan is not None and cache.length < ffn.plan.sinks
+            ffn.follow(cache.candidates, (cache.rest > 0) | early)
+        else:
+            ffn.read_whole()
 
     def known(self, array: NDArray[np.generic] | None, kind: type[np.generic], width: int) -> int:
         """Address of what a cache knows of every layer's neurons, 0 for nothing."""

@@ -126,6 +126,57 @@ def test_layers_take_turns(layers: int, period: int) -> None:
     assert conversation.resampler.drifts == 0
 
 
+@pytest.mark.parametrize(
+    ("factors", "unseen", "margin"),
+    [
+        ((1,), 0.0, 0.1),  # one part says nothing
+        ((1, 1), 0.0, 1.0),  # all that it uses was seen before
+        ((1, 1), 0.04, 0.8),  # 4% was not; as the past is twice as long now, 2%
+        ((1, 0.25), 0.04, 0.68),  # 4%, which 1.25 times the length makes 3.2%
+        ((1, 1 / 32), 0.04, 0.1),  # too small a part
+        ((1, 1), 0.5, 0.505),  # more than sets could hold
+    ],
+)
+def test_parts_of_a_prompt_say_what_sets_may_miss(
+    factors: tuple[float, ...], unseen: float, margin: float
+) -> None:
+    seen = np.zeros(1000, np.float32)
+    seen[:900] = 1
+    last = (1 - np.float32(unseen)) * seen
+    last[900:] = 9 * unseen
+    cache, resampler = Cache(), Resampler(("gate",), 1000, coverage=0.9)
+    resampler.start(cache)
+    for number, factor in enumerate(factors):
+        assert cache.heat is not None
+        cache.heat[0, :1000] += np.float32(factor) * (last if number else seen)
+        resampler.part()
+    assert resampler._margin == pytest.approx(margin, abs=0.06)
+
+
+def test_sets_of_a_prompt_in_parts_hold_what_they_should() -> None:
+    rng = np.random.default_rng(0)
+    typical = np.linspace(1, 0, 400, dtype=np.float32) ** 3
+
+    def use(tokens: int) -> np.ndarray:
+        found = rng.exponential(size=(tokens, 400)) * (rng.random((tokens, 400)) < 0.3 * typical)
+        return found.astype(np.float32)
+
+    held = []
+    for _ in range(20):
+        cache, resampler = Cache(), Resampler(("gate",), 400, coverage=0.9)
+        resampler.start(cache)
+        for tokens in (40, 20):
+            assert cache.heat is not None
+            cache.heat[0, :400] += use(tokens).sum(axis=0)
+            resampler.part()
+        resampler.seed()
+        resampler.before_token()
+        mask = bits_of(resampler._masks[0], 400)  # type: ignore[index]
+        answer = use(200)
+        held.append(answer[:, mask].sum() / answer.sum())
+    assert np.mean(held) == pytest.approx(0.9, abs=0.02)
+
+
 def test_a_layer_that_looks_leaves_the_others_their_sets() -> None:
     conversation = Conversation(3, period=8)
     before = conversation.cache.candidates

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,12 +15,14 @@ from stem_runtime.engine import Engine
 from stem_runtime.errors import UsageError
 from stem_runtime.formats.packed import PackedModel
 from stem_runtime.kernels import available
+from stem_runtime.kernels.cpu import layout
 from stem_runtime.kernels.cpu.ffn import REST_TOKENS
 from stem_runtime.quant import Kind, PackedMatrix
 from stem_runtime.sparsity.exact import exact_neurons
 from stem_runtime.sparsity.neurons import Neurons, Parts, layer_weights
 from stem_runtime.sparsity.plan import FfnPlan, Mode
 
+from .mapped_files import mapped
 from .skipping import Truth, changed, mask_of, neurons_of
 from .sparse_steps import (
     ACTIVE,
@@ -105,9 +108,13 @@ def test_sizes(models: Models, d_model: int, ffn: int) -> None:
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_sets_that_change_with_each_token(models: Models, variant: str) -> None:
-    """Nothing outside of them is computed, wherever they lie and however small they are."""
+def test_sets_that_change_with_each_token(
+    models: Models, variant: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing outside of them is computed, wherever they lie and however small they are; and the
+    same whether records are read where they are or from an arena."""
     model = models({"gate": "int4m", "up": "int8"})
+    neurons = neurons_of(model)
     chosen = np.zeros((1, len(TOKENS), FFN), np.bool_)
     rng = np.random.default_rng(1)
     for place in range(3, len(TOKENS)):
@@ -115,7 +122,18 @@ def test_sets_that_change_with_each_token(models: Models, variant: str) -> None:
     chosen[0, 1, 98:], chosen[0, 2, :3], chosen[0, 5, 32:], chosen[0, 6] = True, True, False, True
     for threads in (1, 3):
         plan = plan_of(1, "gate", 0.05, candidates="resampled")
-        judge(model, neurons_of(model), plan, chosen=chosen, threads=threads, kernels=variant)
+        judge(model, neurons, plan, chosen=chosen, threads=threads, kernels=variant)
+        in_file = mapped(neurons, tmp_path / f"records{threads}")
+        judge(model, in_file, plan, chosen=chosen, threads=threads, kernels=variant)
+        with monkeypatch.context() as patch:  # whole groups by rows as well, as an arena has them
+            patch.setattr(layout, "GATE_ROWS", 32)
+            seen, again = (
+                judge(model, n, plan, chosen=chosen, threads=threads, kernels=variant)
+                for n in (neurons, in_file)
+            )
+        np.testing.assert_array_equal(again.logits, seen.logits)
+        np.testing.assert_array_equal(again.counts, seen.counts)
+        np.testing.assert_array_equal(again.heat, seen.heat)
 
 
 def test_layers_differ(models: Models) -> None:

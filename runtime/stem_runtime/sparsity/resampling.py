@@ -25,6 +25,8 @@ PERIOD = 32
 """Tokens from one look of a layer to its next."""
 
 _MARGIN = 0.1  # of what tokens to come may miss is what the sets miss of the past, to begin with
+_LEAST = 0.01  # the same, as little as it may become
+_PART = 1 / 16  # of what was seen: less in a part of a prompt says too little about sets
 _MOST = 0.75  # a set of more neurons than this saves less than looking for it costs
 _KEEP = 0.9  # what a look leaves of the weight of all that was seen before it
 _SMOOTH = 8  # tokens that the drift measure is averaged over
@@ -34,6 +36,7 @@ _WANTING = 3  # times what they may miss: sets that miss more over so many round
 
 Bools = NDArray[np.bool_]
 F32 = NDArray[np.float32]
+F64 = NDArray[np.float64]
 I64 = NDArray[np.int64]
 U32 = NDArray[np.uint32]
 
@@ -52,17 +55,18 @@ class Resampler:
     A layer's set is the smallest that holds a certain share of the contributions seen: those of
     the prompt, then those since, the older ones counting less at every look. A neuron outside the
     sets is seen in looks only, so there it counts for all tokens since the last one. The share
-    starts a tenth of the way from 1 to `coverage`, and every look corrects it by what the layers
-    had outside their sets when they last looked, so that it is tokens to come of which they hold
-    `coverage`.
+    starts a tenth of the way from 1 to `coverage`, or, where a prompt is read in parts, with what
+    would have held `coverage` of the last part (see `part`). Every look corrects it by what the
+    layers had outside their sets when they last looked, so that it is tokens to come of which they
+    hold `coverage`.
 
     `period` tokens after its last look a layer is due. Of those that are due the ones that wait
     longest look, no more than n_layers / period (rounded up) with any one token, so that tokens
     cost about the same, and so does the memory that looks touch. When every layer has looked once
     more a round is complete.
 
-    Call `start` before a prompt is read and `seed` after, which makes all layers due; then, for
-    every token, `before_token`, decode, `after_token`.
+    Call `start` before a prompt is read, `part` after each part of it and `seed` at its end, which
+    makes all layers due; then, for every token, `before_token`, decode, `after_token`.
 
     Drift is measured by what the sets capture: the contribution of a token's active neurons over
     what the layer's last looks found, averaged over the last few tokens since its look and over
@@ -128,14 +132,33 @@ class Resampler:
 
     def start(self, cache: Sampled) -> None:
         """Make `cache` collect the contributions of the prompt that is read next."""
-        self._heat[:] = 0
+        self._heat[:], self._between[:] = 0, 0
         cache.candidates = None
         cache.heat = self._heat if self.active else None
         self._cache = cache
 
+    def part(self) -> None:
+        """Take in a part of the prompt, and how well sets drawn from what came before hold it.
+
+        Of what sets may miss, a share is missed of the past, the rest is what the past has not
+        shown; the latter falls with the length of the past, as Good and Turing found for words.
+        """
+        known = (self._seen + self._between)[self._gated]
+        new, before = self._heat[self._gated], float(known.sum())
+        after = before + float(new.sum())
+        if self.active and known.any(axis=1).all() and after - before > _PART * before:
+            margins = np.geomspace(1, _LEAST, 24)
+            shares = 1 - margins * (1 - self._coverage)
+            pairs = [pair for pair in zip(known, new, strict=True) if pair[1].any()]
+            held = np.mean([held_by_sets(*pair, shares) for pair in pairs], axis=0)
+            enough = np.append(np.flatnonzero(held >= self._coverage), len(margins) - 1)
+            self._margin = 1 - float(1 - margins[enough[0]]) * before / after
+        self._between += self._heat
+        self._heat[:] = 0
+
     def seed(self) -> None:
         """Draw the sets from the prompt. All layers are due then, for a first measure of drift."""
-        self._seen = np.float32(_KEEP) * self._seen + self._heat
+        self._seen = np.float32(_KEEP) * self._seen + self._between + self._heat
         self._heat[:], self._between[:] = 0, 0
         self._baseline[:], self._level[:] = 0, 1
         self._unknown[:], self._since[:] = True, 0
@@ -233,7 +256,7 @@ class Resampler:
         `part` is how much of a round is made up for.
         """
         step = np.sqrt((1 - self._coverage) / max(missed, 1e-6))
-        self._margin = float(np.clip(self._margin * np.clip(step, 0.5, 2) ** part, 0.01, 1))
+        self._margin = float(np.clip(self._margin * np.clip(step, 0.5, 2) ** part, _LEAST, 1))
 
     def _draw(self, layers: I64) -> None:
         share = 1 - self._margin * (1 - self._coverage)
@@ -257,6 +280,15 @@ class Resampler:
 def _ratio(part: F32, whole: F32) -> F32:
     """part / whole, 1 where the whole is nothing."""
     return np.divide(part, whole, out=np.ones_like(whole), where=whole > 0)
+
+
+def held_by_sets(seen: F32, now: F32, shares: F64) -> F64:
+    """The share of `now` [n] in the smallest sets that hold `shares` [k] of `seen` [n]: [k]."""
+    order = np.argsort(-seen)
+    covered, held = (np.cumsum(heat[order], dtype=np.float64) for heat in (seen, now))
+    last = np.searchsorted(covered, shares * covered[-1]).clip(max=len(order) - 1)
+    found: F64 = held[last] / held[-1]
+    return found
 
 
 def smallest_set(heat: F32, coverage: float) -> Bools:

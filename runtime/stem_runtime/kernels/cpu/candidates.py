@@ -128,7 +128,7 @@ def build(gate: Any, multiply: Any, products: SimpleNamespace, cut_acts: Any) ->
         tiles, lines = i64_at(matrix)[L.TILES], f[L.F_UP] >> 6
         offered, passed = u32_at(args[L.OFFERED]), u32_at(args[L.PASSED])
         first, last = offer(args, index, acts, tid, memory, offered, passed)
-        most = L.GATE_ROWS if f[L.F_HAS_GATE] != 0 else -1
+        places, most = f[L.F_GATE_PLACES], f[L.F_GATE_ROWS]
         for group in range(first, last):
             mask, more, found = types.int64(offered[group]), types.int64(passed[group]), 0
             g, p = args[L.GATES] + 128 * group, args[L.POTENTIALS] + 128 * group
@@ -141,7 +141,7 @@ def build(gate: Any, multiply: Any, products: SimpleNamespace, cut_acts: Any) ->
                     ahead = 0
                     if group + 1 < last and popcount(types.int64(offered[group + 1])) <= most:
                         ahead = group + 1
-                    rows_product(f, matrix, 0, lines, offered, group, ahead, acts, g)
+                    rows_product(places, matrix, 0, lines, offered, group, ahead, acts, g)
                 gate(args, g, memory + M.ONES, memory + M.P, 2)
                 weigh(memory + M.P, f[L.F_WEIGHTS] + 128 * group, p)
                 found = test(p, cutoff, memory + M.MASK) & mask

@@ -136,13 +136,13 @@ def build(isa: Isa, blocks: SimpleNamespace, multiply: Any, barrier: Any, cut_ac
         """Ups and downs of this thread's share of the neurons that passed."""
         f, words = i64_at(args[L.FFN] + 8 * L.FFN_WORDS * index), u32_at(masks)
         first, last = deal(masks, args[L.FFN_GROUPS], tid, args[L.THREADS])
-        up = f[L.F_UP]
-        lines = (f[L.F_RECORD_BYTES] - up) >> 6
+        places, up = f[L.F_PLACES], f[L.F_UP]
+        matrix, lines = layer + 8 * L.UP, (f[L.F_RECORD_BYTES] - up) >> 6
         group = next_group(words, first, last)
         while group < last:
             mask, following = types.int64(words[group]), next_group(words, group + 1, last)
             ahead = following if following < last else 0
-            rows_product(f, layer + 8 * L.UP, up, lines, words, group, ahead, acts, memory + M.U)
+            rows_product(places, matrix, up, lines, words, group, ahead, acts, memory + M.U)
             kept = settle(args, index, group, mask, cutoff, memory, counts)
             add_neurons(args, index, layer, group, kept, memory, tid)
             group = following

@@ -123,9 +123,10 @@ LOOK_COUNT_WORDS = LINE + LAG_BINS // 2
     F_CANDIDATES,
     F_SHARED,  # the down projection's scales and minima, [FFN_GROUPS, F_SHARED_BYTES]
     F_SHARED_BYTES,
-    F_RECORDS,  # [ffn, F_RECORD_BYTES]
+    F_PLACES,  # int64 [32 * FFN_GROUPS]: where each neuron's record starts, for up and down
+    F_GATE_PLACES,  # the same for gate, which may lie apart from the rest of its record
     F_RECORD_BYTES,
-    F_HAS_GATE,
+    F_GATE_ROWS,  # candidates of a group up to which gates are read by rows, -1 for never
     F_UP,  # bytes from a record's start to its row of up
     F_DOWN,  # bytes from a record's start to its column of down
     F_WEIGHTS,  # float32 [32 * FFN_GROUPS]: potential = |act(g)| * weight
@@ -157,7 +158,7 @@ LOOK_COUNT_WORDS = LINE + LAG_BINS // 2
     _,
     _,
     FFN_WORDS,
-) = range(38)
+) = range(39)
 MODE_DENSE, MODE_GATE, MODE_CONTRIBUTION = range(3)
 ALL, PREDICTED, RESAMPLED = range(3)
 (

@@ -41,9 +41,9 @@ def build(isa: Isa, multiply: Any) -> SimpleNamespace:
 
     @helper
     def rows(
-        f: Any,
+        places: int,
         matrix: int,
-        place: int,
+        start: int,
         lines: int,
         masks: Any,
         group: int,
@@ -53,24 +53,23 @@ def build(isa: Isa, multiply: Any) -> SimpleNamespace:
     ) -> None:
         """Products of a group's neurons in its mask with their rows, the other lanes zero.
 
-        Rows lie `place` bytes into their records. Meanwhile `lines` from there on of the neurons of
-        group `ahead`, 0 for none, are asked for: one neuron with each row, since too many at once
-        would stall, and no prefetcher of the CPU finds by itself what comes next.
+        Rows lie `start` bytes into records at `places`. Meanwhile `lines` from there on of the
+        neurons of group `ahead`, 0 for none, are asked for: one neuron with each row, since too
+        many at once would stall, and no prefetcher of the CPU finds by itself what comes next.
         """
         clear(out, 32)
-        each, mask, waiting = f[L.F_RECORD_BYTES], types.int64(masks[group]), 0
-        here = f[L.F_RECORDS] + place + 32 * each * group
-        there = f[L.F_RECORDS] + place + 32 * each * ahead
+        mask, waiting = types.int64(masks[group]), 0
+        here, there = i64_at(places + 256 * group), i64_at(places + 256 * ahead)
         if ahead != 0:
             waiting = types.int64(masks[ahead])
         while mask != 0 or waiting != 0:
             if waiting != 0:
-                prefetch(there + each * lowest(waiting), lines)
+                prefetch(there[lowest(waiting)] + start, lines)
                 waiting &= waiting - 1
             if mask != 0:
                 lane = lowest(mask)
                 mask &= mask - 1
-                row_product(matrix, here + each * lane, acts, out + 4 * lane)
+                row_product(matrix, here[lane] + start, acts, out + 4 * lane)
 
     @helper
     def tile(matrix: int, count: int, index: int, acts: int, out: int) -> None:
@@ -92,17 +91,17 @@ def build(isa: Isa, multiply: Any) -> SimpleNamespace:
     ) -> None:
         """Add a group's neurons in `mask` to y; their values lie quantized in `memory`."""
         base = f[L.F_SHARED] + f[L.F_SHARED_BYTES] * group
-        first = f[L.F_RECORDS] + 32 * f[L.F_RECORD_BYTES] * group + f[L.F_DOWN]
+        places, down = i64_at(f[L.F_PLACES] + 256 * group), f[L.F_DOWN]
         columns, values = i64_at(memory + M.COLUMNS), u8_at(memory + M.VALUES)
         quants, count = u8_at(memory + M.QUANTS), 0
         while mask != 0:
             lane = lowest(mask)
             mask &= mask - 1
-            columns[count] = first + f[L.F_RECORD_BYTES] * lane
+            columns[count] = places[lane] + down
             values[count] = quants[lane]
             count += 1
         while count & 3:
-            columns[count], values[count] = first, 0
+            columns[count], values[count] = columns[0], 0
             count += 1
         chunks, quads = chunks_of(args), count >> 2
         where, what = memory + M.COLUMNS, memory + M.VALUES
@@ -119,10 +118,10 @@ def build(isa: Isa, multiply: Any) -> SimpleNamespace:
     def fetch_columns(f: Any, group: int, mask: int) -> None:
         """Ask for what adding a group's neurons in `mask` reads."""
         lines = (f[L.F_RECORD_BYTES] - f[L.F_DOWN]) >> 6
-        first = f[L.F_RECORDS] + 32 * f[L.F_RECORD_BYTES] * group + f[L.F_DOWN]
+        places, down = i64_at(f[L.F_PLACES] + 256 * group), f[L.F_DOWN]
         prefetch(f[L.F_SHARED] + f[L.F_SHARED_BYTES] * group, f[L.F_SHARED_BYTES] >> 6)
         while mask != 0:
-            prefetch(first + f[L.F_RECORD_BYTES] * lowest(mask), lines)
+            prefetch(places[lowest(mask)] + down, lines)
             mask &= mask - 1
 
     return SimpleNamespace(
