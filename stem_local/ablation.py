@@ -87,7 +87,7 @@ def ablate(
     """
     ffn = model.calibrated.ffn
     if ffn is None:
-        problem = model.calibrated.problem or "it was calibrated without its FFNs"
+        problem = model.calibrated.problem or model.calibrated.ffn_unknown
         raise UsageError(f"There is nothing to ablate in {model.name}: {problem}.")
     share = usual_share(model, ffn) if share is None else share
     pairs = Pairs(model, texts or workloads(), cancel)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,7 +16,7 @@ from .chat import encode_messages, question
 
 if TYPE_CHECKING:
     from stem_runtime.formats.packed import PackedModel
-    from stem_runtime.sparsity.capture import Progress
+    from stem_runtime.sparsity.capture import Material, Progress
     from stem_runtime.sparsity.profile import Profile
 
     from .model import Model
@@ -53,7 +53,16 @@ _CONTEXT = 2048
 
 def built_in_texts() -> list[str]:
     """The texts in the package: chat, code, lists, prose and SQL, in that order."""
-    folder = files("stem_local") / "calibration_text"
+    return _texts("calibration_text")
+
+
+def look_texts() -> list[str]:
+    """Texts of more kinds, which only the look at the vocabulary is fitted to and judged by."""
+    return _texts("look_text")
+
+
+def _texts(name: str) -> list[str]:
+    folder = files("stem_local") / name
     found = sorted(folder.iterdir(), key=lambda entry: entry.name)
     return [entry.read_text(encoding="utf-8") for entry in found if entry.name.endswith(".txt")]
 
@@ -62,6 +71,7 @@ def calibrate(
     model: str | Path | None = None,
     *,
     text: Iterable[str | Path] = (),
+    head_only: bool = False,
     threads: int | None = None,
     kernels: str | None = None,
     device: Device = "auto",
@@ -72,30 +82,32 @@ def calibrate(
     """Learn what can be left out when this model decodes, and keep it beside its weights.
 
     Reads the built-in texts and the files in `text`, and lets the model answer a few questions.
+    With `head_only` it answers none, and only a look at the vocabulary is fitted, which takes
+    seconds for a small model and is the most that one gains; a calibration without builds on it.
     What is faster is measured on `device`, and used there only; "auto" is what `load` would take,
     where it has room for the whole model. `progress` receives (what is being done, done, total);
     `cancel` is asked often. What was done when it stopped is kept for the next call. Raises
     NotInstalledError, UsageError, FormatError, KernelError, UnsupportedError, Cancelled.
     """
     from stem_runtime.sparsity.calibrate import calibrate as run
-    from stem_runtime.sparsity.capture import Material
+    from stem_runtime.sparsity.calibrate import calibrate_head
 
-    from .api import load
-
-    own = [_own_text(Path(path)) for path in text]
-    with load(
-        store.resolve(model),
-        threads=1,
-        kernels=kernels,
-        device="cpu",
-        sparsity="off",
-        notify=notify,
-    ) as loaded:
-        begin = loaded.begin_tokens
-        texts = [begin + loaded.tokenize(part) for part in (*built_in_texts(), *own)]
-        material = Material(texts, _prompts(loaded), frozenset(loaded.tokenizer.eos))
-        packed = loaded.packed
+    packed, material = material_of(model, [_own_text(Path(path)) for path in text], kernels, notify)
     place = choose_device(device if kernels is None else "cpu")
+    if head_only:
+        if problem := no_look(packed, place):
+            raise UsageError(problem)
+        profile = calibrate_head(
+            packed,
+            material,
+            threads=threads,
+            kernels=kernels,
+            notify=notify,
+            progress=progress,
+            cancel=cancel,
+        )
+        assert profile is not None
+        return profile
     if (lack := _lack(packed, place)) and device == "auto":
         place = on_cpu(lack)
     elif lack:
@@ -110,6 +122,51 @@ def calibrate(
         progress=progress,
         cancel=cancel,
     )
+
+
+def no_look(packed: PackedModel, place: DeviceChoice) -> str:
+    """Why there is no look at the vocabulary to fit, or an empty string."""
+    from stem_runtime.sparsity.calibrate import can_look
+
+    name = packed.info["name"]
+    if place.backend != "cpu":
+        return (
+            f"A card computes the whole head of {name} always, so there is nothing to calibrate "
+            "of it; leave out --head-only, or calibrate with --device cpu."
+        )
+    if not can_look(packed):
+        return (
+            f"The head of {name} is int4, or too narrow, so that a look at it gains nothing; "
+            "leave out --head-only."
+        )
+    return ""
+
+
+def material_of(
+    model: str | Path | None,
+    own: Sequence[str],
+    kernels: str | None,
+    notify: Callable[[str], None] | None,
+) -> tuple[PackedModel, Material]:
+    """A model, and all that it is calibrated on as its tokens."""
+    from stem_runtime.sparsity.capture import Material
+
+    from .api import load
+
+    with load(
+        store.resolve(model),
+        threads=1,
+        kernels=kernels,
+        device="cpu",
+        sparsity="off",
+        notify=notify,
+    ) as loaded:
+        texts, more = (
+            [loaded.begin_tokens + loaded.tokenize(part) for part in parts]
+            for parts in ((*built_in_texts(), *own), look_texts())
+        )
+        ends = frozenset(loaded.tokenizer.eos)
+        return loaded.packed, Material(texts, _prompts(loaded), ends, more)
 
 
 def _lack(packed: PackedModel, device: DeviceChoice) -> str:

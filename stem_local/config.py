@@ -42,6 +42,7 @@ class Config:
     editor: str | None = None
     private: bool = False
     mouse: bool = True
+    calibrate: bool = True
     context: int | None = None
     threads: int | None = None
     device: Device = "auto"
@@ -54,7 +55,7 @@ class Config:
         for name in ("model", "editor"):
             if (text := getattr(self, name)) is not None:
                 _check_text(name, text)
-        for name in ("private", "mouse"):
+        for name in ("private", "mouse", "calibrate"):
             if not isinstance(value := getattr(self, name), bool):
                 raise UsageError(f"{name} must be true or false, not {value!r:.40}.")
         for name, limit in _NUMBERS.items():
@@ -82,6 +83,10 @@ ABOUT: Mapping[str, About] = {
     "private": About("Write no conversation to disk.", "true or false"),
     "mouse": About(
         "Let the chat have the mouse; without it the terminal selects text as it always does.",
+        "true or false",
+    ),
+    "calibrate": About(
+        "Learn which words to look at when a model was downloaded, where that takes seconds.",
         "true or false",
     ),
     "context": About(

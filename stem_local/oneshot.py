@@ -10,13 +10,14 @@ from stem_runtime.errors import UsageError
 from . import catalog
 from .cli_types import as_text
 from .errors import NotInstalledError
-from .terminal import tell
+from .terminal import interruptible, tell
 
 if TYPE_CHECKING:
     from stem_runtime.kernels import Device
 
     from .model import Model
     from .sparsity import Sparsity
+    from .store import InstalledModel
 
 MAX_INPUT = 16 << 20
 
@@ -83,9 +84,22 @@ def watched() -> bool:
     return sys.stderr.isatty()
 
 
-def fetch(name: str) -> None:
+def fetch(
+    spec: str,
+    *,
+    quant: str | None = None,
+    name: str | None = None,
+    force: bool = False,
+    calibrate: bool = True,
+) -> InstalledModel:
+    """`hub.pull`, shown on standard error. Ctrl-C ends it; once installed, calibrating only."""
     from .commands._output import Bar
     from .hub import pull
+    from .learning import learn
 
     with Bar() as bar:
-        pull(name, progress=bar)
+        model = pull(spec, quant=quant, name=name, progress=bar, force=force, calibrate=False)
+        if calibrate:
+            with interruptible() as cancel:
+                learn(model, bar, cancel.is_set)
+    return model

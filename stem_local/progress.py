@@ -12,6 +12,10 @@ _INTERVAL = 0.1
 """Seconds between two updates: a bar need not be told of every chunk."""
 
 
+LEARN = "learn"
+"""The step of a pull in which the output head is calibrated."""
+
+
 class Reporter(Protocol):
     """What a caller implements to follow a pull. Calls may come from any thread, one at a time."""
 
@@ -19,7 +23,15 @@ class Reporter(Protocol):
         """One sentence worth telling the user."""
 
     def update(self, step: str, done: int, total: int) -> None:
-        """`done` of `total` bytes of the step ("download" or "pack"); `done` never falls."""
+        """`done` of `total` bytes of the step "download" or "pack", or milliseconds of "learn", of
+        which the total is an estimate; `done` never falls."""
+
+
+def learning(done: int, total: int) -> str:
+    """What is told of the step "learn": how long it still takes, or when it is done how long it
+    took."""
+    seconds = (total if done == total else total - done) / 1000
+    return f"Learning which words to look at: {seconds:.0f} s"
 
 
 class Silent:

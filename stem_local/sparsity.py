@@ -120,6 +120,14 @@ class Calibrated:
         head = None if self.profile is None else self.profile.head
         return None if head is None else head.look
 
+    @property
+    def ffn_unknown(self) -> str:
+        """Why nothing is known of the FFNs where there is a profile, empty where something is."""
+        if self.profile is None or self.ffn is not None:
+            return ""
+        name = self._packed.info["name"]
+        return f"only the head is calibrated, run stem-local calibrate {name} for the FFNs"
+
     def neurons(self, parts: Parts | None = None) -> Neurons:
         """The FFNs neuron by neuron; `parts` for plans that calibration did not measure."""
         if self.ffn is not None:
@@ -157,7 +165,7 @@ class Calibrated:
 
     def _auto(self, quality: float) -> tuple[FfnPlan | None, str]:
         if self.ffn is None:
-            return None, ""
+            return None, self.ffn_unknown
         setting = self.best(quality)
         if setting is None:
             return None, ffn_refusal(self.ffn, self._kernels, quality)
@@ -176,8 +184,8 @@ class Calibrated:
             )
         if self.ffn is None:
             raise UsageError(
-                f"{name} was calibrated without its FFNs, so no share of their neurons can be left "
-                f"out; run stem-local calibrate {name} again, or use sparsity='auto'."
+                f"Only the output head of {name} is calibrated, so no share of its neurons can be "
+                f"left out; run stem-local calibrate {name}, or use sparsity='auto'."
             )
         return self.ffn.plan(share), f"{share:.0%} of the neurons left out, as asked"
 

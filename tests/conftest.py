@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from stem_local import learning
 from stem_runtime import paths
 
 from .real_model import fetch
@@ -41,6 +43,14 @@ def home(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPat
     monkeypatch.setenv("PIP_INDEX_URL", NOWHERE)
     monkeypatch.delenv("STEM_DEBUG", raising=False)
     return folder
+
+
+@pytest.fixture(autouse=True)
+def unlearned(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Pulls do not calibrate what they installed; returns what would have."""
+    learn = learning.learn
+    monkeypatch.setattr(learning, "learn", lambda *_: None)
+    return learn
 
 
 @pytest.fixture(scope="session")

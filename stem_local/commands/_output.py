@@ -13,6 +13,7 @@ from typing import Any, Self
 import click
 
 from ..cli import INTERRUPTED
+from ..progress import LEARN, learning
 from ..terminal import interruptible
 from ..units import size
 
@@ -69,6 +70,9 @@ class Bar:
         if step != self._step:
             self._end_line()
             self._step, self._since = step, (now, done)
+        if step == LEARN:
+            self._draw(learning(done, total))
+            return
         rate = (done - self._since[1]) / max(now - self._since[0], 1e-3)
         self._draw(_line(step, done, total, rate))
 

@@ -28,6 +28,11 @@ if TYPE_CHECKING:
     metavar="FILE",
     help="A text to calibrate on as well; repeatable.",
 )
+@click.option(
+    "--head-only",
+    is_flag=True,
+    help="Only the output head, in seconds; the rest of what is known stays.",
+)
 @click.option("--json", "json_", is_flag=True, help="Print JSON.")
 @click.option("--threads", type=int, metavar="N", help="Threads to compute with.")
 @click.option("--kernels", metavar="NAME", help="Kernel variant; see stem-local doctor.")
@@ -35,6 +40,7 @@ if TYPE_CHECKING:
 def command(
     model: str | None,
     text: tuple[Path, ...],
+    head_only: bool,
     json_: bool,
     threads: int | None,
     kernels: str | None,
@@ -44,11 +50,13 @@ def command(
 
     Takes a few minutes for a small model. Reads a mix of built-in texts and yours, lets the model
     answer a few questions, and keeps what it learned beside the weights. Interrupted, it goes on
-    where it stopped when it is run again.
+    where it stopped when it is run again. With --head-only it learns which words of the vocabulary
+    to look at, as stem-local pull does, and not which neurons to skip.
 
     \b
     Examples:
       stem-local calibrate smollm2-135m
+      stem-local calibrate smollm2-135m --head-only
       stem-local calibrate smollm2-135m --text notes.txt --text mails.txt
     """
     from ..calibration import calibrate
@@ -57,6 +65,7 @@ def command(
         profile = calibrate(
             model,
             text=text,
+            head_only=head_only,
             threads=threads,
             kernels=kernels,
             device=device,

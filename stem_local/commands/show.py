@@ -126,6 +126,7 @@ def _calibrated(known: dict[str, Any], calibrated: Calibrated) -> list[tuple[str
         ("auto", auto["sparsity"]),
         ("active", f"{active} of {parameters(auto['total_parameters'])} ({share:.0%})"),
         *([] if calibrated.head is None else head_facts(calibrated.head)),
+        ("sparse FFN", calibrated.ffn_unknown and f"not used: {calibrated.ffn_unknown}"),
     ]
 
 

@@ -158,8 +158,12 @@ def test_a_profile_that_does_not_pay_is_not_used(
         assert stats.sparsity.startswith("dense: ")
         assert says in stats.sparsity
         assert stats.head_rows == 320
+    why, _, ffn = stats.sparsity[7:].rpartition("; ")
+    assert ffn == "only the head is calibrated, run stem-local calibrate tiny for the FFNs"
+    shown = " ".join(stem("show", str(folder)).stdout.split())
+    assert f"sparse FFN: not used: {ffn}" in shown
     if "kernels" not in changes:
-        assert f"not used: {stats.sparsity[7:]}" in stem("show", str(folder)).stdout
+        assert f"sparse head: not used: {why}" in shown
 
 
 def test_a_profile_that_cannot_be_read_is_not_used(folder: Path, tmp_path: Path) -> None:

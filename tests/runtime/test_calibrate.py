@@ -15,10 +15,11 @@ from stem_runtime.formats.packed import PackedModel, open_packed
 from stem_runtime.sparsity import budget, capture
 from stem_runtime.sparsity import calibrate as calibrate_module
 from stem_runtime.sparsity.budget import POLICIES
-from stem_runtime.sparsity.calibrate import calibrate, passages, split
+from stem_runtime.sparsity.calibrate import calibrate, calibrate_head, passages
 from stem_runtime.sparsity.capture import Material, Part
 from stem_runtime.sparsity.ffn_profile import FfnProfile
 from stem_runtime.sparsity.head import HeadLook
+from stem_runtime.sparsity.head_fit import dims_for, split
 from stem_runtime.sparsity.plan import FfnPlan
 from stem_runtime.sparsity.profile import FILE, Profile, read_profile
 
@@ -26,12 +27,12 @@ from ..quick import shorten
 from .fitted import SPARSE
 from .tiny import random_packed, tiny_config
 
+HEAD_STEPS = ["Reading", "Fitting", "Timing"]
 STEPS = [
+    *HEAD_STEPS,
     "Listening",
     "Watching",
     "Weighing",
-    "Fitting",
-    "Timing",
     "Budgeting",
     "Comparing",
     "Measuring",
@@ -85,7 +86,7 @@ def test_a_profile_is_written_and_says_what_was_measured(model: PackedModel) -> 
     setting = profile.head.setting
     assert (setting.dims, setting.threads) == (32, 1)
     assert setting.limit in (16, 20, 40)
-    assert 500 < setting.positions < 3000
+    assert 1000 < setting.positions < 2000
     assert 0 < setting.mean_rows <= 320
     assert min(setting.tokens_per_second, setting.dense_tokens_per_second) > 0
     assert setting.dense_head_bytes == model.matrix("embed").nbytes
@@ -101,13 +102,15 @@ def test_a_profile_is_written_and_says_what_was_measured(model: PackedModel) -> 
 
 
 def test_the_same_material_gives_the_same_look(model: PackedModel) -> None:
-    first, again = (look_of(calibrate(model, material(), threads=1)) for _ in range(2))
+    first = look_of(calibrate(model, material(), threads=1))
+    (model.folder / FILE).unlink()
+    again = look_of(calibrate(model, material(), threads=1))
     assert (first.margin, first.dims, first.limit) == (again.margin, again.dims, again.limit)
     assert np.array_equal(first.look.joined(), again.look.joined())
     assert np.array_equal(first.rotation.joined(), again.rotation.joined())
 
 
-@pytest.mark.parametrize("stop_at", [3, 12, 200])
+@pytest.mark.parametrize("stop_at", [3, 22, 220])
 def test_a_calibration_goes_on_where_it_stopped(
     model: PackedModel, hidden_calls: list[int], stop_at: int
 ) -> None:
@@ -119,6 +122,7 @@ def test_a_calibration_goes_on_where_it_stopped(
     profile = calibrate(model, material(), threads=1)
     resumed = list(hidden_calls)
     hidden_calls.clear()
+    (model.folder / FILE).unlink()
     whole = calibrate(model, material(), threads=1)
     assert resumed == hidden_calls
     assert len(done) < len(resumed)
@@ -138,10 +142,11 @@ def test_what_was_kept_may_be_damaged(model: PackedModel, hidden_calls: list[int
     before = hidden_calls[:]
     profile = calibrate(model, material(), threads=1)
     assert hidden_calls[6:10] == before[:4]
+    (model.folder / FILE).unlink()
     assert look_of(profile).margin == look_of(calibrate(model, material(), threads=1)).margin
 
 
-@pytest.mark.parametrize("stage", STEPS[1:])
+@pytest.mark.parametrize("stage", STEPS)
 def test_it_can_be_cancelled_at_every_stage(model: PackedModel, stage: str) -> None:
     reached: list[str] = []
     with pytest.raises(Cancelled):
@@ -255,7 +260,7 @@ def test_finished_measurements_are_kept(
     def again(*_args: object) -> None:
         raise AssertionError("was done already")
 
-    for name in ("fit", "_fit", "_race", "capture_ffn"):
+    for name in ("fit", "fit_look", "_race", "capture_ffn"):
         monkeypatch.setattr(calibrate_module, name, again)
     monkeypatch.setattr(budget, "learn", again)
     told: list[str] = []
@@ -300,18 +305,100 @@ def test_a_head_that_few_axes_describe_is_found(
     assert setting.head_bytes < setting.dense_head_bytes
 
 
-def test_long_texts_are_sampled_evenly(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(capture, "MAX_TEXT", 40)
-    windows: Callable[..., list[list[int]]] = lambda *a: list(capture._windows(*a))  # noqa: E731
+def test_long_texts_are_sampled_evenly() -> None:
+    windows: Callable[..., list[list[int]]] = lambda *a: list(capture._windows(*a, 40))  # noqa: E731
     pieces = windows([list(range(100)), [7]], 10)
     assert pieces == [list(range(s, s + 10)) for s in (0, 20, 50, 70)]
     assert windows([list(range(25))], 10) == [[*range(10)], [*range(10, 20)], [*range(20, 25)]]
     assert windows([], 10) == []
 
 
-def test_a_third_of_the_parts_is_only_judged_by() -> None:
-    parts = [Part([], np.full((100, 4), i, np.float32), False) for i in range(9)]
+def test_two_of_five_parts_are_only_judged_by() -> None:
+    parts = [Part([], np.full((100, 4), i, np.float32), False) for i in range(10)]
     axes, margin, judged = split(parts)
-    assert set(judged[:, 0]) == {2, 5, 8}
-    assert set(axes[:, 0]) | set(margin[:, 0]) == {0, 1, 3, 4, 6, 7}
-    assert len(axes) + len(margin) + len(judged) == 900
+    assert set(judged[:, 0]) == {1, 4, 6, 9}
+    assert set(axes[:, 0]) | set(margin[:, 0]) == {0, 2, 3, 5, 7, 8}
+    assert len(axes) + len(margin) + len(judged) == 1000
+
+
+def test_the_head_alone_is_calibrated_and_built_on(
+    model: PackedModel, hidden_calls: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[str] = []
+    alone = calibrate_head(
+        model, material(), threads=1, progress=lambda step, *_: told.append(step)
+    )
+    assert alone is not None
+    assert alone.ffn is None
+    assert list(dict.fromkeys(told)) == HEAD_STEPS
+    assert len(hidden_calls) == len(capture.windows(model, material().for_head()))  # no answers
+    assert not list((paths.cache_dir() / "calibration").iterdir())
+    weights = model.info["weights_sha256"]
+    found = read_profile(model.folder, model.config, weights)
+    assert found is not None
+    assert found.head is not None
+    assert found.head.material
+
+    def again(*_args: object) -> None:
+        raise AssertionError("was done already")
+
+    monkeypatch.setattr(calibrate_module, "fit_look", again)
+    whole = calibrate(model, material(), threads=1)
+    assert whole.ffn is not None
+    assert look_of(whole).margin == look_of(alone).margin
+    monkeypatch.undo()
+    # other texts are another material; what is known of the FFNs stays
+    other = calibrate_head(model, material(3300), threads=1)
+    assert other is not None
+    assert ffn_of(other).settings == ffn_of(whole).settings
+    read = read_profile(model.folder, model.config, weights)
+    assert ffn_of(read).settings == ffn_of(whole).settings
+
+
+@pytest.mark.parametrize("stage", HEAD_STEPS)
+def test_a_cancelled_head_is_gone_on_with_and_changes_no_profile(
+    model: PackedModel, hidden_calls: list[int], stage: str
+) -> None:
+    before = calibrate_head(model, material(), threads=1)
+    held = (model.folder / FILE).read_bytes()
+    hidden_calls.clear()
+    reached: list[str] = []
+    with pytest.raises(Cancelled):
+        calibrate_head(
+            model,
+            material(4000),
+            threads=1,
+            progress=lambda step, *_: reached.append(step),
+            cancel=lambda: reached.count(stage) == 2,
+        )
+    assert (model.folder / FILE).read_bytes() == held
+    done = len(hidden_calls)
+    after = calibrate_head(model, material(4000), threads=1)
+    # the second call read what the first had not
+    assert len(hidden_calls) == len(capture.windows(model, material(4000).for_head()))
+    assert 0 < done <= len(hidden_calls)
+    assert before is not None
+    assert look_of(before).rotation is not None
+    assert after is not None
+
+
+def test_a_head_that_takes_too_long_is_left(model: PackedModel, hidden_calls: list[int]) -> None:
+    asked: list[float] = []
+
+    def worth(seconds: float) -> bool:
+        asked.append(seconds)
+        return False
+
+    assert calibrate_head(model, material(), threads=1, worth=worth) is None
+    assert 0 < asked[0] < 60
+    assert len(hidden_calls) == 2  # a few tokens, twice
+    assert not (model.folder / FILE).exists()
+    assert calibrate_head(model, material(), threads=1, worth=lambda _: True) is not None
+
+
+def test_widths_have_numbers_of_axes() -> None:
+    assert [dims_for(width) for width in (64, 576, 896, 1024, 4096)] == [
+        *([32], [256], [384], [384, 512], [512])
+    ]
+    for width in range(64, 1400):
+        assert all(32 <= dims <= width // 2 for dims in dims_for(width))

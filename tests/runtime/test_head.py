@@ -209,17 +209,17 @@ def test_a_trial_counts_what_the_engine_computes(model: PackedModel) -> None:
     ids, logits = leaders(head, hidden)
     assert np.array_equal(ids[:, 0], whole.argmax(axis=1))
     assert np.allclose(logits, -np.sort(-whole, axis=1)[:, :TOP], rtol=1e-2, atol=1e-2)
-    seen = see(looks, hidden, ids, [32, 64])
     for dims in (32, 64):
+        seen = see(looks, hidden, ids, dims)
         for limit in (head.rows, 40):
-            outcome = judge(looks, head, seen[dims], logits, dims, MARGIN, limit)
+            outcome = judge(looks, head, seen, logits, dims, MARGIN, limit)
             found, rows = decoded(model, looks.make(dims, MARGIN, limit, row_major(head)))
             assert outcome.mean_rows == pytest.approx(np.mean(rows), rel=0.1)
             missed = ~np.isfinite(np.take_along_axis(found, ids[:, :1], axis=1))
             assert abs(outcome.misses - missed.sum()) <= 1
             assert 0 <= outcome.default_mass <= 1
         # not even one row may be computed, so all are: nothing is missed, and the look was in vain
-        outcome = judge(looks, head, seen[dims], logits, dims, MARGIN, 0)
+        outcome = judge(looks, head, seen, logits, dims, MARGIN, 0)
         assert (outcome.misses, outcome.default_mass, outcome.warm_mass) == (0, 1, 1)
         assert outcome.mean_rows == head.rows
         assert outcome.head_bytes == looks.nbytes(dims) + head.nbytes

@@ -64,8 +64,10 @@ class Work:
         *,
         name: str | None,
         progress: Reporter,
+        calibrate: bool,
         cancel: Callable[[], bool],
     ) -> store.InstalledModel:
+        assert not calibrate  # that comes after, unless the engine is at work
         self.wanted.append((spec, name))
         progress.note(f"Getting {spec} from nowhere.")
         progress.update("download", 0, 100_000_000)

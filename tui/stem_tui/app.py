@@ -160,6 +160,7 @@ class ChatApp(App[None]):
         screen = ModelsScreen(
             chat.model_name or None,
             first_run=self.seat.model is None,
+            calibrate=self.config.calibrate,
             answering=lambda: chat.answering,
         )
         name = await self.push_screen_wait(screen)

@@ -6,38 +6,30 @@ import dataclasses
 import shutil
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from statistics import median
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
-import numpy as np
-from numpy.typing import NDArray
-
-from ..engine import Cancelled, Engine
+from ..engine import Engine
 from ..errors import FormatError, UsageError
 from ..formats.packed import PackedModel
-from ..kernels.cpu.layout import BINS_PER_NAT, LAG_BINS
-from ..quant import PackedMatrix
-from .capture import Material, Part, Progress, capture, capture_ffn
+from ..kernels import choose
+from ..quant import unpack
+from ..threads import count_threads
+from .capture import Material, Part, Progress, capture, capture_ffn, folder_of, windows
 from .ffn_fit import fit
 from .ffn_profile import FfnProfile
 from .ffn_settings import Bench, measure_ffn
-from .head import HeadLook, Looks, head_of, limits, principal_axes, row_major
+from .head import blocks, head_of
+from .head_fit import DIMS, dims_for, fit_look, split
 from .measure import PROMPT, Passage
-from .neurons import Neurons, Parts
+from .neurons import Parts
 from .profile import HeadProfile, HeadSetting, Profile, read_profile, write_profile
-from .trial import Outcome, Seen, judge, leaders, least_margin, see
+from .run import Run
+from .trial import Outcome
 
 if TYPE_CHECKING:
     from ..kernels import DeviceChoice
-
-DIMS = (32, 64, 96, 128, 160, 192, 256, 320, 384, 512)
-"""Numbers of axes that are tried, of which those from an eighth to half of a model's width."""
-
-GATHERED = 4
-"""How long a byte of a row takes that is read by itself, in bytes of a stream."""
 
 MIN_POSITIONS = 1500
 """Hidden states that it takes to say anything of one miss in a thousand."""
@@ -45,10 +37,12 @@ MIN_POSITIONS = 1500
 HELD = 2048
 """Tokens that settings of the FFNs are chosen on, and as many that they are measured on."""
 
-_SPLIT = 64  # neighbours are alike, so positions are dealt in runs of this many
-_ROUNDS, _TEXTS, _PROMPT, _DECODED = 12, 6, 32, 48
+ROUNDS, DECODED = 12, 24
+"""Turns in which decoding is timed with the look and without, and tokens of a turn."""
 
-F32 = NDArray[np.float32]
+_TEXTS, _PROMPT = 6, 32
+_TRIED = 128  # tokens read to estimate how long all would take
+_OVERHEAD = 2.0  # time of fitting a look, in times of the products that it takes
 
 
 def calibrate(
@@ -65,78 +59,62 @@ def calibrate(
     """Calibrate a model and write the profile into its folder.
 
     What it measures holds for `device`, the CPU unless it is given; a card, which must have room
-    for all of the model, computes the whole head always, so that no look is fitted there.
+    for all of the model, computes the whole head always, so that no look is fitted there, and one
+    that the profile has is kept. A look that was fitted to the same texts is only timed anew.
     `progress` receives (what is being done, done, total); `cancel` is asked often and raises
     Cancelled. What was captured by then is kept in the cache folder, and the next call goes on
     from there. Raises UsageError for too little text, FormatError for hidden states that are not
     finite.
     """
     on_card = device is not None and device.backend != "cpu"
-    run = _Run(model, threads, kernels, device if on_card else None, notify, progress, cancel)
+    run = Run(model, threads, kernels, device if on_card else None, notify, progress, cancel)
+    head = _found(model, model.folder).head
+    if not on_card:
+        head = _calibrate_head(run, material.for_head(), head) if can_look(model) else None
+    held = folder_of(model, material)
     with run.engine() as engine:
-        parts, held = capture(model, engine, material, run.tell, cancel, notify)
-        total = sum(len(part.hidden) for part in parts)
-        if total < MIN_POSITIONS:
-            raise UsageError(
-                f"There is too little text: {total} tokens, and at least {MIN_POSITIONS} are "
-                "needed to calibrate; give more with --text."
-            )
+        parts = capture(model, engine, material, run.tell, cancel, notify)
+        _check_enough(parts)
         kept = held / f"{engine.kernels.name}-{engine.threads}"
-        profile = _kept(model, kept)
-        if profile.ffn is None:
+        kept.mkdir(parents=True, exist_ok=True)
+        ffn = _found(model, kept).ffn
+        if ffn is None:
             paths = capture_ffn(model, engine, _known(parts), held, run.step("Watching"))
-            profile = dataclasses.replace(profile, ffn=fit(model, paths, run.step("Weighing")))
-            write_profile(kept, profile)
-    if profile.head is None and can_look(model) and not on_card:
-        profile = dataclasses.replace(profile, head=_calibrate_head(run, parts))
-        write_profile(kept, profile)
-    ffn = _calibrate_ffn(run, profile, parts, kept)
-    profile = dataclasses.replace(profile, ffn=ffn)
+            ffn = fit(model, paths, run.step("Weighing"))
+            write_profile(kept, Profile(_weights(model), None, ffn))
+    profile = Profile(_weights(model), head, _calibrate_ffn(run, ffn, parts, kept))
     write_profile(model.folder, profile)
-    shutil.rmtree(held, ignore_errors=True)
+    for folder in (held, folder_of(model, material.for_head())):
+        shutil.rmtree(folder, ignore_errors=True)
     return profile
 
 
-@dataclass(frozen=True, slots=True)
-class _Run:
-    """One calibration: the model, how to make its engines, and who listens."""
+def calibrate_head(
+    model: PackedModel,
+    material: Material,
+    *,
+    threads: int | None = None,
+    kernels: str | None = None,
+    notify: Callable[[str], None] | None = None,
+    progress: Progress | None = None,
+    cancel: Callable[[], bool] | None = None,
+    worth: Callable[[float], bool] | None = None,
+) -> Profile | None:
+    """Fit a look at the vocabulary and put it into the model's profile, which keeps its FFNs.
 
-    model: PackedModel
-    threads: int | None
-    kernels: str | None
-    card: DeviceChoice | None
-    notify: Callable[[str], None] | None
-    progress: Progress | None
-    cancel: Callable[[], bool] | None
-
-    def engine(self, *, look: HeadLook | None = None, neurons: Neurons | None = None) -> Engine:
-        if self.card is not None:
-            from ..gpu.engine import GpuEngine
-
-            return cast("Engine", GpuEngine(self.model, self.card, neurons=neurons))
-        return Engine(
-            self.model,
-            threads=self.threads,
-            kernels=self.kernels,
-            notify=self.notify,
-            head=look,
-            neurons=neurons,
-        )
-
-    def check(self) -> None:
-        if self.cancel is not None and self.cancel():
-            raise Cancelled("Calibration was cancelled; the next one goes on from here.")
-
-    def tell(self, step: str, done: int, total: int) -> None:
-        if self.progress is not None:
-            self.progress(step, done, total)
-
-    def report(self, step: str, done: int, total: int) -> None:
-        self.check()
-        self.tell(step, done, total)
-
-    def step(self, name: str) -> Callable[[int, int], None]:
-        return partial(self.report, name)
+    For a model that `can_look`, on the CPU. `worth` is told how many seconds this will take,
+    measured on a few tokens, and None is returned where it says no. Everything else is as with
+    `calibrate`, which builds on what this writes.
+    """
+    run = Run(model, threads, kernels, None, notify, progress, cancel)
+    read = material.for_head()
+    if worth is not None and not worth(estimate(run, read)):
+        return None
+    head = _calibrate_head(run, read, _found(model, model.folder).head)
+    profile = dataclasses.replace(_found(model, model.folder), head=head)
+    write_profile(model.folder, profile)
+    shutil.rmtree(folder_of(model, read), ignore_errors=True)
+    return profile
 
 
 def can_look(model: PackedModel) -> bool:
@@ -145,40 +123,104 @@ def can_look(model: PackedModel) -> bool:
     return head.kind == "int8" and 2 * DIMS[0] <= head.cols
 
 
-def _kept(model: PackedModel, folder: Path) -> Profile:
-    """What an interrupted calibration had finished, which may be nothing."""
-    folder.mkdir(parents=True, exist_ok=True)
-    weights = str(model.info["weights_sha256"])
+def head_share(model: PackedModel) -> float:
+    """The head's share of a model's bytes."""
+    return head_of(model).nbytes / model.nbytes
+
+
+def estimate(run: Run, read: Material) -> float:
+    """About how many seconds fitting a look takes here: what a few tokens take, times all.
+
+    Reading is timed, a few products with the head, and a few decode steps.
+    """
+    pieces, head = windows(run.model, read), head_of(run.model)
+    total = sum(map(len, pieces))
+    tokens = max(pieces, key=len)[:_TRIED]
+    with run.engine() as engine:
+        cache = engine.new_cache(len(tokens))
+        engine.hidden(cache, tokens[:32])  # touches the weights, and the code, for the first time
+        cache.truncate(0)
+        began = time.perf_counter()
+        hidden = engine.hidden(cache, tokens)
+        reading = (time.perf_counter() - began) / len(tokens)
+        cache.truncate(len(tokens) // 2)
+        began = time.perf_counter()
+        for token in tokens[len(tokens) // 2 :][:8]:
+            engine.decode(cache, token)
+        step = (time.perf_counter() - began) / 8
+    _, block = next(iter(blocks(head)))
+    weights = unpack(block).T
+    began = time.perf_counter()
+    hidden @ weights
+    product = (time.perf_counter() - began) / (len(tokens) * weights.size)
+    dims = dims_for(head.cols)
+    products = head.rows * (head.cols * dims[-1] + total * (head.cols + sum(dims)))
+    timing = 2 * ROUNDS * DECODED * step
+    return total * reading + _OVERHEAD * products * product + timing
+
+
+def _weights(model: PackedModel) -> str:
+    return str(model.info["weights_sha256"])
+
+
+def _found(model: PackedModel, folder: Path) -> Profile:
+    """The profile in a folder that belongs to these weights; an empty one where there is none."""
     try:
-        found = read_profile(folder, model.config, weights)
+        found = read_profile(folder, model.config, _weights(model))
     except FormatError:
         found = None
-    return found or Profile(weights, None, None)
+    return found or Profile(_weights(model), None, None)
 
 
-def _calibrate_head(run: _Run, parts: Sequence[Part]) -> HeadProfile:
-    head = head_of(run.model)
-    dims = [r for r in DIMS if 2 * r <= head.cols <= 8 * r] or [DIMS[-1]]
-    look, outcome = _fit(head, dims, split(parts), lambda done: run.report("Fitting", done, 4))
+def _calibrate_head(run: Run, read: Material, before: HeadProfile | None) -> HeadProfile:
+    """A look that was fitted to these texts and timed on this machine.
+
+    `before` is what the model's profile has. An unfinished calibration's is taken as it is.
+    """
+    model, head, folder = run.model, head_of(run.model), folder_of(run.model, read)
+    kernels, threads = choose(run.kernels).name, count_threads(run.threads)
+    kept = _found(model, folder).head
+    if kept and (kept.setting.kernels, kept.setting.threads) == (kernels, threads):
+        return kept
+    if before is not None and before.material == folder.name:
+        look = before.look
+        outcome = Outcome(**{name: getattr(before.setting, name) for name in _OUTCOME})
+    else:
+        with run.engine() as engine:
+            parts = capture(model, engine, read, run.tell, run.cancel, run.notify)
+        _check_enough(parts)
+        look, outcome = fit_look(head, split(parts), run.step("Fitting"))
     with run.engine(look=look) as engine:
-        dense, sparse = _race(engine, parts, run.report)
-        setting = HeadSetting(
-            **dataclasses.asdict(outcome),
-            dense_head_bytes=head.nbytes,
-            kernels=engine.kernels.name,
-            threads=engine.threads,
-            dense_tokens_per_second=dense,
-            tokens_per_second=sparse,
+        dense, sparse = _race(engine, windows(model, read), run.report)
+    setting = HeadSetting(
+        **dataclasses.asdict(outcome),
+        dense_head_bytes=head.nbytes,
+        kernels=kernels,
+        threads=threads,
+        dense_tokens_per_second=dense,
+        tokens_per_second=sparse,
+    )
+    found = HeadProfile(setting, look, folder.name)
+    folder.mkdir(parents=True, exist_ok=True)
+    write_profile(folder, Profile(_weights(model), found, None))
+    return found
+
+
+_OUTCOME = tuple(field.name for field in dataclasses.fields(Outcome))
+
+
+def _check_enough(parts: Sequence[Part]) -> None:
+    total = sum(len(part.hidden) for part in parts)
+    if total < MIN_POSITIONS:
+        raise UsageError(
+            f"There is too little text: {total} tokens, and at least {MIN_POSITIONS} are "
+            "needed to calibrate; give more with --text."
         )
-    return HeadProfile(setting, look)
 
 
-def _calibrate_ffn(run: _Run, profile: Profile, parts: Sequence[Part], kept: Path) -> FfnProfile:
-    assert profile.ffn is not None
-    fitted = profile.ffn
-
+def _calibrate_ffn(run: Run, fitted: FfnProfile, parts: Sequence[Part], kept: Path) -> FfnProfile:
     def keep(ffn: FfnProfile) -> None:
-        write_profile(kept, dataclasses.replace(profile, ffn=ffn))
+        write_profile(kept, Profile(_weights(run.model), None, ffn))
 
     def make_engine(ffn: FfnProfile, wanted: Parts) -> Engine:
         return run.engine(neurons=ffn.neurons(run.model, parts=wanted))
@@ -212,89 +254,23 @@ def _known(parts: Sequence[Part]) -> list[Part]:
     return [part for i, part in enumerate(parts) if i % 3 != 2]
 
 
-def split(parts: Sequence[Part]) -> tuple[F32, F32, F32]:
-    """Hidden states to take axes from, to choose the margin on, and to judge the look by.
-
-    The last are whole texts and answers that nothing was fitted to, a third of all.
-    """
-    judged = [part.hidden for part in parts[2::3]]
-    seen = [part.hidden for part in _known(parts)]
-    runs = [hidden[i : i + _SPLIT] for hidden in seen for i in range(0, len(hidden), _SPLIT)]
-    return np.concatenate(runs[::2]), np.concatenate(runs[1::2]), np.concatenate(judged)
-
-
-def _fit(
-    head: PackedMatrix,
-    dims: Sequence[int],
-    states: tuple[F32, F32, F32],
-    step: Callable[[int], None],
-) -> tuple[HeadLook, Outcome]:
-    """The look that is read fastest among those that pass; the one that lost least if none does.
-
-    Both "fastest" and a look's margin are decided on the second set of positions.
-    """
-    fitted, chosen_on, judged_on = states
-    step(0)
-    axes = principal_axes(fitted, dims[-1])
-    looks = Looks(head, axes, np.sqrt(np.mean((fitted @ axes.T) ** 2, axis=0)))
-    step(1)
-    ids, logits = leaders(head, chosen_on)
-    seen = see(looks, chosen_on, ids, dims)
-    rules = [_rule(looks, head, seen[r], logits, r) for r in dims]
-    rules.sort(key=lambda outcome: (not outcome.passes, _reading(looks, outcome)))
-    step(2)
-    ids, logits = leaders(head, judged_on)
-    step(3)
-    tried: list[Outcome] = []
-    for rule in rules:
-        held = see(looks, judged_on, ids, [rule.dims])[rule.dims]
-        tried.append(judge(looks, head, held, logits, rule.dims, rule.margin, rule.limit))
-        if tried[-1].passes:
-            break
-    step(4)
-    best = tried[-1] if tried[-1].passes else max(tried, key=lambda outcome: outcome.warm_mass)
-    return looks.make(best.dims, best.margin, best.limit, row_major(head)), best
-
-
-def _rule(looks: Looks, head: PackedMatrix, seen: Seen, logits: F32, dims: int) -> Outcome:
-    """The margin and limit that are read fastest of those well within the quality rule."""
-    found = []
-    for limit in limits(head.rows):
-        margin = least_margin(seen, logits, limit)
-        if margin is not None:
-            found.append(judge(looks, head, seen, logits, dims, margin, limit))
-    if not found:
-        widest = LAG_BINS / BINS_PER_NAT
-        return judge(looks, head, seen, logits, dims, widest, limits(head.rows)[-1])
-    return min(found, key=lambda outcome: _reading(looks, outcome))
-
-
-def _reading(looks: Looks, outcome: Outcome) -> float:
-    """Bytes of a stream that take as long as what the look reads."""
-    return outcome.head_bytes + (GATHERED - 1) * outcome.mean_rows * looks.row_bytes
-
-
-def _race(
-    engine: Engine,
-    parts: Sequence[Part],
-    report: Progress,
-) -> tuple[float, float]:
+def _race(engine: Engine, texts: Sequence[Sequence[int]], report: Progress) -> tuple[float, float]:
     """Tokens per second of decoding without and with the look: medians of runs that take turns."""
-    longest = sorted(parts, key=lambda part: (part.answer, len(part.tokens)))[-_TEXTS:]
+    longest = sorted(texts, key=len)[-_TEXTS:]
     speeds: dict[bool, list[float]] = {False: [], True: []}
-    cache = engine.new_cache(max(len(part.tokens) for part in longest))
-    for done in range(_ROUNDS):
-        report("Timing", done, _ROUNDS)
-        tokens = longest[done % len(longest)].tokens
+    cache = engine.new_cache(min(len(longest[-1]), _PROMPT + DECODED))
+    for done in range(ROUNDS):
+        report("Timing", done, ROUNDS)
+        tokens = longest[done % len(longest)]
         start = min(_PROMPT, len(tokens) // 2)
         cache.truncate(0)
         engine.prefill(cache, tokens[:start])
         for look in (False, True) if done % 2 else (True, False):
             cache.truncate(start)
             began = time.perf_counter()
-            for token in tokens[start : start + _DECODED]:
+            for token in tokens[start : start + DECODED]:
                 engine.decode(cache, token, look=look)
             count = cache.length - start
             speeds[look].append(count / (time.perf_counter() - began))
-    report("Timing", _ROUNDS, _ROUNDS)
+    report("Timing", ROUNDS, ROUNDS)
     return median(speeds[False]), median(speeds[True])

@@ -28,7 +28,10 @@ ANSWER = 320
 """Most tokens of an answer."""
 
 MAX_TEXT = 8192
-"""Most tokens of all texts together; longer ones are sampled evenly."""
+"""Most tokens of all texts together that are also decoded; longer ones are sampled evenly."""
+
+MAX_READ = 16384
+"""The same of texts that are only read."""
 
 FFN_TOKENS = 2048
 """Tokens whose FFN inputs are kept, of all parts together."""
@@ -43,12 +46,20 @@ Progress = Callable[[str, int, int], None]
 class Material:
     """What to calibrate on: texts to read and prompts to answer, as tokens.
 
-    `ends` are the tokens that end an answer.
+    `ends` are the tokens that end an answer. `more` are texts that only the head is fitted to. At
+    most `most` tokens of texts are taken.
     """
 
     texts: Sequence[Sequence[int]]
     prompts: Sequence[Sequence[int]]
     ends: frozenset[int]
+    more: Sequence[Sequence[int]] = ()
+    most: int = MAX_TEXT
+
+    def for_head(self) -> Material:
+        """What a look at the vocabulary is fitted to: all texts, which are read, and no answers,
+        which take ten times as long to make."""
+        return Material([*self.texts, *self.more], (), self.ends, most=MAX_READ)
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,17 +81,18 @@ def capture(
     progress: Progress,
     cancel: Callable[[], bool] | None,
     notify: Callable[[str], None] | None = None,
-) -> tuple[list[Part], Path]:
-    """Read the texts and answer the prompts. Returns the parts and the folder that keeps them.
+) -> list[Part]:
+    """Read the texts and answer the prompts.
 
-    The same material gives the same parts. Parts are kept as they are made, under a name that the
-    weights and the material decide, so that a call that was cut off goes on where it stopped.
-    Raises Cancelled; FormatError for hidden states that are not finite.
+    The same material gives the same parts. Parts are kept in `folder_of` the material as they are
+    made, so that a call that was cut off goes on where it stopped. Raises Cancelled; FormatError
+    for hidden states that are not finite.
     """
     window = min(WINDOW, model.config.context_length)
-    texts = list(_windows(material.texts, window))
-    prompts = [list(prompt) for prompt in material.prompts if len(prompt) < window]
-    folder = _folder(model, texts, prompts, material.ends)
+    texts = windows(model, material)
+    prompts = _prompts(model, material)
+    folder = folder_of(model, material)
+    step = "Listening" if prompts else "Reading"
     total = sum(map(len, texts)) + ANSWER * len(prompts)
     parts: list[Part] = []
     done = 0
@@ -88,7 +100,7 @@ def capture(
     def check(more: int) -> None:
         if cancel is not None and cancel():
             raise Cancelled("Calibration was cancelled; the next one goes on from here.")
-        progress("Listening", done + more, total)
+        progress(step, done + more, total)
 
     for index, tokens in enumerate([*texts, *prompts]):
         check(0)
@@ -109,8 +121,13 @@ def capture(
             _save(path, part)
         parts.append(part)
         done += ANSWER if answer else len(tokens)
-    progress("Listening", total, total)
-    return [part for part in parts if len(part.hidden)], folder
+    progress(step, total, total)
+    return [part for part in parts if len(part.hidden)]
+
+
+def windows(model: PackedModel, material: Material) -> list[list[int]]:
+    """The pieces in which the texts are read."""
+    return list(_windows(material.texts, min(WINDOW, model.config.context_length), material.most))
 
 
 def capture_ffn(
@@ -150,11 +167,11 @@ def layer_inputs(paths: Sequence[Path], layer: int) -> F32:
     return np.concatenate(parts).astype(np.float32)
 
 
-def _windows(texts: Sequence[Sequence[int]], window: int) -> Iterator[list[int]]:
-    """Texts cut to pieces of `window` tokens; evenly spread ones of them where there are many."""
+def _windows(texts: Sequence[Sequence[int]], window: int, limit: int) -> Iterator[list[int]]:
+    """Texts cut to pieces of `window` tokens; evenly spread ones where that is over `limit`."""
     pieces = [list(text[i : i + window]) for text in texts for i in range(0, len(text), window)]
     pieces = [piece for piece in pieces if len(piece) > 1]
-    most = max(1, MAX_TEXT // window)
+    most = max(1, limit // window)
     step = max(1.0, len(pieces) / most)
     yield from (pieces[int(i * step)] for i in range(min(most, len(pieces))))
 
@@ -190,13 +207,17 @@ def _check_finite(model: PackedModel, hidden: NDArray[np.floating]) -> None:
         )
 
 
-def _folder(
-    model: PackedModel, texts: list[list[int]], prompts: list[list[int]], ends: frozenset[int]
-) -> Path:
-    """Where the parts of this model and material are kept."""
+def folder_of(model: PackedModel, material: Material) -> Path:
+    """Where the parts of this model and material are kept; its name is a hash of both."""
     weights = model.info["weights_sha256"]
-    key = json.dumps([weights, texts, prompts, sorted(ends), WINDOW, ANSWER])
+    texts, prompts = windows(model, material), _prompts(model, material)
+    key = json.dumps([weights, texts, prompts, sorted(material.ends), WINDOW, ANSWER])
     return cache_dir() / "calibration" / hashlib.sha256(key.encode()).hexdigest()[:32]
+
+
+def _prompts(model: PackedModel, material: Material) -> list[list[int]]:
+    window = min(WINDOW, model.config.context_length)
+    return [list(prompt) for prompt in material.prompts if len(prompt) < window]
 
 
 def _save(path: Path, part: Part) -> None:

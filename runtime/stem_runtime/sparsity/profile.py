@@ -15,7 +15,7 @@ from ..config import ModelConfig
 from ..errors import FormatError
 from ..kernels.cpu.layout import ROW_GROUP_BYTES
 from ..quant import GROUP, groups_of
-from .container import Arrays, Container, write_container
+from .container import MAX_TEXT, Arrays, Container, write_container
 from .ffn_file import ffn_arrays, ffn_table, read_ffn
 from .ffn_profile import FfnProfile
 from .head import HeadLook
@@ -78,10 +78,15 @@ class HeadSetting:
 
 @dataclass(frozen=True, slots=True)
 class HeadProfile:
-    """A sparse output head: what was measured, and what the engine decodes with."""
+    """A sparse output head: what was measured, and what the engine decodes with.
+
+    `material` names the weights and texts that the look was fitted to, empty where that is not
+    known.
+    """
 
     setting: HeadSetting
     look: HeadLook
+    material: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,6 +114,7 @@ def write_profile(folder: Path, profile: Profile) -> Path:
         "format": FORMAT,
         "weights_sha256": profile.weights_sha256,
         "head": None if head is None else dataclasses.asdict(head.setting),
+        "head_material": "" if head is None else head.material,
         "ffn": None if ffn is None else ffn_table(ffn),
     }
     arrays: Arrays = {
@@ -160,4 +166,7 @@ def _read_head(file: Container, config: ModelConfig) -> HeadProfile:
         setting.margin,
         limit,
     )
-    return HeadProfile(setting, look)
+    material = file.table.get("head_material", "")  # profiles of before it was told have none
+    if not isinstance(material, str) or len(material) > MAX_TEXT:
+        raise file.error("head_material is no text of that length")
+    return HeadProfile(setting, look, material)

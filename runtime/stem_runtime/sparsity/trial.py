@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -24,7 +23,10 @@ SPENT = 0.25
 """Share of what the quality rule allows that the choice of a margin spends."""
 
 _WIDEST = LAG_BINS - 1  # bins, the last being for all that is farther behind
-_SCORES = 1 << 23  # scores held at a time
+WIDEST = LAG_BINS / BINS_PER_NAT
+"""Nats of the widest margin that there can be."""
+
+_SCORES = 1 << 22  # scores held at a time
 
 F32 = NDArray[np.float32]
 Ids = NDArray[np.int64]
@@ -113,19 +115,22 @@ class Seen:
         return kept
 
 
-def see(looks: Looks, hidden: F32, ids: Ids, dims: Sequence[int]) -> dict[int, Seen]:
-    """What the looks of some numbers of dimensions see; `ids` [n, k] are the likeliest tokens."""
-    behind: dict[int, list[Ids]] = {r: [] for r in dims}
-    counts: dict[int, list[Ids]] = {r: [] for r in dims}
-    for part, r, scores in _scores(looks, hidden, dims):
-        lags = (scores.max(axis=1, keepdims=True) - scores) * np.float32(BINS_PER_NAT)
+def see(looks: Looks, hidden: F32, ids: Ids, dims: int) -> Seen:
+    """What the look of some number of dimensions sees; `ids` [n, k] are the likeliest tokens."""
+    rotation, look = looks.values
+    turned = rounded(rounded(hidden) @ rotation.T)[:, :dims]
+    columns = look[:, :dims].T
+    behind, counts = [], []
+    step = max(1, _SCORES // len(look))
+    for first in range(0, len(hidden), step):
+        part = slice(first, first + step)
+        lags = turned[part] @ columns
+        np.subtract(lags.max(axis=1, keepdims=True), lags, out=lags)
+        lags *= np.float32(BINS_PER_NAT)
         bins = np.minimum(lags, np.float32(_WIDEST), out=lags).astype(np.uint8)
-        behind[r].append(np.take_along_axis(bins, ids[part], axis=1).astype(np.int64))
-        counts[r].append(np.array([np.bincount(row, minlength=LAG_BINS) for row in bins]))
-    return {
-        r: Seen(np.concatenate(behind[r]), np.cumsum(np.concatenate(counts[r]), axis=1))
-        for r in dims
-    }
+        behind.append(np.take_along_axis(bins, ids[part], axis=1).astype(np.int64))
+        counts.append(np.array([np.bincount(row, minlength=LAG_BINS) for row in bins]))
+    return Seen(np.concatenate(behind), np.cumsum(np.concatenate(counts), axis=1))
 
 
 def least_margin(seen: Seen, logits: F32, limit: int) -> float | None:
@@ -166,21 +171,6 @@ def judge(
         warm_mass=_mass(logits, kept, WARM),
         head_bytes=round(nbytes),
     )
-
-
-def _scores(looks: Looks, hidden: F32, dims: Sequence[int]) -> Iterator[tuple[slice, int, F32]]:
-    """Yield (positions, dimensions, scores [positions, vocab]); each adds to the one before."""
-    rotation, look = looks.values
-    turned = rounded(rounded(hidden) @ rotation.T)
-    step = max(1, _SCORES // len(look))
-    for first in range(0, len(hidden), step):
-        part = slice(first, first + step)
-        states, done = turned[part], 0
-        scores = np.zeros((len(states), len(look)), np.float32)
-        for r in dims:
-            scores += states[:, done:r] @ look[:, done:r].T
-            done = r
-            yield part, r, scores
 
 
 def _mass(logits: F32, kept: NDArray[np.bool_], params: SamplingParams) -> float:

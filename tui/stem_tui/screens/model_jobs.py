@@ -14,6 +14,7 @@ from textual.app import App
 from textual.worker import get_current_worker
 
 from stem_local.errors import Cancelled, StemError
+from stem_local.progress import LEARN, learning
 from stem_local.units import size
 from stem_tui.widgets.figures import bar
 
@@ -23,6 +24,10 @@ Kind = Literal["get", "calibrate"]
 
 _BYTES = {"download": "Downloading", "pack": "Packing"}
 """The steps that are counted in bytes, as `Reporter.update` names them."""
+
+
+def _yes() -> bool:
+    return True
 
 
 @dataclass(slots=True, eq=False)
@@ -51,6 +56,11 @@ class Job:
     begun: float = field(default_factory=time.monotonic)
     cancelled: threading.Event = field(default_factory=threading.Event)
 
+    @property
+    def measures(self) -> bool:
+        """Whether speeds are being measured, so that the engine must not work meanwhile."""
+        return self.kind == "calibrate" or self.step == LEARN
+
     def note(self, text: str) -> None:
         self.noted = one_line(text)
 
@@ -67,7 +77,9 @@ class Job:
             doing = "Getting" if self.kind == "get" else "Calibrating"
             return f"{doing} {self.name} ...", ""
         share = self.done / self.total
-        if self.step in _BYTES:
+        if self.step == LEARN:
+            text = learning(self.done, self.total)
+        elif self.step in _BYTES:
             amount = f"{_BYTES[self.step]} {self.name}: {size(self.done)} of {size(self.total)}"
             text = f"{amount}{self._pace()}"
         else:
@@ -108,14 +120,22 @@ class ModelJobs:
             cls._all[app] = cls(app)
         return cls._all[app]
 
-    def start(self, kind: Kind, target: str, name: str, rename: str | None = None) -> Job:
+    def start(
+        self,
+        kind: Kind,
+        target: str,
+        name: str,
+        rename: str | None = None,
+        learns: Callable[[], bool] = _yes,
+    ) -> Job:
         """Begin to get or to calibrate a model; call it when nothing is being done.
 
         `rename` is what a model is installed as, None for the name that its source gives it.
+        `learns` is asked, in a thread, whether a model that was got may be calibrated then.
         """
         job = self.current = Job(kind, target, name)
         self._app.run_worker(
-            lambda: self._run(job, rename), thread=True, group="models", exit_on_error=False
+            lambda: self._run(job, rename, learns), thread=True, group="models", exit_on_error=False
         )
         return job
 
@@ -123,7 +143,7 @@ class ModelJobs:
         if self.current is not None:
             self.current.cancelled.set()
 
-    def _run(self, job: Job, rename: str | None) -> None:
+    def _run(self, job: Job, rename: str | None, learns: Callable[[], bool]) -> None:
         worker = get_current_worker()
 
         def asked() -> bool:
@@ -131,7 +151,7 @@ class ModelJobs:
 
         try:
             if job.kind == "get":
-                _get(job, rename, asked)
+                _get(job, rename, asked, learns)
             else:
                 _calibrate(job, asked)
         except Cancelled as error:
@@ -151,12 +171,20 @@ class ModelJobs:
             )
 
 
-def _get(job: Job, rename: str | None, asked: Callable[[], bool]) -> None:
+def _get(
+    job: Job, rename: str | None, asked: Callable[[], bool], learns: Callable[[], bool]
+) -> None:
     from stem_local.hub import pull
+    from stem_local.learning import learn
 
-    model = pull(job.target, name=rename, progress=job, cancel=asked)
-    job.installed = model.name
+    model = pull(job.target, name=rename, progress=job, calibrate=False, cancel=asked)
     job.said = f"{model.name} is installed ({size(model.size)})."
+    if learns():
+        noted = job.noted
+        learn(model, job, asked)
+        if job.noted != noted:
+            job.said = job.noted
+    job.installed = model.name
 
 
 def _calibrate(job: Job, asked: Callable[[], bool]) -> None:

@@ -40,8 +40,9 @@ class ModelsScreen(Dialog[str | None]):
 
     Returns the name or folder of the model to use, None to go on as before. The name can be that
     of the model in use: it was calibrated meanwhile and is to be loaded anew. On a `first_run` the
-    model that was downloaded is the one to use. `answering` says whether the engine is at work,
-    which would spoil the speeds that a calibration measures.
+    model that was downloaded is the one to use. With `calibrate` its head is calibrated then.
+    `answering` says whether the engine is at work, which would spoil the speeds that a calibration
+    measures.
     """
 
     DEFAULT_CSS = """
@@ -92,11 +93,13 @@ class ModelsScreen(Dialog[str | None]):
         in_use: str | None = None,
         *,
         first_run: bool = False,
+        calibrate: bool = True,
         answering: Callable[[], bool] = _nothing_answers,
     ) -> None:
         super().__init__("Choose a model to begin with" if first_run else "Models")
         self._in_use = in_use
         self._first_run = first_run
+        self._learns = lambda: calibrate and not answering()
         self._answering = answering
         self._memory: int | None = None
         self._in_use_changed = False
@@ -316,7 +319,7 @@ class ModelsScreen(Dialog[str | None]):
     def _begin(self, kind: Kind, target: str, name: str, rename: str | None = None) -> None:
         self._say("")
         self._noted = ""
-        self._jobs.start(kind, target, name, rename)
+        self._jobs.start(kind, target, name, rename, learns=self._learns)
         self._draw_job()
         self.refresh_bindings()
 
@@ -357,7 +360,7 @@ class ModelsScreen(Dialog[str | None]):
 
     def _leave_with(self, name: str | None) -> None:
         job = self._jobs.current
-        if job is not None and job.kind == "calibrate":
+        if job is not None and job.measures:
             self._say(
                 "Calibrating measures speeds, so nothing else can be done meanwhile: wait for it, "
                 f"or cancel it ({self._key('cancel')})."
