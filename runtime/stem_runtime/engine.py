@@ -16,7 +16,7 @@ from .formats.packed import PackedModel
 from .kernels import choose
 from .kernels.cpu import layout as L
 from .kernels.jit import load_unit
-from .kv_cache import KVCache
+from .kv_cache import CacheKind, KVCache
 from .team import Team
 from .threads import count_threads
 from .workspace import Workspace
@@ -62,13 +62,16 @@ class Engine:
         self._lock = threading.Lock()
         self._closed = False
 
-    def new_cache(self, capacity: int) -> KVCache:
-        """A cache for `capacity` tokens. Raises UsageError beyond the model's context length."""
+    def new_cache(self, capacity: int, kind: CacheKind = "fp16") -> KVCache:
+        """A cache for `capacity` tokens; the engine reads either kind, each call as its cache is.
+
+        Raises UsageError beyond the model's context length.
+        """
         if not 1 <= capacity <= self.config.context_length:
             raise UsageError(
                 f"capacity is from 1 to {self.config.context_length} tokens, not {capacity}."
             )
-        return KVCache(self.config, capacity)
+        return KVCache(self.config, capacity, kind)
 
     def prefill(
         self,
@@ -214,12 +217,14 @@ class Engine:
         """
         self._team.interrupt()
 
-    def weight_bytes_per_token(self, context: int, rows: float | None = None) -> int:
-        """Bytes that one decoded token reads with `context` tokens in the cache.
+    def weight_bytes_per_token(
+        self, context: int, rows: float | None = None, kind: CacheKind = "fp16"
+    ) -> int:
+        """Bytes that one decoded token reads with `context` tokens in a cache of that kind.
 
         `rows` is how many rows of the head are computed in full after a look, None for all.
         """
-        return self._work.bytes_per_token(context, rows)
+        return self._work.bytes_per_token(context, rows, kind)
 
     def close(self) -> None:
         """Stop the threads and let go of the model. Idempotent."""

@@ -1,4 +1,4 @@
-"""The keys and values of the tokens read so far, in float16."""
+"""The keys and values of the tokens read so far, in float16 or in int8."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import contextlib
 import math
 import mmap
 from collections.abc import Sequence
+from typing import Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,15 +14,43 @@ from numpy.typing import NDArray
 from .config import ModelConfig
 from .errors import ContextFullError, UsageError
 
+CacheKind = Literal["fp16", "int8"]
+CACHE_KINDS: tuple[CacheKind, ...] = get_args(CacheKind)
+
 BLOCK = 16
 """Positions whose keys lie together; capacities are rounded up to it."""
+GROUP = 32
+"""Dimensions that share a scale in an int8 cache."""
+
+
+def head_pad(head_dim: int, kind: CacheKind) -> int:
+    """The dimensions of a head that a cache holds, those of padding included."""
+    step = GROUP if kind == "int8" else 16
+    return -(-head_dim // step) * step
+
+
+def bytes_per_position(head_dim: int, kv_heads: int, kind: CacheKind) -> int:
+    """Of the keys and values of one token in one layer."""
+    pad = head_pad(head_dim, kind)
+    return 2 * kv_heads * (pad + 2 * pad // GROUP if kind == "int8" else 2 * pad)
+
+
+def check_kind(kind: str) -> None:
+    """Raises UsageError for a kind of cache that there is not."""
+    if kind not in CACHE_KINDS:
+        raise UsageError(f"A KV cache is {' or '.join(CACHE_KINDS)}, not {kind!r}.")
 
 
 class KVCache:
-    """Keys float16 [layer, kv_head, capacity/16, head_pad, 16], values [..., capacity, head_pad].
+    """Keys and values of all layers and key heads, for `capacity` tokens.
 
-    head_pad is head_dim rounded up to 16. Memory is used only as positions are filled. `tokens`
-    are the ids whose keys and values are held, in order.
+    "fp16": keys float16 [layer * kv_head, capacity/16, head_pad, 16], values [..., capacity,
+    head_pad]; head_pad is head_dim rounded up to 16. "int8": both are bytes [layer * kv_head,
+    capacity/16, groups of 32 dimensions, 544], 16 float16 scales and 512 quants (see
+    `kernels/cpu/cache8.py`), a little more than half as many.
+
+    Memory is used only as positions are filled. `tokens` are the ids whose keys and values are
+    held, in order.
 
     What the conversation has shown of the FFNs' neurons goes with it, None while nobody asks:
     `candidates` uint32 [n_layers, groups of 32 neurons], whose gates are worth computing, and
@@ -30,12 +59,22 @@ class KVCache:
     many more tokens a layer runs dense of which nearly all neurons fired.
     """
 
-    def __init__(self, config: ModelConfig, capacity: int) -> None:
+    kind: CacheKind = "fp16"
+
+    def __init__(self, config: ModelConfig, capacity: int, kind: CacheKind = "fp16") -> None:
+        check_kind(kind)
+        self.kind = kind
         self._begin(config, capacity, -(-capacity // BLOCK) * BLOCK)
-        head_pad = -(-config.head_dim // 16) * 16
-        heads = config.n_layers * config.kv_heads
-        self.keys = _zeros((heads, self.room // BLOCK, head_pad, BLOCK))
-        self.values = _zeros((heads, self.room, head_pad))
+        pad = head_pad(config.head_dim, kind)
+        heads, blocks = config.n_layers * config.kv_heads, self.room // BLOCK
+        self.keys: NDArray[np.uint8 | np.uint16]
+        self.values: NDArray[np.uint8 | np.uint16]
+        if kind == "int8":
+            shape = (heads, blocks, pad // GROUP, BLOCK * (2 + GROUP))
+            self.keys, self.values = _zeros(shape, np.uint8), _zeros(shape, np.uint8)
+        else:
+            self.keys = _zeros((heads, blocks, pad, BLOCK), np.uint16)
+            self.values = _zeros((heads, self.room, pad), np.uint16)
 
     def _begin(self, config: ModelConfig, capacity: int, room: int) -> None:
         """Know nothing yet, with memory for `room` positions."""
@@ -77,14 +116,14 @@ class KVCache:
         self.rest[:] = 0
 
 
-def _zeros(shape: tuple[int, ...]) -> NDArray[np.uint16]:
+def _zeros(shape: tuple[int, ...], kind: type[np.generic]) -> NDArray[Any]:
     """Zeros that take memory page by page as they are written.
 
     NumPy asks for huge pages instead. The first position of every head would then take 2 MB, which
     is most of a cache, and clearing it all is most of the time to a first token.
     """
-    memory = mmap.mmap(-1, 2 * math.prod(shape))
+    memory = mmap.mmap(-1, np.dtype(kind).itemsize * math.prod(shape))
     if advice := getattr(mmap, "MADV_NOHUGEPAGE", None):
         with contextlib.suppress(OSError):
             memory.madvise(advice)
-    return np.frombuffer(memory, np.uint16).reshape(shape)
+    return np.frombuffer(memory, kind).reshape(shape)

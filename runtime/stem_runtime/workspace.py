@@ -13,7 +13,7 @@ from .config import ACTIVATIONS
 from .errors import UsageError
 from .formats.packed import PackedModel
 from .kernels.cpu import layout as L
-from .kv_cache import KVCache
+from .kv_cache import CacheKind, KVCache, bytes_per_position, head_pad
 from .neuron_tables import NeuronTables, bits, matrix_words
 from .quant import TILE, groups_of, tiles_of
 
@@ -45,6 +45,7 @@ _MATRICES = {
     L.UP: "up",
     L.DOWN: "down",
 }
+_CACHES: dict[CacheKind, int] = {"fp16": L.CACHE_FP16, "int8": L.CACHE_INT8}
 
 Floats = NDArray[np.float32]
 Words = NDArray[np.int64]
@@ -65,7 +66,7 @@ class Workspace:
         self.args: Words = np.zeros(L.ARGS_WORDS, np.int64)
         self._d_pad = _round_up(config.d_model, 32)
         self._attended_pad = _round_up(config.n_heads * config.head_dim, 32)
-        self._head_pad = _round_up(config.head_dim, 16)
+        self._head_pad = head_pad(config.head_dim, "int8")  # the wider of the two
         fit = int(_CHUNK_WORK / model.parameters) // 16 * 16
         self.chunk = min(_CHUNK, max(64, fit))
         self.row: Floats = np.zeros((1, self._d_pad), np.float32)
@@ -99,6 +100,8 @@ class Workspace:
         args[L.N_TOKENS], args[L.POSITION], args[L.LOGITS_FROM] = count, cache.length, logits_from
         args[L.KEYS], args[L.VALUES] = cache.keys.ctypes.data, cache.values.ctypes.data
         args[L.CAPACITY] = cache.room
+        args[L.CACHE] = _CACHES[cache.kind]
+        args[L.HEAD_PAD] = head_pad(self._model.config.head_dim, cache.kind)
         if look and self._look is None:
             raise UsageError("This engine has no look at the vocabulary; calibrate first.")
         args[L.LOOK] = self._look.words.ctypes.data if look and self._look else 0
@@ -203,14 +206,17 @@ class Workspace:
             return self._model.config.vocab_size
         return int(self._look.words[L.LOOK_DONE])
 
-    def bytes_per_token(self, context: int, rows: float | None = None) -> int:
+    def bytes_per_token(
+        self, context: int, rows: float | None = None, kind: CacheKind = "fp16"
+    ) -> int:
         config, model = self._model.config, self._model
         embed = 0 if config.tied_head else model.matrix("embed").nbytes
         if rows is not None and self._look is not None:
             whole = model.matrix("embed" if config.tied_head else "head").nbytes
             embed += whole - self._look.nbytes(rows)
         seen = sum(min(window or context, context) for window in config.layer_windows)
-        return model.nbytes - embed + 4 * config.kv_heads * self._head_pad * seen
+        position = bytes_per_position(config.head_dim, config.kv_heads, kind)
+        return model.nbytes - embed + position * seen
 
     def _set_sizes(self) -> None:
         config, args = self._model.config, self.args
@@ -220,7 +226,7 @@ class Workspace:
             self._d_pad,
         )
         args[L.N_HEADS], args[L.KV_HEADS] = config.n_heads, config.kv_heads
-        args[L.HEAD_DIM], args[L.HEAD_PAD] = config.head_dim, self._head_pad
+        args[L.HEAD_DIM] = config.head_dim
         args[L.ATTENDED_PAD] = self._attended_pad
         args[L.ACTIVATION] = ACTIVATIONS.index(config.activation)
         args[L.ACTIVATION_PARAM] = bits(config.activation_param)

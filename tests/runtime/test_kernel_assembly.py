@@ -10,6 +10,8 @@ from typing import Any
 import pytest
 
 from stem_runtime.kernels import TOKEN_BLOCK, compiler
+from stem_runtime.kernels.cpu.cache8 import value_rows
+from stem_runtime.kernels.cpu.isa import VARIANTS
 
 from .test_jit import undefined_symbols
 
@@ -138,14 +140,15 @@ def test_products_are_made_of_the_right_instructions(
         assert not count(lines, target.never), name
 
 
+REGISTERS = r"vpdpbusd .*%zmm\d+, %zmm\d+$"
+
 # of the loop that takes the most groups of a row, or bytes of columns, at once
 NEURON_DOTS = {"row_0": 2, "row_1": 2, "row_2": 1, "columns_0": 8, "columns_1": 8, "columns_2": 4}
 
 
 def test_products_with_single_neurons_too(target: Target, probe: dict[str, list[str]]) -> None:
     """Their activations come in registers, and fill whole ones."""
-    registers = r"vpdpbusd .*%zmm\d+, %zmm\d+$"
-    dot = registers if target.variant == "avx512vnni" else target.dot
+    dot = REGISTERS if target.variant == "avx512vnni" else target.dot
     for name, least in NEURON_DOTS.items():
         assert count(probe[name], dot) >= least, name
         if target.half:
@@ -159,9 +162,10 @@ def test_halves_are_read_by_the_cpu_itself(target: Target, probe: dict[str, list
 
 
 def test_kernels_make_no_calls(probe: dict[str, list[str]]) -> None:
+    """But of the unit's own functions."""
     for name, lines in probe.items():
         called = {call[1] for line in lines if (call := CALL.match(line))}
-        assert called <= compiler.MEMORY_FUNCTIONS, name
+        assert called <= compiler.MEMORY_FUNCTIONS | probe.keys(), name
 
 
 SPILL = r"st[rp] q\d+.*\[sp|vmov\w+ %[yz]mm\d+, -?\d*\(%r[sb]p\)"
@@ -184,6 +188,21 @@ def test_sums_of_single_neurons_stay_in_registers(
         if target.variant in ("neon", "avx512vnni"):
             many = target.variant == "neon" and name.startswith("columns")
             assert spills <= (dots if many else 0), name
+
+
+def test_values_of_an_int8_cache_are_products_of_integers(
+    target: Target, probe: dict[str, list[str]]
+) -> None:
+    """A weight is brought to all lanes once for 32 dimensions, and the sums stay in registers."""
+    dot = REGISTERS if target.variant == "avx512vnni" else target.dot
+    for rows in range(1, value_rows(VARIANTS[target.variant]) + 1):
+        lines = probe[f"value8_{rows}"]
+        # 16 positions of 32 dimensions, in two parts
+        assert count(lines, dot) >= 16 * rows, rows
+        if target.half:
+            assert count(lines, target.half), rows
+        if target.variant in ("neon", "avx512vnni"):
+            assert not count(lines, SPILL), rows
 
 
 @pytest.mark.parametrize(

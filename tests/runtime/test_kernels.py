@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from stem_runtime.config import ACTIVATIONS
 from stem_runtime.kernels import TOKEN_BLOCK, available, oracle
 from stem_runtime.kernels.cpu import layout as L
+from stem_runtime.kernels.cpu.cache8 import value_rows
 from stem_runtime.kernels.cpu.isa import VARIANTS as ISAS
 from stem_runtime.kernels.jit import Entry, load_unit
 from stem_runtime.quant import Kind, PackedMatrix, PlainMatrix, groups_of, pack
@@ -304,6 +305,129 @@ def test_values(probe: Probe, rows: int, vectors: int, positions: int) -> None:
     np.testing.assert_allclose(acc, want, rtol=1e-5, atol=1e-5)
 
 
+def cache_rows(rng: np.random.Generator, shape: tuple[int, ...], size: float) -> F32:
+    """Rows whose groups differ in size, some of them nothing but zeros."""
+    x = size * rng.standard_normal(shape) * 10.0 ** rng.integers(-2, 2, (*shape[:-1], 1))
+    x *= rng.random((*shape[:-1], 1)) < 0.9
+    return x.astype(np.float32)
+
+
+@few
+@given(seed=seeds, size=st.sampled_from([1.0, 1e-4, 1e-6, 1e-9, 1e4, 1e30]), ends=st.booleans())
+def test_groups_are_rounded_for_the_cache(probe: Probe, seed: int, size: float, ends: bool) -> None:
+    x = cache_rows(np.random.default_rng(seed), (12, 32), size)
+    x = np.where(np.abs(x) > size / 2, np.sign(x), 0).astype(np.float32) if ends else x
+    want, want_scales = oracle.round_cached(x)
+    for native in {probe.isa.native_half, False}:
+        quants, scales = np.full((12, 40), 7, np.int8), np.full(13, 7, np.float16)
+        for row, line, at in zip(x, quants, range(12), strict=True):
+            probe(f"round8_{native}", row, line, scales[at:])
+        assert np.array_equal(scales[:12].view(np.uint16), want_scales[:, 0].view(np.uint16))
+        assert np.array_equal(quants[:, :32], want[:, 0])
+        assert np.all(quants[:, 32:] == 7)
+        assert scales[12] == 7
+
+
+def int8_blocks(x: F32, at: slice, room: int, *, keys: bool, empty: int) -> NDArray[np.uint8]:
+    """An int8 cache [room/16, groups, 544] of positions `at`, whose rows are x; else `empty`."""
+    quants, scales = oracle.round_cached(x)
+    groups = scales.shape[1]
+    wide = np.full((room, groups, 32), empty, np.uint8)
+    wide[at] = quants.astype(np.int16) + 128
+    kept = np.full((room, groups), 257 * empty, np.uint16)
+    kept[at] = scales.view(np.uint16)
+    if keys:
+        wide = wide.reshape(-1, 16, groups, 8, 4).transpose(0, 2, 3, 1, 4)
+    else:
+        wide = wide.reshape(-1, 4, 4, groups, 32).transpose(0, 3, 1, 4, 2)
+    parts = np.ascontiguousarray(kept.reshape(-1, 16, groups).swapaxes(1, 2)).view(np.uint8)
+    return np.concatenate([parts, wide.reshape(*parts.shape[:2], 512)], axis=2)
+
+
+@few
+@given(
+    seed=seeds,
+    rows=st.integers(1, 4),
+    blocks=st.integers(1, L.ATTENTION_BLOCKS),
+    size=st.sampled_from([1.0, 1e-30, 0.0]),
+    sharp=st.booleans(),
+)
+def test_values_of_an_int8_cache(
+    probe: Probe, seed: int, rows: int, blocks: int, size: float, sharp: bool
+) -> None:
+    rng, rows = np.random.default_rng(seed), min(rows, value_rows(probe.isa))
+    p = size * rng.random((rows, 16 * blocks + 3))
+    p = (p ** (20 if sharp else 1)).astype(np.float32)
+    x = cache_rows(rng, (16 * blocks, 32), 1.0)
+    quants, scales = oracle.round_cached(x)
+    # two groups apart, as the blocks of a head of 64 dimensions
+    cache = np.repeat(int8_blocks(x, slice(None), len(x), keys=False, empty=0), 2, axis=1)
+    acc = rng.standard_normal((rows, 35)).astype(np.float32)
+    shares = p[:, : 16 * blocks] * scales[:, 0].astype(np.float64)
+    exact = acc.astype(np.float64)
+    exact[:, :32] += shares @ quants[:, 0].astype(np.float64)
+    # a weight is off by half a step of 1/16383 of the largest
+    step = shares.max(axis=1, keepdims=True) / (2**14 - 1)
+    memory = np.zeros((4, L.ATTENTION_BLOCKS, 64), np.uint8)
+    args = (p, p.strides[0], cache, cache.strides[0], blocks, acc, acc.strides[0], memory)
+    probe(f"value8_{rows}", *args)
+    bound = 0.51 * step * np.abs(quants[:, 0].astype(np.int64)).sum(axis=0)
+    assert np.all(np.abs(acc - exact)[:, :32] <= bound + 1e-5 * np.abs(exact[:, :32]) + 1e-6)
+    assert np.array_equal(acc[:, 32:], exact[:, 32:])
+
+
+@few
+@given(
+    seed=seeds,
+    group=st.integers(1, 9),
+    queries=st.integers(1, 4),
+    head_dim=st.sampled_from([2, 16, 20, 48, 64, 72, 128]),
+    before=st.integers(0, 300),
+    window=st.sampled_from([0, 1, 5, 16, 17, 100]),
+    size=st.sampled_from([0.0, 0.3, 5.0]),
+)
+def test_attention_over_an_int8_cache_equals_the_oracle(
+    probe: Probe,
+    seed: int,
+    group: int,
+    queries: int,
+    head_dim: int,
+    before: int,
+    window: int,
+    size: float,
+) -> None:
+    """The second of two key heads; whatever lies in the cache behind the newest adds nothing."""
+    rng = np.random.default_rng(seed)
+    pad, length, rows = -(-head_dim // 32) * 32, before + queries, group * queries
+    room = (length // 16 + 2) * 16
+    k = (size * rng.standard_normal((length, 1, head_dim))).astype(np.float32)
+    v = rng.standard_normal((length, 1, head_dim)).astype(np.float32)
+    caches = [
+        np.stack([np.full_like(one, 0x44), one])
+        for one in (
+            int8_blocks(k[:, 0], slice(length), room, keys=True, empty=99),
+            int8_blocks(v[:, 0], slice(length), room, keys=False, empty=99),
+        )
+    ]
+    q = np.zeros((queries, group, pad), np.float32)
+    q[:, :, :head_dim] = rng.standard_normal((queries, group, head_dim))
+    args = np.zeros(L.ARGS_WORDS, np.int64)
+    args[L.N_HEADS], args[L.KV_HEADS], args[L.HEAD_PAD] = 2 * group, 2, pad
+    args[L.HEAD_DIM], args[L.CAPACITY], args[L.CACHE] = head_dim, room, L.CACHE_INT8
+    args[L.KEYS], args[L.VALUES] = (cache.ctypes.data for cache in caches)
+    acc, state = np.ones((rows, pad), np.float32), np.ones((rows, 2), np.float32)
+    scores = np.full(L.attention_bytes(rows, pad) + 64, 3, np.uint8)
+    first = max(0, before - window + 1) // 16 if window else 0
+    last = (length - 1) // 16 + 1
+    probe("attend", args, 0, 1, q, rows, before, window, first, last, acc, state, scores)
+    kept = oracle.as_cached(q[:, :, :head_dim], k, v, np.int8)
+    want = oracle.attention(*kept, scale=1.0, window=window)
+    got = (acc / state[:, 1:]).reshape(queries, group, pad)
+    np.testing.assert_allclose(got[:, :, :head_dim], want, rtol=1e-3, atol=1e-3)
+    assert np.all(got[:, :, head_dim:] == 0)
+    assert np.all(scores[-64:] == 3), "what is behind its memory"
+
+
 @few
 @given(
     seed=seeds,
@@ -392,6 +516,29 @@ def test_heads_are_rotated_and_kept(
     values[3, position] = 9
     assert np.all(keys == 9)
     assert np.all(values == 9)
+
+
+@few
+@given(seed=seeds, dim=st.integers(1, 100), position=st.integers(0, 47), biased=st.booleans())
+def test_a_position_is_kept_in_int8(
+    probe: Probe, seed: int, dim: int, position: int, biased: bool
+) -> None:
+    """Of key head 1 of 2 in layer 1, and nothing else."""
+    rng, room, pad = np.random.default_rng(seed), 48, -(-dim // 32) * 32
+    x, value, bias = rng.standard_normal((3, dim)).astype(np.float32)
+    key, tmp = np.zeros(pad, np.float32), np.ones(pad, np.float32)
+    key[:dim] = x
+    args = np.zeros(L.ARGS_WORDS, np.int64)
+    args[L.N_HEADS], args[L.KV_HEADS], args[L.CAPACITY] = 4, 2, room
+    args[L.HEAD_DIM], args[L.HEAD_PAD], args[L.CACHE] = dim, pad, L.CACHE_INT8
+    found = np.full((2, 4, room // 16, pad // 32, 544), 9, np.uint8)
+    args[L.KEYS], args[L.VALUES] = found[0].ctypes.data, found[1].ctypes.data
+    probe("keep", args, 1, 1, position, key, value, bias if biased else 0, tmp)
+    expected, at = np.full_like(found, 9), slice(position, position + 1)
+    added = value + (bias if biased else np.float32(0))
+    expected[0, 3] = int8_blocks(x[None], at, room, keys=True, empty=9)
+    expected[1, 3] = int8_blocks(added[None], at, room, keys=False, empty=9)
+    assert np.array_equal(found, expected)
 
 
 def test_token_blocks_are_those_of_the_kernels() -> None:

@@ -118,6 +118,24 @@ def quantize_activations(x: FloatArray) -> tuple[NDArray[np.int8], F32, NDArray[
     return quants, scales, sums
 
 
+def round_cached(x: FloatArray) -> tuple[NDArray[np.int8], NDArray[np.float16]]:
+    """Round `x` [..., n] as an int8 cache keeps it, in groups of 32 filled up with zeros.
+
+    Returns quants [..., groups, 32] and scales [..., groups]: max|x| / 127 in float32, then the
+    nearest float16. A quant is x * (1 / scale), in float32, rounded half to even, -127 to 127.
+    """
+    single = x.astype(np.float32)
+    missing = -single.shape[-1] % GROUP
+    padded = np.pad(single, [(0, 0)] * (single.ndim - 1) + [(0, missing)])
+    grouped = padded.reshape(*single.shape[:-1], -1, GROUP)
+    factors = np.abs(grouped).max(axis=-1) * np.float32(1 / 127)
+    scales = np.minimum(factors, np.float32(65504)).astype(np.float16)
+    kept = scales.astype(np.float32)
+    inverse = np.divide(np.float32(1), kept, out=np.zeros_like(kept), where=kept > 0)
+    quants = np.rint(np.clip(grouped * inverse[..., None], -127, 127)).astype(np.int8)
+    return quants, scales
+
+
 def matmul(matrix: Packed, x: FloatArray) -> F64:
     """`x` [n, cols] times the transposed matrix, with int8 activations -> [n, rows].
 
@@ -177,6 +195,24 @@ def attention(q: FloatArray, k: FloatArray, v: FloatArray, *, scale: float, wind
     return out
 
 
+def as_cached(
+    q: FloatArray, k: FloatArray, v: FloatArray, cache_type: type[np.number]
+) -> tuple[FloatArray, FloatArray, FloatArray]:
+    """Queries, keys and values [n, heads, head_dim] as attention finds them in such a cache.
+
+    With np.int8 the queries are rounded, too, as activations are before any other product.
+    """
+    if cache_type is not np.int8:
+        return q, k.astype(cache_type), v.astype(cache_type)
+
+    def wide(x: FloatArray, quants: NDArray[np.int8], scales: FloatArray) -> F64:
+        values: F64 = quants.astype(np.float64) * scales[..., None]
+        return values.reshape(*x.shape[:-1], -1)[..., : x.shape[-1]]
+
+    rounded = wide(q, *quantize_activations(q)[:2])
+    return rounded, wide(k, *round_cached(k)), wide(v, *round_cached(v))
+
+
 def ffn_hidden(activation: str, gate: FloatArray, up: FloatArray, param: float = 0.0) -> F64:
     """`act(gate) * up`, the input of the down projection; names as in `config.ACTIVATIONS`."""
     g, u = gate.astype(np.float64), up.astype(np.float64)
@@ -213,8 +249,13 @@ def forward(config: ModelConfig, get: Callable[[str], FloatArray], tokens: Seque
     return _forward(config, get("embed")[list(tokens)], get, linear, np.float64)
 
 
-def forward_packed(model: PackedWeights, tokens: Sequence[int], ffn: Ffn | None = None) -> F32:
-    """Logits [n, vocab] as an engine should give them: int8 activations and a float16 KV cache.
+def forward_packed(
+    model: PackedWeights,
+    tokens: Sequence[int],
+    ffn: Ffn | None = None,
+    cache_type: type[np.number] = np.float16,
+) -> F32:
+    """Logits [n, vocab] as an engine should give them: int8 activations and a KV cache of a type.
 
     `ffn` replaces the FFNs: from a layer's number and its normed input [n, d] to its output.
     """
@@ -223,7 +264,7 @@ def forward_packed(model: PackedWeights, tokens: Sequence[int], ffn: Ffn | None 
         return matmul(model.matrix(name), x)
 
     embedded = dequantize(model.matrix("embed"))[list(tokens)]
-    return _forward(model.config, embedded, model.vector, linear, np.float16, ffn)
+    return _forward(model.config, embedded, model.vector, linear, cache_type, ffn)
 
 
 def _forward(
@@ -231,7 +272,7 @@ def _forward(
     embedded: FloatArray,
     vector: Callable[[str], FloatArray],
     linear: Linear,
-    cache_type: type[np.floating],
+    cache_type: type[np.number],
     ffn: Ffn | None = None,
 ) -> F32:
     eps = config.norm_eps
@@ -266,7 +307,7 @@ def _attention_layer(
     x: F64,
     vector: Callable[[str], FloatArray],
     linear: Linear,
-    cache_type: type[np.floating],
+    cache_type: type[np.number],
 ) -> F64:
     name, n, window = f"layers.{i}.", len(x), config.layer_windows[i]
     local = window and config.rope_local_inv_freq
@@ -281,6 +322,6 @@ def _attention_layer(
             y = rms_norm(y, vector(f"{name}{which}_norm"), config.norm_eps)
         return y if which == "v" else rope(y, range(n), inv_freq)
 
-    k, v = project("k").astype(cache_type), project("v").astype(cache_type)
-    mixed = attention(project("q"), k, v, scale=config.attn_scale, window=window)
+    q, k, v = as_cached(project("q"), project("k"), project("v"), cache_type)
+    mixed = attention(q, k, v, scale=config.attn_scale, window=window)
     return linear(name + "o", mixed.reshape(n, -1))

@@ -7,6 +7,7 @@ from typing import Any
 
 from numba.extending import intrinsic
 
+from . import cache8
 from . import layout as L
 from .attention import score_kernel, value_kernel
 from .isa import Isa
@@ -121,11 +122,12 @@ def rope_head(
 
 def build(isa: Isa) -> SimpleNamespace:
     """The helpers whose code depends on the instruction set."""
+    int8 = cache8.build(isa)
     return SimpleNamespace(
         embed=_build_embed(isa),
-        keep=_build_keep(isa),
+        keep=_build_keep(isa, int8),
         gate=_build_gate(),
-        attend=_build_attend(isa),
+        attend=_build_attend(isa, int8),
     )
 
 
@@ -173,8 +175,8 @@ def _build_embed(isa: Isa) -> Any:
     return embed
 
 
-def _build_keep(isa: Isa) -> Any:
-    to_half = to_half_kernel(isa.native_half)
+def _build_keep(isa: Isa, int8: SimpleNamespace) -> Any:
+    to_half, keep8 = to_half_kernel(isa.native_half), int8.keep
 
     @helper
     def keep(
@@ -182,16 +184,11 @@ def _build_keep(isa: Isa) -> Any:
     ) -> None:
         """Put one position of a key head into the cache: the rotated key, the raw value.
 
-        `tmp` is HEAD_PAD floats of the caller's.
+        `tmp` is HEAD_PAD floats of the caller's; the key is overwritten.
         """
         pad, dim = args[L.HEAD_PAD], args[L.HEAD_DIM]
         index = layer * args[L.KV_HEADS] + head
         block = index * (args[L.CAPACITY] >> 4) + (position >> 4)
-        to_half(key, key, pad >> 4)
-        k = u16_at(args[L.KEYS] + block * pad * 32 + 2 * (position & 15))
-        halves = u16_at(key)
-        for d in range(pad):
-            k[16 * d] = halves[d]
         v, y = f32_at(value), f32_at(tmp)
         for d in range(dim):
             y[d] = v[d]
@@ -201,6 +198,15 @@ def _build_keep(isa: Isa) -> Any:
                 y[d] += b[d]
         for d in range(dim, pad):
             y[d] = 0.0
+        if args[L.CACHE] == L.CACHE_INT8:
+            here = block * pad * L.INT8_BYTES
+            keep8(args[L.KEYS] + here, args[L.VALUES] + here, position & 15, pad >> 5, key, tmp)
+            return
+        to_half(key, key, pad >> 4)
+        k = u16_at(args[L.KEYS] + block * pad * 32 + 2 * (position & 15))
+        halves = u16_at(key)
+        for d in range(pad):
+            k[16 * d] = halves[d]
         row = index * args[L.CAPACITY] + position
         to_half(tmp, args[L.VALUES] + row * pad * 2, pad >> 4)
 
@@ -235,8 +241,9 @@ def _build_gate() -> Any:
     return gate
 
 
-def _build_attend(isa: Isa) -> Any:
+def _build_attend(isa: Isa, int8: SimpleNamespace) -> Any:
     native = isa.native_half
+    quantize_rows8, scores_of8, add_values8 = int8.quantize_rows, int8.scores_of, int8.add_values
     score8, score4, score3, score2, score1 = (_score(rows, native) for rows in (8, 4, 3, 2, 1))
     wide4, wide3, wide2, wide1 = (_value(rows, 4, native) for rows in (4, 3, 2, 1))
     slim4, slim3, slim2, slim1 = (_value(rows, 1, native) for rows in (4, 3, 2, 1))
@@ -315,12 +322,18 @@ def _build_attend(isa: Isa) -> Any:
 
         q, acc: float32 [rows, HEAD_PAD]; row r stands at `position` + r // (queries per key head).
         stats: float32 [rows, 2], the running maximum and sum; acc and stats start from nothing and
-        acc is left undivided. The online softmax of Milakov and Gimelshein (2018).
+        acc is left undivided. The online softmax of Milakov and Gimelshein (2018). `scores` has
+        room for `layout.attention_bytes`.
         """
         pad, group = args[L.HEAD_PAD], args[L.N_HEADS] // args[L.KV_HEADS]
-        index = layer * args[L.KV_HEADS] + head
-        keys = args[L.KEYS] + index * (args[L.CAPACITY] >> 4) * pad * 32
-        values = args[L.VALUES] + index * args[L.CAPACITY] * pad * 2
+        narrow = args[L.CACHE] == L.CACHE_INT8
+        block_bytes = pad * (L.INT8_BYTES if narrow else 32)
+        before_head = (layer * args[L.KV_HEADS] + head) * (args[L.CAPACITY] >> 4) * block_bytes
+        keys, values = args[L.KEYS] + before_head, args[L.VALUES] + before_head
+        memory = scores + row_bytes * rows
+        quants = memory + row_bytes * 4
+        if narrow:
+            quantize_rows8(q, rows, pad >> 5, quants)
         state = f32_at(stats)
         for row in range(rows):
             state[2 * row], state[2 * row + 1] = MASKED, 0.0
@@ -330,8 +343,12 @@ def _build_attend(isa: Isa) -> Any:
         while block < last:
             count = min(L.ATTENTION_BLOCKS, last - block)
             start = 16 * block
-            for i in range(count):
-                scores_of(q, rows, keys + (block + i) * pad * 32, pad, scores + 64 * i)
+            for i in range(block, block + count):
+                here, out = keys + i * block_bytes, scores + 64 * (i - block)
+                if narrow:
+                    scores_of8(quants, rows, here, pad >> 5, out)
+                else:
+                    scores_of(q, rows, here, pad, out)
             for row in range(rows):
                 line, cell = scores + row_bytes * row, stats + 8 * row
                 at = position + row // group
@@ -347,14 +364,12 @@ def _build_attend(isa: Isa) -> Any:
                     scale(acc + 4 * pad * row, pad, factor)
                 exp_scores(line, count, cell, cell + 4)
                 state[2 * row + 1] += past
-            add_values(
-                scores,
-                rows,
-                values + start * pad * 2,
-                pad,
-                min(16 * count, newest + 1 - start),
-                acc,
-            )
+            here = values + block * block_bytes
+            if narrow:
+                add_values8(scores, rows, here, pad >> 5, count, acc, memory)
+            else:
+                seen = min(16 * count, newest + 1 - start)
+                add_values(scores, rows, here, pad, seen, acc)
             block += count
 
     return attend

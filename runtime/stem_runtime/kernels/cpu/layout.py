@@ -12,7 +12,7 @@ from __future__ import annotations
     N_HEADS,
     KV_HEADS,
     HEAD_DIM,
-    HEAD_PAD,  # head_dim rounded up to 16 lanes
+    HEAD_PAD,  # head_dim rounded up to 16 lanes, or to groups of 32 where the cache is int8
     ACTIVATION,  # index into config.ACTIVATIONS
     ACTIVATION_PARAM,  # float64 bits, like all the floats here
     NORM_EPS,
@@ -28,8 +28,9 @@ from __future__ import annotations
     TOKENS,  # int32 [N_TOKENS]
     N_TOKENS,
     POSITION,  # of the first token
-    KEYS,  # float16 [layer, kv_head, CAPACITY/16, HEAD_PAD, 16]
-    VALUES,  # float16 [layer, kv_head, CAPACITY, HEAD_PAD]
+    CACHE,  # what the keys and values are
+    KEYS,  # float16 [layer, kv_head, CAPACITY/16, HEAD_PAD, 16], or int8 blocks: see cache8.py
+    VALUES,  # float16 [layer, kv_head, CAPACITY, HEAD_PAD], or int8 blocks
     CAPACITY,  # positions, a multiple of 16
     LOGITS,  # float32 [tokens from LOGITS_FROM on, 16 * tiles of the head]
     LOGITS_FROM,  # first token of the call whose logits are wanted
@@ -69,7 +70,10 @@ from __future__ import annotations
     TEAM,  # team words
     THREADS,
     ARGS_WORDS,
-) = range(61)
+) = range(62)
+
+CACHE_FP16, CACHE_INT8 = range(2)
+INT8_BYTES = 17  # of 16 positions in an int8 cache, for each dimension
 
 # a quantized matrix: its first tile, the bytes from one tile to the next, what is in them
 TILE, TILE_BYTES, KIND, TILES, GROUPS, MATRIX_WORDS = range(6)
@@ -223,8 +227,14 @@ def scratch_bytes(
     activations = ((d_pad + attended_pad) // 32 + 4) * (32 + 12) + 16 * ACTS_WORDS
     vectors = 4 * (2 * d_pad + attended_pad + 2 * head_pad)
     rows = max(ATTENTION_ROWS, group)
-    attention = 4 * rows * (2 * head_pad + 16 * ATTENTION_BLOCKS + 2)
+    attention = 4 * rows * (2 * head_pad + 2) + attention_bytes(rows, head_pad)
     gates = 4 * 2 * 32 * tokens
     neurons = 1024 + 8 * d_pad + 4 * ffn_groups + d_pad // 32 * (32 + 12)
     total = vectors + activations + attention + gates + neurons
     return (total + 4095) // 4096 * 4096
+
+
+def attention_bytes(rows: int, head_pad: int) -> int:
+    """For the scores of that many queries, and what they are quantized to for an int8 cache."""
+    scores, quants = 4 * 16 * ATTENTION_BLOCKS, head_pad // 32 * (32 + 12)
+    return rows * (scores + quants) + 4 * scores
