@@ -194,7 +194,7 @@ def test_the_default_model_is_fetched_when_someone_watches(
         return made[0]
 
     monkeypatch.setattr(api, "load", load)
-    monkeypatch.setattr(hub, "pull", lambda name, **_: pulled.append(name))
+    monkeypatch.setattr(hub, "pull", lambda spec, **_: pulled.append(spec))
     assert isinstance(invoke(piped="Hi").exception, NotInstalledError)
     assert pulled == []
     monkeypatch.setattr(oneshot, "watched", lambda: True)

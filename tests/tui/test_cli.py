@@ -268,7 +268,7 @@ def test_the_default_model_is_got_when_someone_watches(
         return load(name, **options)
 
     monkeypatch.setattr(api, "load", missing)
-    monkeypatch.setattr("stem_local.hub.pull", lambda name, **_: pulled.append(name))
+    monkeypatch.setattr("stem_local.hub.pull", lambda spec, **_: pulled.append(spec))
     monkeypatch.setattr("stem_local.oneshot.watched", lambda: True)
     result = stem_chat("Hi")
     assert (pulled, result.exit_code) == (["smollm2-135m"], 0)
