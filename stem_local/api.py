@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Literal, Unpack, overload
 
+from stem_runtime.cache_kinds import DEFAULT, CacheKind, check_kind
 from stem_runtime.errors import KernelError, UsageError
 from stem_runtime.formats.packed import open_packed
 from stem_runtime.kernels import Device, DeviceChoice, choose_device, on_cpu
@@ -38,6 +39,7 @@ def load(
     kernels: str | None = None,
     device: Device = "auto",
     gpu_memory: float | None = None,
+    kv_cache: CacheKind | None = None,
     sparsity: Sparsity = "auto",
     quality: float = QUALITY,
     notify: Callable[[str], None] | None = None,
@@ -50,6 +52,8 @@ def load(
     `device` is "cpu", "cuda" or "mps"; "auto" is a CUDA card where one can be used, else the CPU.
     Of a card all memory that is free may be taken, or `gpu_memory` GB (1e9 bytes); layers or
     neurons that have no room there stay on the CPU, and `Model.info.placement` says which.
+    `kv_cache` is what it keeps of the tokens read: "fp16", or "int8" on the CPU, which takes little
+    more than half the memory and makes long conversations faster. None is "fp16".
     `sparsity` is what its answers leave out unless they are asked for otherwise: "auto" what its
     calibration showed not to matter, where that is faster, "off" nothing, 0.0 to 0.95 that share
     of the neurons. `quality` is how much of its perplexity auto may add (0.01 is +1%).
@@ -69,6 +73,7 @@ def load(
     tokenizer = Tokenizer.from_file(folder / "tokenizer.json", packed.info["tokenizer"])
     notify = notify or _tell
     sparsity, quality = check_sparsity(sparsity), check_quality(quality)
+    check_kind(kv_cache or DEFAULT)
 
     def start(place: DeviceChoice) -> Model:
         variant = choose_kernels(kernels).name if place.backend == "cpu" else place.name
@@ -81,6 +86,7 @@ def load(
             context=context,
             threads=threads,
             kernels=kernels,
+            kv_cache=kv_cache or (DEFAULT if place.backend == "cpu" else "fp16"),
             device=place,
             notify=notify,
         )

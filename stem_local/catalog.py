@@ -29,8 +29,8 @@ class WheelSource:
 @dataclass(frozen=True, slots=True)
 class CatalogEntry:
     """One known model. `download` is the size of the weights at the source, in bytes, and `packed`
-    about what they take when installed. `kv_bytes` is the size of one token's keys and values,
-    `context` the most tokens that the model can hold.
+    about what they take when installed. `kv_bytes` is the size of one token's keys and values
+    in float16, `context` the most tokens that the model can hold.
 
     `sparsity` is the published share of FFN neurons that are zero for an average token, None
     where nothing is known or the activation never gives zeros; `sparsity_source` says by whom.

@@ -6,9 +6,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, cast
 
+from stem_runtime.errors import UsageError
+
 from .sparsity import Calibrated, Choice
 
 if TYPE_CHECKING:
+    from stem_runtime.cache_kinds import CacheKind
     from stem_runtime.engine import Engine
     from stem_runtime.formats.packed import PackedModel
     from stem_runtime.gpu.placement import Placement
@@ -46,15 +49,21 @@ def build_engine(
     context: int,
     threads: int | None,
     kernels: str | None,
+    kv_cache: CacheKind,
     device: DeviceChoice,
     notify: Callable[[str], None] | None,
 ) -> Engine:
     """An engine that can leave out what its equipment says, with room for a context of tokens.
 
-    Raises KernelError, UsageError.
+    Raises KernelError, UsageError, as for a kind of cache that the device does not have.
     """
     parts = equipment.parts
     if device.backend != "cpu":
+        if kv_cache != "fp16":
+            raise UsageError(
+                f"An {kv_cache} KV cache is for the CPU, and this model runs on {device.name}; "
+                'load it with device="cpu", or without a kv_cache.'
+            )
         from stem_runtime.gpu.engine import GpuEngine
 
         placement = placed(packed, calibrated, equipment, context, device)
@@ -78,6 +87,7 @@ def build_engine(
         notify=notify,
         head=calibrated.look if equipment.look else None,
         neurons=None if parts is None else calibrated.neurons(parts),
+        kv_cache=kv_cache,
     )
 
 

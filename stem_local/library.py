@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from stem_runtime.cache_kinds import DEFAULT, CacheKind, memory_share
 from stem_runtime.errors import StemError
 
 from . import catalog, machine, store
@@ -40,12 +41,15 @@ class Choosable:
         return self.installed is not None and self.installed.damage is None
 
 
-def choosable() -> list[Choosable]:
-    """Installed models by name, then the rest of the catalogue in its order."""
-    here = [_installed(model) for model in store.installed()]
+def choosable(kv_cache: CacheKind = DEFAULT) -> list[Choosable]:
+    """Installed models by name, then the rest of the catalogue in its order.
+
+    `kv_cache` is what they would keep of the tokens they have read.
+    """
+    here = [_installed(model, kv_cache) for model in store.installed()]
     names = {model.name for model in here}
     known = catalog.entries().values()
-    return here + [_known(entry) for entry in known if entry.name not in names]
+    return here + [_known(entry, kv_cache) for entry in known if entry.name not in names]
 
 
 def decoding(model: InstalledModel) -> str:
@@ -66,7 +70,7 @@ def decoding(model: InstalledModel) -> str:
         return f"{model.name} is no longer there."
 
 
-def _installed(model: InstalledModel) -> Choosable:
+def _installed(model: InstalledModel, kind: CacheKind) -> Choosable:
     from stem_runtime.sparsity.profile import FILE
 
     entry = catalog.find(model.name)
@@ -85,6 +89,7 @@ def _installed(model: InstalledModel) -> Choosable:
         )
     config, source = model.info["config"], model.info["source"]
     weights = _size_of(model.folder / "model.safetensors")
+    kv_bytes = machine.kv_bytes(config, kind)
     return Choosable(
         name=model.name,
         parameters=_number(model.info.get("parameters")),
@@ -93,14 +98,15 @@ def _installed(model: InstalledModel) -> Choosable:
         activation=str(config["activation"]),
         sparsity=entry.sparsity if entry else None,
         context=int(config["context_length"]),
-        needed=_needed(weights, machine.kv_bytes(config), int(config["context_length"])),
+        needed=_needed(weights, kv_bytes, int(config["context_length"])),
         entry=entry,
         installed=model,
         calibrated=(model.folder / FILE).is_file(),
     )
 
 
-def _known(entry: CatalogEntry) -> Choosable:
+def _known(entry: CatalogEntry, kind: CacheKind) -> Choosable:
+    kv_bytes = round(entry.kv_bytes * memory_share(kind))
     return Choosable(
         name=entry.name,
         parameters=entry.parameters,
@@ -109,7 +115,7 @@ def _known(entry: CatalogEntry) -> Choosable:
         activation=entry.activation,
         sparsity=entry.sparsity,
         context=entry.context,
-        needed=_needed(entry.packed, entry.kv_bytes, entry.context),
+        needed=_needed(entry.packed, kv_bytes, entry.context),
         entry=entry,
     )
 

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
+from stem_runtime.cache_kinds import DEFAULT, CacheKind, bytes_per_position
 from stem_runtime.sampling_params import Limit
 
 Fit = Literal["fits", "tight", "too big"]
@@ -41,10 +42,10 @@ def needed_bytes(weights: int, kv_bytes: int, context: int) -> int:
     return weights + kv_bytes * context + PROGRAM
 
 
-def kv_bytes(config: Mapping[str, Any]) -> int:
+def kv_bytes(config: Mapping[str, Any], kind: CacheKind = DEFAULT) -> int:
     """Bytes of one token's keys and values, of a model with this `ModelConfig.to_dict()`."""
-    head_pad = -(-config["head_dim"] // 16) * 16
-    return int(2 * 2 * config["n_layers"] * config["kv_heads"] * head_pad)
+    each = bytes_per_position(config["head_dim"], config["kv_heads"], kind)
+    return int(config["n_layers"] * each)
 
 
 def fit(needed: int, memory: int) -> Fit:

@@ -58,6 +58,7 @@ class ModelInfo:
     device: str
     placement: str
     threads: int
+    kv_cache: str
 
     def to_dict(self) -> dict[str, Any]:
         return {**asdict(self), "folder": str(self.folder)}
@@ -159,6 +160,7 @@ class Model:
             device=self._device.name,
             placement=self._placement(),
             threads=engine.threads,
+            kv_cache=engine.kv_cache,
         )
 
     @property
@@ -320,6 +322,7 @@ class Model:
                 context=self.context,
                 threads=self._threads,
                 kernels=old.kernels.name,
+                kv_cache=old.kv_cache,
                 device=self._device,
                 notify=self.notify,
             )

@@ -13,6 +13,7 @@ from .errors import NotInstalledError
 from .terminal import interruptible, tell
 
 if TYPE_CHECKING:
+    from stem_runtime.cache_kinds import CacheKind
     from stem_runtime.kernels import Device
 
     from .model import Model
@@ -50,6 +51,7 @@ def open_model(
     kernels: str | None,
     device: Device,
     gpu_memory: float | None,
+    kv_cache: CacheKind | None,
     sparsity: Sparsity,
     quality: float,
 ) -> Model:
@@ -64,6 +66,7 @@ def open_model(
             kernels=kernels,
             device=device,
             gpu_memory=gpu_memory,
+            kv_cache=kv_cache,
             sparsity=sparsity,
             quality=quality,
         )

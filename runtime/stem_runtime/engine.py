@@ -10,13 +10,14 @@ from typing import TYPE_CHECKING, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from .cache_kinds import CacheKind, check_kind
 from .errors import Cancelled as Cancelled
 from .errors import UsageError
 from .formats.packed import PackedModel
 from .kernels import choose
 from .kernels.cpu import layout as L
 from .kernels.jit import load_unit
-from .kv_cache import CacheKind, KVCache
+from .kv_cache import KVCache
 from .team import Team
 from .threads import count_threads
 from .workspace import Workspace
@@ -36,7 +37,8 @@ class Engine:
     `threads` defaults to the physical cores, `kernels` names a variant instead of the best one
     (see `kernels.choose`), `notify` receives a sentence when kernels must be compiled. `head` lets
     `decode` look at the vocabulary before it computes rows of the output head, `neurons` lets it
-    skip those that a plan leaves out of the FFNs. Raises KernelError, UsageError.
+    skip those that a plan leaves out of the FFNs. `kv_cache` is the kind of cache that `new_cache`
+    makes; either is read by every engine. Raises KernelError, UsageError.
     """
 
     def __init__(
@@ -48,8 +50,11 @@ class Engine:
         notify: Callable[[str], None] | None = None,
         head: HeadLook | None = None,
         neurons: Neurons | None = None,
+        kv_cache: CacheKind = "fp16",
     ) -> None:
+        check_kind(kv_cache)
         self.config = model.config
+        self.kv_cache = kv_cache
         self.threads = count_threads(threads)
         self.kernels = choose(kernels)
         entries = load_unit("stem_runtime.kernels.cpu.step", self.kernels.name, notify)
@@ -62,8 +67,8 @@ class Engine:
         self._lock = threading.Lock()
         self._closed = False
 
-    def new_cache(self, capacity: int, kind: CacheKind = "fp16") -> KVCache:
-        """A cache for `capacity` tokens; the engine reads either kind, each call as its cache is.
+    def new_cache(self, capacity: int, kind: CacheKind | None = None) -> KVCache:
+        """A cache for `capacity` tokens, of the engine's `kv_cache` kind if not of another.
 
         Raises UsageError beyond the model's context length.
         """
@@ -71,7 +76,7 @@ class Engine:
             raise UsageError(
                 f"capacity is from 1 to {self.config.context_length} tokens, not {capacity}."
             )
-        return KVCache(self.config, capacity, kind)
+        return KVCache(self.config, capacity, kind or self.kv_cache)
 
     def prefill(
         self,
@@ -217,14 +222,12 @@ class Engine:
         """
         self._team.interrupt()
 
-    def weight_bytes_per_token(
-        self, context: int, rows: float | None = None, kind: CacheKind = "fp16"
-    ) -> int:
-        """Bytes that one decoded token reads with `context` tokens in a cache of that kind.
+    def weight_bytes_per_token(self, context: int, rows: float | None = None) -> int:
+        """Bytes that one decoded token reads with `context` tokens in a cache of `kv_cache` kind.
 
         `rows` is how many rows of the head are computed in full after a look, None for all.
         """
-        return self._work.bytes_per_token(context, rows, kind)
+        return self._work.bytes_per_token(context, rows, self.kv_cache)
 
     def close(self) -> None:
         """Stop the threads and let go of the model. Idempotent."""

@@ -6,39 +6,17 @@ import contextlib
 import math
 import mmap
 from collections.abc import Sequence
-from typing import Any, Literal, get_args
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from .cache_kinds import GROUP, CacheKind, check_kind, head_pad
 from .config import ModelConfig
 from .errors import ContextFullError, UsageError
 
-CacheKind = Literal["fp16", "int8"]
-CACHE_KINDS: tuple[CacheKind, ...] = get_args(CacheKind)
-
 BLOCK = 16
 """Positions whose keys lie together; capacities are rounded up to it."""
-GROUP = 32
-"""Dimensions that share a scale in an int8 cache."""
-
-
-def head_pad(head_dim: int, kind: CacheKind) -> int:
-    """The dimensions of a head that a cache holds, those of padding included."""
-    step = GROUP if kind == "int8" else 16
-    return -(-head_dim // step) * step
-
-
-def bytes_per_position(head_dim: int, kv_heads: int, kind: CacheKind) -> int:
-    """Of the keys and values of one token in one layer."""
-    pad = head_pad(head_dim, kind)
-    return 2 * kv_heads * (pad + 2 * pad // GROUP if kind == "int8" else 2 * pad)
-
-
-def check_kind(kind: str) -> None:
-    """Raises UsageError for a kind of cache that there is not."""
-    if kind not in CACHE_KINDS:
-        raise UsageError(f"A KV cache is {' or '.join(CACHE_KINDS)}, not {kind!r}.")
 
 
 class KVCache:

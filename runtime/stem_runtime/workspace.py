@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from .cache_kinds import CacheKind, bytes_per_position, head_pad
 from .config import ACTIVATIONS
 from .errors import UsageError
 from .formats.packed import PackedModel
 from .kernels.cpu import layout as L
-from .kv_cache import CacheKind, KVCache, bytes_per_position, head_pad
+from .kv_cache import KVCache
 from .neuron_tables import NeuronTables, bits, matrix_words
 from .quant import TILE, groups_of, tiles_of
 
@@ -123,8 +124,7 @@ class Workspace:
         args[L.CHOSEN] = self.known(cache.candidates, np.uint32, groups)
         args[L.HEAT] = self.known(cache.heat, np.float32, 32 * groups)
         if sparse and args[L.N_TOKENS] == 1:
-            early = ffn.plan is not None and cache.length < ffn.plan.sinks
-            ffn.follow(cache.candidates, (cache.rest > 0) | early)
+            ffn.follow(cache, look=bool(args[L.LOOK]))
         else:
             ffn.read_whole()
 
@@ -206,9 +206,7 @@ class Workspace:
             return self._model.config.vocab_size
         return int(self._look.words[L.LOOK_DONE])
 
-    def bytes_per_token(
-        self, context: int, rows: float | None = None, kind: CacheKind = "fp16"
-    ) -> int:
+    def bytes_per_token(self, context: int, rows: float | None, kind: CacheKind) -> int:
         config, model = self._model.config, self._model
         embed = 0 if config.tied_head else model.matrix("embed").nbytes
         if rows is not None and self._look is not None:

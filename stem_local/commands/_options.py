@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from stem_runtime.cache_kinds import CACHE_KINDS
 from stem_runtime.kernels import DEVICES
 
 from ..cli_types import quality, sparsity
@@ -42,6 +43,11 @@ gpu_memory_option = click.option(
     type=float,
     metavar="GB",
     help="Memory of the card to take at most; the rest runs on the CPU (all that is free).",
+)
+kv_cache_option = click.option(
+    "--kv-cache",
+    type=click.Choice(CACHE_KINDS),
+    help="What to keep of tokens read; int8 takes half the memory, on the CPU only (fp16).",
 )
 quality_option = click.option(
     "--quality",

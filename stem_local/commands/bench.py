@@ -11,11 +11,19 @@ from stem_runtime.errors import UsageError
 
 from ..cli_types import installed
 from ..units import parameters, size
-from ._options import ALL, device_option, gpu_memory_option, quality_option, sparsities
+from ._options import (
+    ALL,
+    device_option,
+    gpu_memory_option,
+    kv_cache_option,
+    quality_option,
+    sparsities,
+)
 from ._output import as_json as print_json
 from ._output import cancellable, table
 
 if TYPE_CHECKING:
+    from stem_runtime.cache_kinds import CacheKind
     from stem_runtime.kernels import Device
 
     from ..ablation import Ablation
@@ -49,6 +57,7 @@ if TYPE_CHECKING:
 @click.option("--kernels", metavar="NAME", help="Kernel variant; see stem-local doctor.")
 @device_option
 @gpu_memory_option
+@kv_cache_option
 def command(
     model: str | None,
     as_json: bool,
@@ -63,6 +72,7 @@ def command(
     kernels: str | None,
     device: Device,
     gpu_memory: float | None,
+    kv_cache: CacheKind | None,
 ) -> None:
     """Measure the prefill and decode speed of MODEL, its memory, and its time to start.
 
@@ -73,6 +83,7 @@ def command(
     Examples:
       stem-local bench smollm2-135m
       stem-local bench smollm2-135m --contexts 128,4096 --json
+      stem-local bench smollm2-135m --contexts 4096 --kv-cache int8
       stem-local bench smollm2-135m --sparsity
       stem-local bench smollm2-135m --sparsity off,auto,0.3
       stem-local bench smollm2-135m --ablate --sparsity 0.3
@@ -87,6 +98,7 @@ def command(
         kernels=kernels,
         device=device,
         gpu_memory=gpu_memory,
+        kv_cache=kv_cache,
         quality=quality,
     ) as loaded:
         if ablate:
@@ -188,7 +200,8 @@ def speeds(report: dict[str, Any]) -> str:
     model = report["model"]
     lines = [
         f"{model['name']}  {model['parameters'] / 1e6:.0f}M parameters, {model['quant']}, "
-        f"{model['nbytes'] / 1e6:.0f} MB; {model['kernels']} on {model['threads']} threads",
+        f"{model['nbytes'] / 1e6:.0f} MB; {model['kernels']} on {model['threads']} threads, "
+        f"{model['kv_cache']} KV cache",
         "",
     ]
     lines += [

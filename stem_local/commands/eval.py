@@ -12,10 +12,12 @@ from stem_runtime.errors import UsageError
 
 from ..cli_types import installed
 from ..units import parameters, size
-from ._options import quality_option, sparsities
+from ._options import kv_cache_option, quality_option, sparsities
 from ._output import as_json, cancellable, facts, table
 
 if TYPE_CHECKING:
+    from stem_runtime.cache_kinds import CacheKind
+
     from ..evaluation import LabelTask, Report, Row
     from ..sparsity import Sparsity
 
@@ -52,6 +54,7 @@ _FILE = click.Path(path_type=Path)
 @click.option("--plot", type=_FILE, metavar="FILE", help="Draw the result as .png or .svg.")
 @click.option("--threads", type=int, metavar="N", help="Threads to compute with.")
 @click.option("--kernels", metavar="NAME", help="Kernel variant; see stem-local doctor.")
+@kv_cache_option
 def command(
     model: str | None,
     texts: tuple[Path, ...],
@@ -70,6 +73,7 @@ def command(
     plot: Path | None,
     threads: int | None,
     kernels: str | None,
+    kv_cache: CacheKind | None,
 ) -> None:
     """Measure MODEL's quality at several sparsities beside what a token costs.
 
@@ -91,7 +95,7 @@ def command(
     if plot is not None:
         check(plot)
     with (
-        load(model, threads=threads, kernels=kernels, quality=quality) as loaded,
+        load(model, threads=threads, kernels=kernels, kv_cache=kv_cache, quality=quality) as loaded,
         cancellable() as (bar, cancelled),
     ):
         report = evaluate(

@@ -11,9 +11,16 @@ from stem_runtime.errors import UsageError
 from ..cli_types import installed
 from ..oneshot import full_prompt, open_model, piped_input
 from ..terminal import interruptible, line_chat, print_answer, print_json, tell
-from ._options import device_option, gpu_memory_option, quality_option, sparsity_option
+from ._options import (
+    device_option,
+    gpu_memory_option,
+    kv_cache_option,
+    quality_option,
+    sparsity_option,
+)
 
 if TYPE_CHECKING:
+    from stem_runtime.cache_kinds import CacheKind
     from stem_runtime.kernels import Device
 
     from ..sparsity import Sparsity
@@ -48,6 +55,7 @@ INTERRUPTED = 130
 @click.option("--kernels", metavar="NAME", help="Kernel variant; see stem-local doctor.")
 @device_option
 @gpu_memory_option
+@kv_cache_option
 def command(
     model: str | None,
     prompt: str | None,
@@ -63,6 +71,7 @@ def command(
     kernels: str | None,
     device: Device,
     gpu_memory: float | None,
+    kv_cache: CacheKind | None,
     **sampling: Any,
 ) -> None:
     """Answer PROMPT with MODEL, or chat when there is no prompt.
@@ -92,6 +101,7 @@ def command(
         kernels=kernels,
         device=device,
         gpu_memory=gpu_memory,
+        kv_cache=kv_cache,
         sparsity=sparsity,
         quality=quality,
     ) as loaded:

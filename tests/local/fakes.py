@@ -45,6 +45,7 @@ class FakeEngine:
     def __init__(self, vocab: int, reply: str | None) -> None:
         self.kernels = FakeKernels()
         self.threads = 1
+        self.kv_cache = "fp16"
         self.vocab = vocab
         self.reply = None if reply is None else reply.encode()
         self.evaluated = 0

@@ -18,10 +18,11 @@ from stem_local import api, store
 from stem_local.errors import NotInstalledError
 from stem_local.generation import GenerateOptions, Options, common_prefix
 from stem_local.model import Model
+from stem_local.sparsity import Choice
 from stem_runtime import energy
 from stem_runtime.chat_template import ChatTemplate
 from stem_runtime.errors import ContextFullError, FormatError, UsageError
-from stem_runtime.kernels import jit
+from stem_runtime.kernels import DeviceChoice, jit
 from tests.local.fakes import CHUNK, FakeEngine, fake_model, random_logits
 from tests.runtime.tiny import random_packed, tiny_config
 
@@ -548,6 +549,22 @@ def test_loading_checks_the_context(tiny: Path) -> None:
         assert model.context == 256
     with stem_local.load(tiny, context=64, threads=1, kernels="portable") as model:
         assert (model.context, model.info.threads, model.info.kernels) == (64, 1, "portable")
+
+
+def test_a_model_keeps_what_it_was_told_to(tiny: Path) -> None:
+    for asked, kept in ((None, "fp16"), ("fp16", "fp16"), ("int8", "int8")):
+        with stem_local.load(tiny, threads=1, kv_cache=asked) as model:  # type: ignore[arg-type]
+            model.equip(Choice(True, None, "an engine that is built anew"))
+            assert model.borrow_cache().kind == model.info.kv_cache == kept
+    with pytest.raises(UsageError, match="kv_cache is fp16 or int8, not 'q8'"):
+        stem_local.load(tiny, kv_cache="q8")  # type: ignore[arg-type]
+
+
+def test_a_card_is_asked_for_no_int8_cache(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    card = DeviceChoice("cuda", "triton", "a test")
+    monkeypatch.setattr(api, "choose_device", lambda *_: card)
+    with pytest.raises(UsageError, match='runs on cuda; load it with device="cpu"'):
+        stem_local.load(tiny, kv_cache="int8")
 
 
 def test_a_compilation_is_told_to_a_terminal(

@@ -61,7 +61,7 @@ def test_the_table_has_every_figure(made: tuple[Model, FakeEngine]) -> None:
     assert "first token" not in result.stdout
     report = {
         "model": {"name": "m", "parameters": 1e6, "quant": "q4_0", "nbytes": 1e6}
-        | {"kernels": "k", "threads": 2},
+        | {"kernels": "k", "threads": 2, "kv_cache": "int8"},
         "prefill": [],
         "decode": [],
         "sparsity": "dense: why",
@@ -71,6 +71,7 @@ def test_the_table_has_every_figure(made: tuple[Model, FakeEngine]) -> None:
     }
     assert "first token, cold            3.00 s" in bench.speeds(report)
     assert "peak" not in bench.speeds(report)
+    assert "int8 KV cache" in bench.speeds(report)
 
 
 @pytest.mark.parametrize("contexts", ["", "a", "0", "1,,2", "300"])

@@ -14,6 +14,7 @@ from stem_local.chat_settings import ChatSettings
 from stem_local.config import ABOUT, MAX_BYTES, Config, config_file, from_toml, load_config
 from stem_local.config_text import to_toml, toml_value
 from stem_local.errors import UsageError
+from stem_runtime.cache_kinds import CACHE_KINDS
 
 from .test_chat_settings import SETTINGS
 
@@ -26,6 +27,7 @@ mouse = false
 context = 2048
 threads = 2
 gpu_memory = 5.5
+kv_cache = "int8"
 
 [keys]
 "composer.send" = "ctrl+j"
@@ -50,6 +52,7 @@ CONFIGS = st.builds(
     context=st.none() | st.integers(2, 1 << 24),
     threads=st.none() | st.integers(1, 64),
     gpu_memory=st.none() | st.floats(0.1, 10_000),
+    kv_cache=st.sampled_from([None, *CACHE_KINDS]),
     keys=st.dictionaries(WORDS, st.sampled_from(["enter", "ctrl+j,f1", "?", '"'])),
     chat=SETTINGS,
 )
@@ -76,6 +79,7 @@ def test_the_file_is_read_from_where_it_lives_or_is_named(tmp_path: Path, home: 
         context=2048,
         threads=2,
         gpu_memory=5.5,
+        kv_cache="int8",
         keys={"composer.send": "ctrl+j", "composer.newline": "enter,shift+enter"},
         chat=ChatSettings(system="Be kind.", sparsity=0.3, temperature=1, seed=7),
     )
@@ -104,6 +108,7 @@ def test_a_file_from_windows_is_read() -> None:
         ("private = 'yes'", "private must be true or false"),
         ("threads = 0", "threads must be a whole number from 1 to 64, not 0"),
         ("gpu_memory = 0", "gpu_memory must be a number from 0.1 to 10000, not 0"),
+        ("kv_cache = 'int4'", "kv_cache is fp16 or int8, not 'int4'"),
         ("context = 1.5", "context must be a whole number"),
         ("theme = ''", "theme must be text"),
         ("model = 3", "model must be text"),

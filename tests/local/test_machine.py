@@ -8,6 +8,7 @@ import pytest
 
 from stem_local import catalog, library, machine, store
 from stem_local.api import DEFAULT_CONTEXT
+from stem_runtime.cache_kinds import CACHE_KINDS, CacheKind
 from stem_runtime.formats.packed import open_packed
 from stem_runtime.kernels import choose
 from stem_runtime.kv_cache import KVCache
@@ -48,11 +49,14 @@ def test_how_a_model_fits(needed: int, fit: str) -> None:
     assert machine.fit(needed, 100) == fit
 
 
+@pytest.mark.parametrize("kind", CACHE_KINDS)
 @pytest.mark.parametrize("head_dim", [16, 24, 64])
-def test_keys_and_values_are_counted_as_the_cache_lays_them_out(head_dim: int) -> None:
+def test_keys_and_values_are_counted_as_the_cache_lays_them_out(
+    head_dim: int, kind: CacheKind
+) -> None:
     config = tiny_config(head_dim=head_dim)
-    cache = KVCache(config, 64)
-    counted = machine.kv_bytes(config.to_dict()) * 64
+    cache = KVCache(config, 64, kind)
+    counted = machine.kv_bytes(config.to_dict(), kind) * 64
     assert counted == cache.keys.nbytes + cache.values.nbytes
     assert machine.needed_bytes(1000, counted, 3) == 1000 + 3 * counted + machine.PROGRAM
 
@@ -80,6 +84,8 @@ def test_installed_models_come_first_and_know_themselves() -> None:
     assert zebra.size > zebra.needed - machine.PROGRAM - 64 * DEFAULT_CONTEXT * 100
     assert (smol.usable, smol.installed, smol.size) == (False, None, 273_000_000)
     assert smol.needed == 97_000_000 + 23_040 * DEFAULT_CONTEXT + machine.PROGRAM
+    narrow = library.choosable("int8")[2]
+    assert narrow.needed == 97_000_000 + 12_240 * DEFAULT_CONTEXT + machine.PROGRAM
 
 
 def test_a_context_is_counted_no_longer_than_the_model_allows() -> None:

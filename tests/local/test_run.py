@@ -101,9 +101,11 @@ def test_input_without_end_is_refused(invoke: Invoke, monkeypatch: pytest.Monkey
 def test_flags_reach_the_generation(invoke: Invoke) -> None:
     result = invoke("tiny", "Hi", "--stop= th", "--stop=ll", "--seed=3", "--threads=2")
     assert result.stdout == "He\n"
-    result = invoke("tiny", "Hi", "--context=99", "--kernels=portable", "--gpu-memory=5.5")
+    result = invoke(
+        "tiny", "Hi", "--context=99", "--kernels=portable", "--gpu-memory=5.5", "--kv-cache=int8"
+    )
     assert result.asked[0]["name"] == "tiny"  # type: ignore[attr-defined]
-    options = {"gpu_memory": 5.5, "context": 99, "kernels": "portable"}
+    options = {"gpu_memory": 5.5, "context": 99, "kernels": "portable", "kv_cache": "int8"}
     assert result.asked[0].items() >= options.items()  # type: ignore[attr-defined]
 
 

@@ -10,11 +10,12 @@ import pytest
 from numpy.typing import NDArray
 
 from stem_runtime import workspace
+from stem_runtime.cache_kinds import CACHE_KINDS, bytes_per_position
 from stem_runtime.engine import Engine
 from stem_runtime.errors import UsageError
 from stem_runtime.formats.packed import PackedModel, open_packed
 from stem_runtime.kernels import available, oracle
-from stem_runtime.kv_cache import CACHE_KINDS, KVCache, bytes_per_position
+from stem_runtime.kv_cache import KVCache
 
 from .tiny import random_packed, tiny_config
 
@@ -125,14 +126,14 @@ def test_an_int8_cache_takes_little_more_than_half(head_dim: int) -> None:
     assert cache.keys.nbytes == cache.values.nbytes == cache.nbytes
 
 
-def test_bytes_of_a_step_follow_the_kind(models: Callable[[str], PackedModel]) -> None:
-    with Engine(models("window"), threads=1) as engine:
-        for kind in CACHE_KINDS:
-            read = engine.weight_bytes_per_token(200, kind=kind)
-            read -= engine.weight_bytes_per_token(0, kind=kind)
+def test_an_engine_makes_the_kind_it_was_told(models: Callable[[str], PackedModel]) -> None:
+    for kind in CACHE_KINDS:
+        with Engine(models("window"), threads=1, kv_cache=kind) as engine:
+            assert engine.new_cache(16).kind == kind
+            read = engine.weight_bytes_per_token(200) - engine.weight_bytes_per_token(0)
             assert read == (7 + 40) * bytes_per_position(48, 2, kind)
 
 
 def test_other_kinds_are_refused() -> None:
-    with pytest.raises(UsageError, match="fp16 or int8, not 'int4'"):
+    with pytest.raises(UsageError, match="kv_cache is fp16 or int8, not 'int4'"):
         KVCache(tiny_config(), 16, "int4")  # type: ignore[arg-type]

@@ -99,14 +99,14 @@ def test_piped_text_follows_the_question_or_is_it(asked: list[dict[str, Any]]) -
 
 def test_settings_and_options_reach_the_model(asked: list[dict[str, Any]]) -> None:
     configure(
-        "model = 'theirs'\nthreads = 1\ncontext = 64\n"
+        "model = 'theirs'\nthreads = 1\ncontext = 64\nkv_cache = 'int8'\n"
         "[chat]\nsystem = 'Be kind.'\nmax_tokens = 3\nsparsity = 'off'\nquality = 0.02\nseed = 5"
     )
     stem_chat("Hi")
     stem_chat("Hi", "--model=mine", "--threads=2", "--context=99", "--system=Be brief.")
     (theirs, first, mine, second) = asked
     same = {"sparsity": "off", "quality": 0.02, "kernels": None}
-    same |= {"device": "auto", "gpu_memory": None}
+    same |= {"device": "auto", "gpu_memory": None, "kv_cache": "int8"}
     assert theirs == {"name": "theirs", "threads": 1, "context": 64, **same}
     assert mine == {"name": "mine", "threads": 2, "context": 99, **same}
     chat = ChatSettings(max_tokens=3, sparsity="off", quality=0.02, seed=5).options()

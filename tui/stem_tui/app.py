@@ -162,6 +162,7 @@ class ChatApp(App[None]):
             first_run=self.seat.model is None,
             calibrate=self.config.calibrate,
             answering=lambda: chat.answering,
+            kv_cache=self.config.kv_cache,
         )
         name = await self.push_screen_wait(screen)
         if name is not None:
@@ -182,6 +183,7 @@ class ChatApp(App[None]):
             threads=self.config.threads,
             device=self.config.device,
             gpu_memory=self.config.gpu_memory,
+            kv_cache=self.config.kv_cache,
             notify=notify,
         )
 

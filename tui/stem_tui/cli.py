@@ -161,6 +161,7 @@ def _answer(config: Config, question: str | None) -> None:
         kernels=None,
         device=config.device,
         gpu_memory=config.gpu_memory,
+        kv_cache=config.kv_cache,
         sparsity=chat.sparsity,
         quality=chat.quality,
     )

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from ..cache_kinds import CacheKind
 from ..errors import Cancelled, KernelError, UsageError
 from ..formats.packed import PackedModel
 from ..kernels import DeviceChoice
@@ -45,8 +46,11 @@ class GpuEngine:
     computed, also where a look is asked for, and layers of which nearly all neurons fire do not
     rest from skipping them. `placement` says what of the model runs on the CPU, nothing unless it
     is given; there `threads`, `kernels` and `notify` are those of `Engine`. Afterwards `kernels` is
-    the choice. Raises KernelError where the card's memory is too small.
+    the choice. Caches are fp16, those of the CPU's layers, too. Raises KernelError where the card's
+    memory is too small.
     """
+
+    kv_cache: CacheKind = "fp16"
 
     def __init__(
         self,

@@ -17,6 +17,7 @@ from stem_local.catalog import DEFAULT_MODEL
 from stem_local.errors import StemError
 from stem_local.library import Choosable
 from stem_local.units import size
+from stem_runtime.cache_kinds import DEFAULT, CacheKind
 
 from .confirm import ConfirmScreen
 from .dialog import Dialog, one_line
@@ -42,7 +43,7 @@ class ModelsScreen(Dialog[str | None]):
     of the model in use: it was calibrated meanwhile and is to be loaded anew. On a `first_run` the
     model that was downloaded is the one to use. With `calibrate` its head is calibrated then.
     `answering` says whether the engine is at work, which would spoil the speeds that a calibration
-    measures.
+    measures. `kv_cache` is what a model would keep of the tokens read.
     """
 
     DEFAULT_CSS = """
@@ -95,12 +96,14 @@ class ModelsScreen(Dialog[str | None]):
         first_run: bool = False,
         calibrate: bool = True,
         answering: Callable[[], bool] = _nothing_answers,
+        kv_cache: CacheKind | None = None,
     ) -> None:
         super().__init__("Choose a model to begin with" if first_run else "Models")
         self._in_use = in_use
         self._first_run = first_run
         self._learns = lambda: calibrate and not answering()
         self._answering = answering
+        self._kv_cache = kv_cache or DEFAULT
         self._memory: int | None = None
         self._in_use_changed = False
         self._noted = ""
@@ -145,7 +148,7 @@ class ModelsScreen(Dialog[str | None]):
     def _reload(self, select: str | None = None) -> None:
         """List the models anew; what is on disk may have changed without us."""
         try:
-            models, memory = library.choosable(), machine.memory_bytes()
+            models, memory = library.choosable(self._kv_cache), machine.memory_bytes()
         except OSError as error:
             self._then(self._say, sentence(error), failed=True)
         else:
