@@ -9,6 +9,9 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+_AT_ONCE = 128
+"""Records that are copied together: what lies between is as large, and is to stay in a cache."""
+
 Bools = NDArray[np.bool_]
 I64 = NDArray[np.int64]
 U8 = NDArray[np.uint8]
@@ -120,7 +123,9 @@ class _Slots:
         self.address, self.each = self._rows.ctypes.data, each
 
     def write(self, slots: I64, records: U8, neurons: I64, start: int, stop: int) -> None:
-        self._rows[slots, : stop - start] = records[neurons, start:stop]
+        for first in range(0, len(slots), _AT_ONCE):
+            some = slice(first, first + _AT_ONCE)
+            self._rows[slots[some], : stop - start] = records[neurons[some], start:stop]
 
     def move(self, sources: I64, targets: I64) -> None:
         self._rows[targets] = self._rows[sources]

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from .errors import UsageError
 from .formats.packed import PackedModel
 from .kernels.cpu import layout as L
+from .kv_cache import KVCache
 from .quant import GROUP, PackedMatrix, groups_of
 from .residence import Residence
 from .sparsity.neurons import KINDS, LayerNeurons, Neurons, Parts, record_sizes
@@ -108,12 +109,16 @@ class NeuronTables:
         """Prepare a step that reads all FFNs dense."""
         self._residence.read_whole()
 
-    def follow(self, candidates: NDArray[np.uint32] | None, dense: NDArray[np.bool_]) -> None:
-        """Prepare a sparse step: uint32 [n_layers, groups] of a conversation's own candidates, None
-        for everyone, and which layers run dense for now, bool [n_layers].
-        """
-        if self.plan is not None and self.plan.candidates == "resampled":
-            self._residence.follow(self.plan, candidates, dense)
+    def follow(self, cache: KVCache, *, look: bool) -> None:
+        """Prepare a sparse step of one token, after which `look` leaves rows of the head out."""
+        plan = self.plan
+        if plan is None or plan.candidates != "resampled":
+            return
+        if cache.candidates is None and cache.heat is None:  # nobody draws candidates any more
+            self._residence.clear()
+        else:
+            dense = (cache.rest > 0) | (cache.length < plan.sinks)
+            self._residence.follow(plan, cache.candidates, dense, look)
 
     @property
     def arena_bytes(self) -> int:

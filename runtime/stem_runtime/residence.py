@@ -34,8 +34,9 @@ class Residence:
     """Copies the candidates of a conversation into an arena, and gives the rest of the files back.
 
     What the prompt and tokens that ran dense touched is given back before the first token of which
-    a layer has candidates; what a look touched, before the next one. Results are the same: the
-    same bytes are read, from another place.
+    a layer has candidates; what a look touched, before the next one. So is the output head's
+    matrix, where only some rows are computed of its copy. Results are the same: the same bytes are
+    read, from another place.
 
     Only weights that are views of mapped files can be given back, and only where the system takes
     them; elsewhere nothing is copied.
@@ -53,18 +54,24 @@ class Residence:
         self._sets: U32 = np.zeros((len(layers), len(self._everyone)), np.uint32)
         self._looked, self._dense = np.zeros((2, len(layers)), np.bool_)
         self._spans = [_spans(model, index, layer) for index, layer in enumerate(layers)]
+        self._head = _span(model.matrix("embed" if model.config.tied_head else "head"))
+        self._head_read = False
         self._last: U32 | None = None
         self.arena: Arena | None = None
 
     def read_whole(self) -> None:
-        """The next step reads all FFNs dense."""
-        self._dense[:], self._last = True, None
+        """The next step reads all FFNs dense, and maybe the head."""
+        self._dense[:], self._head_read, self._last = True, True, None
 
-    def follow(self, plan: FfnPlan, candidates: U32 | None, dense: Bools) -> None:
+    def follow(self, plan: FfnPlan, candidates: U32 | None, dense: Bools, look: bool) -> None:
         """Prepare a sparse step with these candidates [n_layers, groups], None for everyone.
 
-        `dense` [n_layers] are the layers that run dense for now.
+        `dense` [n_layers] are the layers that run dense for now; with `look` the head does not.
         """
+        self._head_read |= not look
+        if candidates is not None and look and self._head_read and self._head is not None:
+            self._head.give_back()
+            self._head_read = False
         if candidates is not None and candidates is self._last and not dense.any():
             return
         gated = np.array([mode == "gate" for mode in plan.modes]) & [
@@ -77,6 +84,8 @@ class Residence:
         self._looked |= sparse & looking
         self._dense |= dense
         self._words[gated, L.F_GATE_ROWS] = np.where(looking, L.GATE_ROWS, GROUP)[gated]
+        for layer in np.flatnonzero(sparse & self._dense):
+            self._give_tiles_back(int(layer))
         for layer in np.flatnonzero(sparse & ~looking):
             assert candidates is not None
             self._keep(int(layer), candidates[layer], plan.core)
@@ -84,9 +93,12 @@ class Residence:
 
     def clear(self) -> None:
         """Forget the candidates, and give the arena back."""
-        if self.arena is not None:
+        if self.arena is not None and self.arena.held:
             self.arena.clear()
             self._sets[:], self._last = 0, None
+        for words, spans in zip(self._words, self._spans, strict=True):
+            if spans is not None:
+                words[L.F_GATE_ROWS] = L.GATE_ROWS
 
     def _keep(self, layer: int, candidates: U32, core: bool) -> None:
         neurons, spans = self._layers[layer], self._spans[layer]
@@ -98,10 +110,14 @@ class Residence:
         if self._looked[layer]:
             spans.gates.give_back()
             spans.records.give_back()
-        if self._dense[layer]:
-            for span in spans.tiles:
-                span.give_back()
-        self._looked[layer] = self._dense[layer] = False
+        self._looked[layer] = False
+
+    def _give_tiles_back(self, layer: int) -> None:
+        spans = self._spans[layer]
+        assert spans is not None
+        for span in spans.tiles:
+            span.give_back()
+        self._dense[layer] = False
 
     def _open_arena(self) -> Arena:
         if self.arena is None:
@@ -114,6 +130,9 @@ class Residence:
                     row = self._words[layer]
                     row[L.F_PLACES] = self.arena.places[layer].ctypes.data
                     row[L.F_GATE_PLACES] = self.arena.gate_places[layer].ctypes.data
+            # opening a profile checks all of it, which touches what is never read here
+            for data in {id(s.records.data): s.records.data for s in self._spans if s}.values():
+                Span(data, 0, len(data)).give_back()
         return self.arena
 
 

@@ -18,6 +18,7 @@ from stem_runtime.mapped import Span, can_give_back, span_of
 from stem_runtime.sparsity.neurons import Neurons, mask_of
 from stem_runtime.sparsity.plan import FfnPlan
 
+from .looks import make_look
 from .mapped_files import mapped
 from .skipping import changed, neurons_of
 from .sparse_steps import FFN, TOKENS, Models, plan_of
@@ -160,6 +161,7 @@ def steps(
     """
     engine.set_plan(plan)
     cache, layers = engine.new_cache(32), engine.config.n_layers
+    cache.heat = np.zeros((layers, 128), np.float32)
     everyone = mask_of(np.ones(FFN, np.bool_))
     first, second = sets_of(layers, 0.3, 1), sets_of(layers, 0.6, 2)
     looking = first.copy()
@@ -201,14 +203,17 @@ def test_what_is_given_back_and_when(
     with Engine(model, threads=2, neurons=neurons) as engine:
         given_ = Given(monkeypatch, really=True)
         given_back, arena, logits = steps(engine, plan, given_)
-        # of three layers: gates, records, gate and up, down
-        assert given_back == [12, 0, 0, 2, 0, 2, 0, 6]
+        # all that opening the file touched; of three layers gates, records, gate and up, down
+        assert given_back == [1 + 12, 0, 0, 2, 0, 2, 0, 6]
         assert arena == [few, few, few, more, more, more, more, few]
         engine.set_plan(plan_of(3, "gate", 0.05))
         assert engine.arena_bytes == 0
         engine.decode(engine.new_cache(4), 5, sparse=True)
         assert given_.count() == 0
         assert steps(engine, plan)[1] == arena
+        cache = engine.new_cache(4)  # as when resampling has switched itself off
+        engine.decode(cache, 5, sparse=True)
+        assert engine.arena_bytes == 0
     monkeypatch.undo()
     Given(monkeypatch, really=False)
     with Engine(model, threads=2, neurons=neurons) as engine:
@@ -229,7 +234,25 @@ def test_weights_that_are_in_no_file_stay_where_they_are(
     with Engine(model, threads=2, neurons=mixed) as engine:
         given_back = steps(engine, plan, given_)[0]
     if can_give_back():
-        assert given_back == [8, 0, 0, 2, 0, 0, 0, 4]
+        assert given_back == [1 + 8, 0, 0, 2, 0, 0, 0, 4]
+
+
+@needs_madvise
+def test_the_head_is_given_back_where_only_rows_of_its_copy_are_read(
+    models: Models, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = models()
+    look = make_look(model, 3.0)
+    neurons, plan = neurons_of(model), plan_of(1, "gate", 0.05, candidates="resampled")
+    given_ = Given(monkeypatch, really=True)
+    with Engine(model, threads=1, neurons=neurons, head=look) as engine:
+        engine.set_plan(plan)
+        cache = engine.new_cache(16)
+        cache.candidates = sets_of(1, 0.3, 1)
+        engine.prefill(cache, TOKENS[:3])
+        for looks, count in ((False, 0), (True, 1), (True, 0), (False, 0), (True, 1)):
+            engine.decode(cache, 5, sparse=True, look=looks)
+            assert given_.count() == count
 
 
 @needs_madvise

@@ -41,9 +41,12 @@ class Conversation:
         self.read(prompt)
 
     def read(self, prompt: np.ndarray) -> None:
+        """Read a prompt, and the token after it, with which no layer looks that has candidates."""
         self.resampler.start(self.cache)
         self.add(np.float32(10) * prompt)
         self.resampler.seed()
+        if prompt.any() and self.resampler.active:
+            assert self.token(prompt / 2) == []
 
     def add(self, contribution: np.ndarray) -> None:
         if self.cache.heat is not None:
@@ -406,13 +409,13 @@ def test_an_engine_keeps_to_the_sets_between_looks(tmp_path: Path) -> None:
         resampler.start(cache)
         engine.prefill(cache, [5, 60])
         resampler.seed()
-        for place, token in enumerate([200, 7, 130, 44, 9]):
+        for place, token in enumerate([1, 200, 7, 130, 44, 9], -1):
             looking = resampler.before_token()
             sets = cache.candidates
             engine.decode(cache, token, sparse=True)
             offered = engine.last_counts[:, 0].tolist()
             resampler.after_token()
-            assert looking == ([place % 3] if place % 3 < layers else [])
+            assert looking == ([place % 3] if place >= 0 and place % 3 < layers else [])
             assert sets is not None
             assert offered == [int(bits_of(mask, ffn).sum()) for mask in sets]
             assert [layer for layer, count in enumerate(offered) if count == ffn] == looking

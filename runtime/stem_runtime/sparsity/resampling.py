@@ -65,8 +65,8 @@ class Resampler:
     cost about the same, and so does the memory that looks touch. When every layer has looked once
     more a round is complete.
 
-    Call `start` before a prompt is read, `part` after each part of it and `seed` at its end, which
-    makes all layers due; then, for every token, `before_token`, decode, `after_token`.
+    Call `start` before a prompt is read, `part` after each part of it and `seed` at its end; then,
+    for every token, `before_token`, decode, `after_token`.
 
     Drift is measured by what the sets capture: the contribution of a token's active neurons over
     what the layer's last looks found, averaged over the last few tokens since its look and over
@@ -157,7 +157,9 @@ class Resampler:
         self._heat[:] = 0
 
     def seed(self) -> None:
-        """Draw the sets from the prompt. All layers are due then, for a first measure of drift."""
+        """Draw the sets from the prompt. From the second token on all layers are due, for a first
+        measure of drift.
+        """
         self._seen = np.float32(_KEEP) * self._seen + self._between + self._heat
         self._heat[:], self._between[:] = 0, 0
         self._baseline[:], self._level[:] = 0, 1
@@ -194,7 +196,8 @@ class Resampler:
         """The layers that look with the next token."""
         if self._drifting or self._masks is None:
             return self._gated
-        due = self._unknown | (self._since >= self._period - 1)
+        # not with the first token: its layers' candidates may first have to be copied together
+        due = (self._unknown & (self._since > 0)) | (self._since >= self._period - 1)
         waiting = self._gated[due[self._gated]]
         longest = np.argsort(-self._since[waiting], kind="stable")
         return np.sort(waiting[longest[: self._turns]])
