@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import mmap
-from collections import Counter
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from stem_runtime.arena import Arena
 from stem_runtime.engine import Engine
+from stem_runtime.kernels.cpu import layout
 from stem_runtime.mapped import Span, can_give_back, span_of
 from stem_runtime.sparsity.neurons import Neurons, mask_of
 from stem_runtime.sparsity.plan import FfnPlan
@@ -21,7 +22,7 @@ from stem_runtime.sparsity.plan import FfnPlan
 from .looks import make_look
 from .mapped_files import mapped
 from .skipping import changed, neurons_of
-from .sparse_steps import FFN, TOKENS, Models, plan_of
+from .sparse_steps import FFN, TOKENS, Models, plan_of, run
 
 needs_madvise = pytest.mark.skipif(not can_give_back(), reason="the system takes no memory back")
 
@@ -129,22 +130,21 @@ def test_only_parts_of_read_only_maps_are_spans(tmp_path: Path) -> None:
 
 
 class Given:
-    """What was given back since the last look at it, by length."""
+    """Counts what is given back."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, *, really: bool) -> None:
-        self.spans: Counter[int] = Counter()
-        give = Span.give_back
+        self._count, give = 0, Span.give_back
 
         def note(span: Span) -> None:
-            self.spans[span.nbytes] += 1
+            self._count += 1
             if really:
                 give(span)
 
         monkeypatch.setattr(Span, "give_back", note)
 
     def count(self) -> int:
-        found = self.spans.total()
-        self.spans.clear()
+        """How often since the last time this was asked."""
+        found, self._count = self._count, 0
         return found
 
 
@@ -153,12 +153,20 @@ def sets_of(layers: int, share: float, seed: int) -> np.ndarray:
     return np.stack([mask_of(rng.random(FFN) < share) for _ in range(layers)])
 
 
-def steps(
-    engine: Engine, plan: FfnPlan, given_: Given | None = None
-) -> tuple[list[int], list[int], np.ndarray]:
-    """A prompt, then tokens with sets, looks and rests: how much each gave back, the arena's size
-    after it, and all logits.
+@dataclass(frozen=True, slots=True)
+class Steps:
+    """Of each token: what it gave back, the arena's size after it, how many candidates of a group
+    [n_layers] it read by rows of gate; and all logits.
     """
+
+    given: list[int]
+    arena: list[int]
+    rows: list[list[int]]
+    logits: np.ndarray
+
+
+def steps(engine: Engine, plan: FfnPlan, given_: Given | None = None) -> Steps:
+    """A prompt, then tokens with sets, looks and layers that run dense."""
     engine.set_plan(plan)
     cache, layers = engine.new_cache(32), engine.config.n_layers
     cache.heat = np.zeros((layers, 128), np.float32)
@@ -168,24 +176,28 @@ def steps(
     looking[1] = everyone
     changed_ = first.copy()
     changed_[1] = second[1]
-    given_back, arena, logits = [], [], [engine.prefill(cache, TOKENS[:4]).copy()]
-    for candidates, resting in (
-        (first, False),
-        (first, False),
-        (looking, False),
-        (changed_, False),
-        (changed_, True),
-        (changed_, False),
-        (None, False),
-        (first, False),
+    given_back, arena, rows, logits = [], [], [], [engine.prefill(cache, TOKENS[:4]).copy()]
+    for candidates, dense in (
+        (first, ""),
+        (first, ""),
+        (looking, ""),
+        (changed_, ""),
+        (changed_, "layer 0"),
+        (changed_, ""),
+        (changed_, "all"),
+        (changed_, ""),
+        (None, ""),
+        (first, ""),
     ):
         cache.candidates = candidates
         cache.rest[:] = 0
-        cache.rest[0] = 2 * resting
-        logits.append(engine.decode(cache, 5, sparse=True).copy())
+        cache.rest[0] = 2 * (dense == "layer 0")
+        logits.append(engine.decode(cache, 5, sparse=dense != "all").copy())
         given_back.append(0 if given_ is None else given_.count())
         arena.append(engine.arena_bytes)
-    return given_back, arena, np.stack(logits)
+        assert engine._work.ffn is not None
+        rows.append(engine._work.ffn.words[:, layout.F_GATE_ROWS].tolist())
+    return Steps(given_back, arena, rows, np.stack(logits))
 
 
 @needs_madvise
@@ -202,22 +214,28 @@ def test_what_is_given_back_and_when(
     few, more = (record * int(np.bitwise_count(sets).sum()) for sets in (first, drawn))
     with Engine(model, threads=2, neurons=neurons) as engine:
         given_ = Given(monkeypatch, really=True)
-        given_back, arena, logits = steps(engine, plan, given_)
+        seen = steps(engine, plan, given_)
         # all that opening the file touched; of three layers gates, records, gate and up, down
-        assert given_back == [1 + 12, 0, 0, 2, 0, 2, 0, 6]
-        assert arena == [few, few, few, more, more, more, more, few]
-        engine.set_plan(plan_of(3, "gate", 0.05))
+        assert seen.given == [1 + 12, 0, 0, 2, 0, 2, 0, 6, 0, 6]
+        assert seen.arena == [few] * 3 + [more] * 6 + [few]
+        # in an arena no gate is read by tiles, which would touch the file
+        some, look = [32, 32, 32], [32, 16, 32]
+        assert seen.rows == [some, some, look, *[some] * 5, [16, 16, 16], some]
+        every = plan_of(3, "gate", 0.05)
+        engine.set_plan(every)
         assert engine.arena_bytes == 0
         engine.decode(engine.new_cache(4), 5, sparse=True)
+        after = run(engine, every).logits
         assert given_.count() == 0
-        assert steps(engine, plan)[1] == arena
+        assert steps(engine, plan).arena == seen.arena
         cache = engine.new_cache(4)  # as when resampling has switched itself off
         engine.decode(cache, 5, sparse=True)
         assert engine.arena_bytes == 0
     monkeypatch.undo()
     Given(monkeypatch, really=False)
     with Engine(model, threads=2, neurons=neurons) as engine:
-        np.testing.assert_array_equal(steps(engine, plan)[2], logits)
+        np.testing.assert_array_equal(run(engine, every).logits, after)  # gates by tiles again
+        np.testing.assert_array_equal(steps(engine, plan).logits, seen.logits)
 
 
 def test_weights_that_are_in_no_file_stay_where_they_are(
@@ -229,12 +247,14 @@ def test_weights_that_are_in_no_file_stay_where_they_are(
     plan = plan_of(3, "gate", 0.05, candidates="resampled")
     given_ = Given(monkeypatch, really=True)
     with Engine(model, threads=2, neurons=plain) as engine:
-        assert steps(engine, plan, given_)[:2] == ([0] * 8, [0] * 8)
+        seen = steps(engine, plan, given_)
+        assert not any(seen.given + seen.arena)
+        assert seen.rows == [[16] * 3] * 10
     mixed = Neurons((plain.layers[0], *filed.layers[1:]))
     with Engine(model, threads=2, neurons=mixed) as engine:
-        given_back = steps(engine, plan, given_)[0]
+        seen = steps(engine, plan, given_)
     if can_give_back():
-        assert given_back == [1 + 8, 0, 0, 2, 0, 0, 0, 4]
+        assert seen.given == [1 + 8, 0, 0, 2, 0, 0, 0, 4, 0, 4]
 
 
 @needs_madvise
