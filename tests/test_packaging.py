@@ -104,7 +104,7 @@ def test_wheel_holds_the_three_packages(tmp_path: Path) -> None:
     assert {name for name in top if not name.endswith(".dist-info")} == set(PACKAGES)
     shipped = {f"{package}/py.typed" for package in PACKAGES}
     texts = {str(p.relative_to(ROOT).as_posix()) for p in ROOT.glob("stem_local/*_text/*.txt")}
-    assert len(texts) == 18
+    assert len(texts) == 17
     assert shipped | texts | {"stem_local/catalog.toml"} <= set(names)
     for package, folder in PACKAGES.items():
         sources = {f"{package}/{p.relative_to(folder).as_posix()}" for p in folder.rglob("*.py")}

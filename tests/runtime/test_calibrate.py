@@ -85,7 +85,7 @@ def test_a_profile_is_written_and_says_what_was_measured(model: PackedModel) -> 
     assert found.head.setting == profile.head.setting
     setting = profile.head.setting
     assert (setting.dims, setting.threads) == (32, 1)
-    assert setting.limit in (16, 20, 40)
+    assert setting.limit in (20, 40)
     assert 1000 < setting.positions < 2000
     assert 0 < setting.mean_rows <= 320
     assert min(setting.tokens_per_second, setting.dense_tokens_per_second) > 0
@@ -359,7 +359,7 @@ def test_the_head_alone_is_calibrated_and_built_on(
 def test_a_cancelled_head_is_gone_on_with_and_changes_no_profile(
     model: PackedModel, hidden_calls: list[int], stage: str
 ) -> None:
-    before = calibrate_head(model, material(), threads=1)
+    calibrate_head(model, material(), threads=1)
     held = (model.folder / FILE).read_bytes()
     hidden_calls.clear()
     reached: list[str] = []
@@ -377,9 +377,8 @@ def test_a_cancelled_head_is_gone_on_with_and_changes_no_profile(
     # the second call read what the first had not
     assert len(hidden_calls) == len(capture.windows(model, material(4000).for_head()))
     assert 0 < done <= len(hidden_calls)
-    assert before is not None
-    assert look_of(before).rotation is not None
     assert after is not None
+    assert (model.folder / FILE).read_bytes() != held
 
 
 def test_a_head_that_takes_too_long_is_left(model: PackedModel, hidden_calls: list[int]) -> None:
@@ -391,7 +390,7 @@ def test_a_head_that_takes_too_long_is_left(model: PackedModel, hidden_calls: li
 
     assert calibrate_head(model, material(), threads=1, worth=worth) is None
     assert 0 < asked[0] < 60
-    assert len(hidden_calls) == 2  # a few tokens, twice
+    assert sum(hidden_calls) < capture.WINDOW
     assert not (model.folder / FILE).exists()
     assert calibrate_head(model, material(), threads=1, worth=lambda _: True) is not None
 

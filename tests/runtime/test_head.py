@@ -251,6 +251,6 @@ def test_a_look_of_another_model_is_refused(model: PackedModel, tmp_path: Path) 
 
 
 def test_limits_go_down_from_an_eighth() -> None:
-    assert limits(49152) == [1536, 3072, 6144]
-    assert limits(320) == [16, 20, 40]
+    assert limits(49152) == [3072, 6144]
+    assert limits(320) == [20, 40]
     assert limits(17) == [16]

@@ -69,7 +69,7 @@ def head_of(model: PackedModel) -> PackedMatrix:
 
 def limits(vocab: int) -> list[int]:
     """Numbers of rows to stop at that are tried, an eighth of them at most, at least a tile."""
-    return sorted({max(TILE, vocab // part) for part in (8, 16, 32)})
+    return sorted({max(TILE, vocab // part) for part in (8, 16)})
 
 
 def blocks(matrix: PackedMatrix) -> Iterator[tuple[int, PackedMatrix]]:

@@ -26,6 +26,7 @@ _WIDEST = LAG_BINS - 1  # bins, the last being for all that is farther behind
 WIDEST = LAG_BINS / BINS_PER_NAT
 """Nats of the widest margin that there can be."""
 
+_MANY = 4  # times the leaders: more scores of a block are cut down before they are sorted
 _SCORES = 1 << 22  # scores held at a time
 
 F32 = NDArray[np.float32]
@@ -63,23 +64,30 @@ def leaders(head: PackedMatrix, hidden: F32) -> tuple[Ids, F32]:
         step = max(1, _SCORES // block.rows)
         for first in range(0, len(states), step):
             part = slice(first, first + step)
-            found = states[part] @ weights
-            # few blocks hold a leader of a position, so most of their scores need no sorting
-            least = logits[part, -1:]
-            rows = np.flatnonzero((found > least).any(axis=1))
-            if len(rows):
-                _merge(ids[part], logits[part], rows, found[rows], start)
+            _merge(ids[part], logits[part], states[part] @ weights, start)
     return ids, logits
 
 
-def _merge(ids: Ids, logits: F32, rows: Ids, found: F32, start: int) -> None:
-    """Let the block's scores `found`, of tokens from `start` on, compete at positions `rows`."""
+def _merge(ids: Ids, logits: F32, found: F32, start: int) -> None:
+    """Let the block's scores `found` [n, rows], of tokens from `start` on, compete for the best."""
     count = ids.shape[1]
-    if found.shape[1] > count:
+    better = found > logits[:, -1:]
+    hits = np.count_nonzero(better, axis=1)
+    rows = np.flatnonzero(hits)
+    if not len(rows):
+        return
+    if hits.max() > _MANY * count:
+        found = found[rows]
         best = np.argpartition(found, found.shape[1] - count, axis=1)[:, -count:]
+        scores = np.take_along_axis(found, best, axis=1)
     else:
-        best = np.broadcast_to(np.arange(found.shape[1]), found.shape)
-    both = np.concatenate([logits[rows], np.take_along_axis(found, best, axis=1)], axis=1)
+        # after the first blocks few scores are better, and only those need sorting
+        best = np.zeros((len(rows), hits.max()), np.int64)
+        scores = np.full(best.shape, -np.inf, np.float32)
+        filled = np.arange(best.shape[1]) < hits[rows, None]
+        best[filled] = np.nonzero(better)[1]
+        scores[filled] = found[better]
+    both = np.concatenate([logits[rows], scores], axis=1)
     names = np.concatenate([ids[rows], best + start], axis=1)
     order = np.argsort(-both, axis=1, kind="stable")[:, :count]
     logits[rows] = np.take_along_axis(both, order, axis=1)
