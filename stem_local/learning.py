@@ -55,7 +55,7 @@ def _learn(model: InstalledModel, report: Reporter, cancel: Callable[[], bool] |
     if there or head_share(packed) < SHARE or no_look(packed, choose_device("auto")):
         return
     _, material = material_of(model.folder, [], None, report.note)
-    clock = _Clock(report)
+    clock = _Clock(report, model.name)
     profile = calibrate_head(
         packed,
         material,
@@ -72,12 +72,17 @@ def _learn(model: InstalledModel, report: Reporter, cancel: Callable[[], bool] |
 class _Clock:
     """Tells how much of an estimated time has passed."""
 
-    def __init__(self, report: Reporter) -> None:
+    def __init__(self, report: Reporter, name: str) -> None:
         self._report = report
+        self._name = name
 
     def start(self, seconds: float) -> bool:
         """Whether that is short enough to begin."""
         if seconds > PATIENCE:
+            self._report.note(
+                f"Learning which words to look at would take about {seconds:.0f} s here; "
+                f"`stem-local calibrate {self._name} --head-only` does it when you have the time."
+            )
             return False
         self._began, self._total = time.monotonic(), round(1000 * seconds)
         self.tick()

@@ -93,10 +93,12 @@ def test_what_is_calibrated_stays_so(source: str, monkeypatch: pytest.MonkeyPatc
 
 def test_it_is_left_where_it_is_not_worth_it(source: str, monkeypatch: pytest.MonkeyPatch) -> None:
     told = Told()
-    for name, value in (("SHARE", 1.0), ("PATIENCE", 0.0)):
+    for name, value in (("PATIENCE", 0.0), ("SHARE", 1.0)):
         with monkeypatch.context() as patch:
             patch.setattr(learning, name, value)
             assert not calibrated(hub.pull(source, progress=told))
+    assert "would take about" in told.notes[0]
+    assert len(told.notes) == 2  # the second pull found it installed, and had nothing to add
     with monkeypatch.context() as patch:
         card = DeviceChoice("triton", "cuda", "found")
         patch.setattr(learning, "choose_device", lambda _: card)

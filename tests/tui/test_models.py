@@ -14,14 +14,14 @@ from hypothesis import strategies as st
 from textual.pilot import Pilot
 from textual.widgets import Footer, Input
 
-from stem_local import calibration, hub, machine, store
+from stem_local import calibration, hub, learning, machine, store
 from stem_local.errors import (
     AccessError,
     Cancelled,
     DiskSpaceError,
     OfflineError,
 )
-from stem_local.progress import Reporter
+from stem_local.progress import LEARN, Reporter
 from stem_local.units import size
 from stem_tui.screens.dialog import one_line
 from stem_tui.screens.model_jobs import Job, ModelJobs, sentence
@@ -676,3 +676,43 @@ def test_it_looks_as_it_did(theme: str, work: Work, snap_compare: Callable[..., 
         await opened.said("! The Hub could")
 
     assert snap_compare(Host(theme=theme), run_before=act)
+
+
+def test_learning_comes_after_the_download_and_can_be_left_out(
+    work: Work, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ended = threading.Event()
+
+    def learn(model: store.InstalledModel, report: Reporter, cancel: Callable[[], bool]) -> None:
+        report.update(LEARN, 3_000, 12_000)
+        while not cancel():
+            ended.wait(0.01)
+        report.note(f"{model.name} is not calibrated.")
+
+    monkeypatch.setattr(learning, "learn", learn)
+    work.go_on.set()
+
+    async def test(opened: Opened) -> None:
+        answering = [False]
+        await opened.open("other", answering=lambda: answering[0])
+        await opened.on("smollm2-135m", "enter")
+        await opened.said("Learning which words to look at: 9 s")
+        await opened.said("─ 25%")
+        await opened.press("escape")
+        await opened.said("Calibrating measures speeds, so nothing else can be done meanwhile")
+        await opened.press("x")
+        await opened.said("smollm2-135m is not calibrated.")
+        assert store.find("smollm2-135m") is not None
+        # an answer that is being written would be slowed down, and spoil what is measured
+        answering[0] = True
+        await opened.on("smollm2-360m", "enter")
+        await opened.said("smollm2-360m is installed (")
+
+    check(test)
+
+    async def left_out(opened: Opened) -> None:
+        await opened.open("other", calibrate=False)
+        await opened.on("qwen3-0.6b", "enter")
+        await opened.said("qwen3-0.6b is installed (")
+
+    check(left_out)

@@ -44,7 +44,7 @@ ROUNDS, DECODED = 12, 24
 
 _TEXTS, _PROMPT = 6, 32
 _TRIED = 128  # tokens read to estimate how long all would take
-_OVERHEAD = 2.0  # time of fitting a look, in times of the products that it takes
+_OVERHEAD = 1.25  # time of fitting a look, in times of the products that it takes
 
 
 def calibrate(
