@@ -204,8 +204,9 @@ class Resampler:
 
     def _follow(self, captured: F32) -> None:
         """Measure drift by the layers that did not look and know what looks find there."""
-        known = np.setdiff1d(self._gated, self._looking)
-        known = known[self._baseline[known] > 0]
+        others = self._baseline > 0
+        others[self._looking] = False
+        known = np.flatnonzero(others)
         if not len(known):
             return
         # a layer that rests runs dense, and captures nothing that is counted
