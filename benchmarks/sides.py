@@ -14,6 +14,7 @@ from llama_client import Llama
 
 from stem_local import load
 from stem_local.calibration import calibrate
+from stem_runtime.cache_kinds import CacheKind
 from stem_runtime.engine import Engine, KVCache
 from stem_runtime.errors import FormatError
 from stem_runtime.formats.convert import convert
@@ -65,12 +66,12 @@ class StemSide:
     model: PackedModel
     how: Mapping[str, bool] = MappingProxyType({})
 
-    def __init__(self, threads: int) -> None:
-        self._threads = threads
+    def __init__(self, threads: int, kv_cache: CacheKind = "fp16") -> None:
+        self._threads, self._kv_cache = threads, kv_cache
 
     def open(self, gguf: Path, context: int) -> None:
         self.model = open_packed(packed_copy(gguf))
-        self.engine = Engine(self.model, threads=self._threads)
+        self.engine = Engine(self.model, threads=self._threads, kv_cache=self._kv_cache)
         self.cache = self.engine.new_cache(context)
 
     def prefill(self, tokens: list[int]) -> float:

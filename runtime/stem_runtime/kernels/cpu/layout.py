@@ -194,7 +194,7 @@ STATE, SEEN, WORKER_WORDS = 0, LINE, 2 * LINE
 ASLEEP, AWAKE = 0, 1
 JOB_QUIT, JOB_DECODE, JOB_PREFILL, JOB_FFN = range(4)
 
-ATTENTION_BLOCKS = 8  # of 16 positions: how many are scored before their values are added
+ATTENTION_BLOCKS = 16  # of 16 positions: how many are scored before their values are added
 ATTENTION_ROWS = 32  # query rows that share a pass over the keys
 GATE_ROWS = 16  # candidates of a group beyond which its two tiles are cheaper than their rows
 

@@ -104,14 +104,20 @@ def reduce_add(b: Builder, x: Value) -> Value:
     if x.type == V16I32:
         return call(b, "llvm.vector.reduce.add.v16i32", I32, [x])
     # pairwise, so that the order (and the result) is the same on every machine
-    while x.type.count > 1:
-        half = x.type.count // 2
-        x = b.fadd(lanes(b, x, 0, half), lanes(b, x, half, half))
-    return b.extract_element(x, const(I32, 0))
+    return _halve(b, x, b.fadd)
 
 
 def reduce_max(b: Builder, x: Value) -> Value:
-    return call(b, "llvm.vector.reduce.fmax.v16f32", F32, [x])
+    # LLVM's own reduction minds NaNs, and goes from lane to lane for that
+    return _halve(b, x, lambda low, high: fmax(b, low, high))
+
+
+def _halve(b: Builder, x: Value, join: Callable[[Value, Value], Value]) -> Value:
+    """Join the halves of a vector until one lane is left."""
+    while x.type.count > 1:
+        half = x.type.count // 2
+        x = join(lanes(b, x, 0, half), lanes(b, x, half, half))
+    return b.extract_element(x, const(I32, 0))
 
 
 def rint(b: Builder, x: Value) -> Value:
