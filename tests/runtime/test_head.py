@@ -17,6 +17,8 @@ from stem_runtime.kernels.oracle_sparse import head_rows
 from stem_runtime.quant import pack, unpack, unpack_plain
 from stem_runtime.quant.rounding import quantize
 from stem_runtime.sampling import Sampler, SamplingParams
+from stem_runtime.sparsity import head as head_module
+from stem_runtime.sparsity import head_fit
 from stem_runtime.sparsity.head import (
     HeadLook,
     Looks,
@@ -24,9 +26,18 @@ from stem_runtime.sparsity.head import (
     head_of,
     limits,
     principal_axes,
+    rounded,
     row_major,
 )
-from stem_runtime.sparsity.trial import TOP, Seen, judge, leaders, least_margin, see
+from stem_runtime.sparsity.trial import (
+    TOP,
+    WIDEST,
+    Seen,
+    judge,
+    leaders,
+    least_margin,
+    see,
+)
 
 from .looks import make_look
 from .tiny import random_matrix, random_packed, tiny_config
@@ -240,6 +251,40 @@ def test_the_margin_is_the_smallest_that_misses_few_enough() -> None:
     # more equal rows than the limit: the whole head is computed there, and nothing is lost
     counts[:3] = 1000
     assert least_margin(seen, logits, 75) == 51 / BINS_PER_NAT
+
+
+def test_a_look_has_a_wider_margin_than_it_was_fitted_to(
+    model: PackedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(head_fit, "limits", lambda vocab: [vocab])
+    head = head_of(model)
+    rng = np.random.default_rng(1)
+    plane = rng.standard_normal((8, head.cols))
+    noise = (rng.standard_normal((6000, 8)) @ plane).astype(np.float32)
+    states = noise[:3000], noise[3000:4000], noise[4000:]
+    told: list[tuple[int, int]] = []
+    look, outcome = head_fit.fit_look(head, states, lambda *now: told.append(now))
+    assert (look.margin, look.limit, look.dims) == (outcome.margin, outcome.limit, outcome.dims)
+    assert outcome.positions == 2000
+    assert told == [(done, 5) for done in range(6)]
+    monkeypatch.setattr(head_fit, "SPARE", 0.0)
+    _, bare = head_fit.fit_look(head, states, lambda *_: None)
+    assert outcome.margin == min(bare.margin + 1, WIDEST) > bare.margin
+    assert outcome.misses <= bare.misses
+
+
+@pytest.mark.parametrize("rows", [16, 48, 192])
+def test_leaders_are_found_block_by_block(
+    model: PackedModel, monkeypatch: pytest.MonkeyPatch, rows: int
+) -> None:
+    head, hidden = head_of(model), hidden_of(model)
+    scores = rounded(hidden) @ unpack(head).T
+    expected = np.argsort(-scores, axis=1, kind="stable")[:, :TOP]
+    monkeypatch.setattr(head_module, "_BLOCK_ROWS", rows)
+    ids, logits = leaders(head, hidden)
+    assert np.allclose(logits, np.take_along_axis(scores, expected, axis=1), rtol=1e-5, atol=1e-5)
+    assert np.allclose(np.take_along_axis(scores, ids, axis=1), logits, rtol=1e-5, atol=1e-5)
+    assert all(len(set(row)) == TOP for row in ids.tolist())
 
 
 def test_a_look_of_another_model_is_refused(model: PackedModel, tmp_path: Path) -> None:
