@@ -9,6 +9,8 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from .mapped import give_back
+
 _AT_ONCE = 128
 """Records that are copied together: what lies between is as large, and is to stay in a cache."""
 
@@ -134,4 +136,4 @@ class _Slots:
         """Give back the whole pages behind slot `end`, of which those up to `before` were used."""
         first = -(-end * self.each // mmap.PAGESIZE) * mmap.PAGESIZE
         if first < before * self.each:
-            self._memory.madvise(mmap.MADV_DONTNEED, first, before * self.each - first)
+            give_back(self._memory, first, before * self.each - first)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import mmap
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -23,13 +24,24 @@ class Span:
 
     def give_back(self) -> None:
         """Let go of the pages. They are mapped from the file again when they are touched again."""
-        if _GIVE_BACK is not None and hasattr(self.data, "madvise"):
-            self.data.madvise(_GIVE_BACK, self.start, self.nbytes)
+        give_back(self.data, self.start, self.nbytes)
 
 
 def can_give_back() -> bool:
-    """Whether the platform takes memory back at once; Windows does not, nor does macOS."""
+    """Whether the platform takes memory back: Linux does at once, macOS when it needs it, Windows
+    not at all.
+    """
     return _GIVE_BACK is not None and hasattr(mmap.mmap, "madvise")
+
+
+def give_back(data: mmap.mmap, start: int, nbytes: int) -> None:
+    """Let go of the pages of a map from byte `start` on, where the system allows it.
+
+    Of a part of a file they come back as they were; anonymous memory may be zeros after it.
+    """
+    if _GIVE_BACK is not None and hasattr(data, "madvise"):
+        with contextlib.suppress(OSError):  # pages that are locked into memory stay
+            data.madvise(_GIVE_BACK, start, nbytes)
 
 
 def span_of(arrays: Iterable[NDArray[Any]]) -> Span | None:

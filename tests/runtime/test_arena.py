@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import mmap
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -77,7 +78,7 @@ def test_an_arena_has_what_it_should_and_no_more(seed: int, layers: int, ffn: in
     check(arena, records, cuts, np.zeros_like(sets))
 
 
-@needs_madvise
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux takes pages at once")
 def test_a_smaller_set_gives_its_memory_back() -> None:
     """What lies behind the last slot is no longer in memory, and so reads as zeros."""
     records = np.full((1000, 4096), 7, np.uint8)
@@ -111,6 +112,7 @@ def test_only_parts_of_read_only_maps_are_spans(tmp_path: Path) -> None:
     assert span.start + span.nbytes == 2 * mmap.PAGESIZE + 9
     span.give_back()
     np.testing.assert_array_equal(whole, content)
+    Span(data, 1, 100).give_back()  # refused by the system, which is no reason to stop
     wide = span_of([part, whole[-3:].reshape(3, 1)])
     assert wide is not None
     assert wide.start + wide.nbytes == len(content)
