@@ -13,7 +13,7 @@ from stem_local import calibration
 from stem_runtime.engine import Engine
 from stem_runtime.formats.packed import open_packed
 from stem_runtime.kernels import choose
-from stem_runtime.sparsity import calibrate, capture
+from stem_runtime.sparsity import capture
 from stem_runtime.sparsity.profile import FILE, read_profile
 from stem_runtime.tokenizer import Tokenizer
 from tests.local.command import stem
@@ -216,7 +216,7 @@ def test_the_real_model_says_the_same_with_and_without(
     real_model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(capture, "ANSWER", 64)
-    monkeypatch.setattr(calibrate, "DIMS", (192,))
+    monkeypatch.setattr(calibration, "look_texts", list)
     monkeypatch.setattr(calibration, "PROMPTS", calibration.PROMPTS[:8])
     shorten(monkeypatch)
     profile = calibration.calibrate(real_model, threads=1)

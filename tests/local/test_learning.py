@@ -81,9 +81,11 @@ def test_what_is_calibrated_stays_so(source: str, monkeypatch: pytest.MonkeyPatc
     add_profile(model.folder)
     held = (model.folder / FILE).read_bytes()
     monkeypatch.setattr(calibrate, "calibrate_head", None)
-    again = hub.pull(source)
+    told = Told()
+    again = hub.pull(source, progress=told)
     assert (again.folder / FILE).read_bytes() == held
-    anew = hub.pull(source, force=True)
+    anew = hub.pull(source, force=True, progress=told)
+    assert told.notes == ["tiny is installed already (--force gets it anew)."]
     assert anew.folder != model.folder
     assert (anew.folder / FILE).read_bytes() == held
     # other weights have another calibration, and a damaged one is none
