@@ -209,7 +209,7 @@ def _start(engine: Engine, plan: FfnPlan, cache: KVCache, passage: Passage) -> C
         return partial(engine.decode, cache, sparse=True)
     resampler = Resampler(plan.modes, engine.config.ffn_dim)
     resampler.start(cache)
-    engine.prefill(cache, prompt)
+    engine.prefill(cache, prompt, progress=lambda _: resampler.part())
     resampler.seed()
 
     def step(token: int) -> F32:
