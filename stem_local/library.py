@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from stem_runtime.cache_kinds import DEFAULT, CacheKind, memory_share
+from stem_runtime.cache_kinds import DEFAULT, memory_share
+from stem_runtime.cache_kinds import CacheKind as CacheKind
 from stem_runtime.errors import StemError
 
 from . import catalog, machine, store
@@ -41,15 +42,16 @@ class Choosable:
         return self.installed is not None and self.installed.damage is None
 
 
-def choosable(kv_cache: CacheKind = DEFAULT) -> list[Choosable]:
+def choosable(kv_cache: CacheKind | None = None) -> list[Choosable]:
     """Installed models by name, then the rest of the catalogue in its order.
 
     `kv_cache` is what they would keep of the tokens they have read.
     """
-    here = [_installed(model, kv_cache) for model in store.installed()]
+    kind = kv_cache or DEFAULT
+    here = [_installed(model, kind) for model in store.installed()]
     names = {model.name for model in here}
     known = catalog.entries().values()
-    return here + [_known(entry, kv_cache) for entry in known if entry.name not in names]
+    return here + [_known(entry, kind) for entry in known if entry.name not in names]
 
 
 def decoding(model: InstalledModel) -> str:

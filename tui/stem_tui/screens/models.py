@@ -15,9 +15,8 @@ from textual.widgets import DataTable, Footer, Input, Static
 from stem_local import library, machine, spec, store
 from stem_local.catalog import DEFAULT_MODEL
 from stem_local.errors import StemError
-from stem_local.library import Choosable
+from stem_local.library import CacheKind, Choosable
 from stem_local.units import size
-from stem_runtime.cache_kinds import DEFAULT, CacheKind
 
 from .confirm import ConfirmScreen
 from .dialog import Dialog, one_line
@@ -103,7 +102,7 @@ class ModelsScreen(Dialog[str | None]):
         self._first_run = first_run
         self._learns = lambda: calibrate and not answering()
         self._answering = answering
-        self._kv_cache = kv_cache or DEFAULT
+        self._kv_cache = kv_cache
         self._memory: int | None = None
         self._in_use_changed = False
         self._noted = ""
