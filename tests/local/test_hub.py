@@ -29,22 +29,9 @@ from ..runtime.files import tiny_gguf
 from ..runtime.tiny import tiny_config
 from .conftest import GGUF_REPO, REPO, put_in_catalog
 from .fake_hub import COMMIT, FakeHub
+from .told import Told
 
 GGUF = f"hf:{GGUF_REPO}"
-
-
-class Told:
-    """A reporter that remembers."""
-
-    def __init__(self) -> None:
-        self.notes: list[str] = []
-        self.steps: dict[str, list[tuple[int, int]]] = {}
-
-    def note(self, text: str) -> None:
-        self.notes.append(text)
-
-    def update(self, step: str, done: int, total: int) -> None:
-        self.steps.setdefault(step, []).append((done, total))
 
 
 def downloads() -> list[str]:

@@ -23,22 +23,9 @@ from ..runtime.files import tiny_gguf
 from ..runtime.looks import add_profile
 from ..runtime.tiny import tiny_config
 from .command import stem
+from .told import Told
 
 Learn = Callable[..., None]
-
-
-class Told:
-    """A reporter that remembers."""
-
-    def __init__(self) -> None:
-        self.notes: list[str] = []
-        self.steps: dict[str, list[tuple[int, int]]] = {}
-
-    def note(self, text: str) -> None:
-        self.notes.append(text)
-
-    def update(self, step: str, done: int, total: int) -> None:
-        self.steps.setdefault(step, []).append((done, total))
 
 
 @pytest.fixture

@@ -376,8 +376,7 @@ def test_values_of_an_int8_cache(
     assert np.array_equal(acc[:, 32:], exact[:, 32:])
 
 
-@few
-@given(
+attention_cases = given(
     seed=seeds,
     group=st.integers(1, 9),
     queries=st.integers(1, 4),
@@ -386,6 +385,10 @@ def test_values_of_an_int8_cache(
     window=st.sampled_from([0, 1, 5, 16, 17, 100]),
     size=st.sampled_from([0.0, 0.3, 5.0]),
 )
+
+
+@few
+@attention_cases
 def test_attention_over_an_int8_cache_equals_the_oracle(
     probe: Probe,
     seed: int,
@@ -429,15 +432,7 @@ def test_attention_over_an_int8_cache_equals_the_oracle(
 
 
 @few
-@given(
-    seed=seeds,
-    group=st.integers(1, 9),
-    queries=st.integers(1, 4),
-    head_dim=st.sampled_from([2, 16, 20, 64, 72, 128]),
-    before=st.integers(0, 300),
-    window=st.sampled_from([0, 1, 5, 16, 17, 100]),
-    size=st.sampled_from([0.0, 0.3, 5.0]),
-)
+@attention_cases
 def test_attention_equals_the_oracle(
     probe: Probe,
     seed: int,

@@ -10,7 +10,6 @@ from numba.extending import intrinsic
 from . import cache8
 from . import layout as L
 from .attention import score_kernel, value_kernel
-from .cache8 import fetch_lines
 from .isa import Isa
 from .simd import (
     Builder,
@@ -30,6 +29,7 @@ from .vector import (
     gate_kernels,
     helper,
     max_scores,
+    prefetch,
     quantize_group,
     to_half_kernel,
 )
@@ -348,10 +348,10 @@ def _build_attend(isa: Isa, int8: SimpleNamespace) -> Any:
                 here, out = keys + i * block_bytes, scores + 64 * (i - block)
                 if narrow:
                     scores_of8(quants, rows, here, pad >> 5, out)
-                    fetch_lines(values + i * block_bytes, (block_bytes >> 6) + 1)
+                    prefetch(values + i * block_bytes, (block_bytes >> 6) + 1)
                     if i + L.ATTENTION_BLOCKS < last:
                         following = here + L.ATTENTION_BLOCKS * block_bytes
-                        fetch_lines(following, (block_bytes >> 6) + 1)
+                        prefetch(following, (block_bytes >> 6) + 1)
                 else:
                     scores_of(q, rows, here, pad, out)
             for row in range(rows):

@@ -26,7 +26,6 @@ from .simd import (
     V64I8,
     Builder,
     Value,
-    call,
     concat,
     const,
     counted_loop,
@@ -40,7 +39,6 @@ from .simd import (
     kernel,
     load,
     offset,
-    pointer,
     reduce_add,
     reduce_max,
     rint,
@@ -81,17 +79,6 @@ def round_kernel(native_half: bool) -> Any:
         store(b, b.trunc(concat(b, quants), ir.VectorType(I8, 32)), q)
 
     return kernel(emit, 3)
-
-
-def _emit_prefetch(b: Builder, address: Value, lines: Value) -> None:
-    with counted_loop(b, lines, []) as (i, _, _):
-        here = pointer(b, offset(b, address, i, 64), I8)
-        read, near, data = const(I32, 0), const(I32, 2), const(I32, 1)
-        call(b, "llvm.prefetch.p0", ir.VoidType(), [here, read, near, data])
-
-
-fetch_lines = kernel(_emit_prefetch, 2)
-"""(address, lines of 64 bytes): bring memory near that is read soon, but not in order."""
 
 
 def value_rows(isa: Isa) -> int:

@@ -16,7 +16,6 @@ from . import layout as L
 from .blocks import MASKED, quantize, share
 from .isa import Isa
 from .matmul import row_kernel
-from .neuron import prefetch
 from .simd import (
     F32,
     I16,
@@ -33,7 +32,7 @@ from .simd import (
     splat,
     store,
 )
-from .vector import float_of_bits, helper, max_scores
+from .vector import float_of_bits, helper, max_scores, prefetch
 
 EXCLUDED = -float("inf")
 

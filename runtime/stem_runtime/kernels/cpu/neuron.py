@@ -276,16 +276,3 @@ def _emit_total(b: Builder, values: Value, out: Value) -> None:
 
 total = kernel(_emit_total, 2)
 """(32 float32, address of a float32): their sum."""
-
-
-def _emit_prefetch(b: Builder, address: Value, lines: Value) -> None:
-    kind = ir.FunctionType(ir.VoidType(), [I8.as_pointer(), I32, I32, I32])
-    name = "llvm.prefetch.p0"
-    function = b.module.globals.get(name) or ir.Function(b.module, kind, name=name)
-    with counted_loop(b, lines, []) as (line, _, _):
-        here = b.inttoptr(offset(b, address, line, 64), I8.as_pointer())
-        b.call(function, [here, const(I32, 0), const(I32, 2), const(I32, 1)])
-
-
-prefetch = kernel(_emit_prefetch, 2)
-"""(address, cache lines): ask for memory that is read soon, into the second level of cache."""

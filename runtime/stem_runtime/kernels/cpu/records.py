@@ -9,9 +9,9 @@ from . import layout as L
 from . import thread_memory as M
 from .blocks import clear
 from .isa import Isa
-from .neuron import columns_kernel, prefetch, row_kernel
+from .neuron import columns_kernel, row_kernel
 from .simd import i64_at, lowest, types, u8_at
-from .vector import helper
+from .vector import helper, prefetch
 
 
 @helper

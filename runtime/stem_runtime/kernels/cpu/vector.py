@@ -36,6 +36,7 @@ from .simd import (
     kernel,
     load,
     offset,
+    pointer,
     reduce_add,
     reduce_max,
     rint,
@@ -221,3 +222,14 @@ def _gate_kernel(function: Callable[..., Value]) -> Any:
 
 gate_kernels = {name: _gate_kernel(function) for name, function in GATES.items()}
 """By activation: (gate, up, out, n/16, bits of the parameter): out = act(gate) * up."""
+
+
+def _emit_prefetch(b: Builder, address: Value, lines: Value) -> None:
+    with counted_loop(b, lines, []) as (line, _, _):
+        here = pointer(b, offset(b, address, line, 64), I8)
+        read, near, data = const(I32, 0), const(I32, 2), const(I32, 1)
+        call(b, "llvm.prefetch.p0", ir.VoidType(), [here, read, near, data])
+
+
+prefetch = kernel(_emit_prefetch, 2)
+"""(address, cache lines): ask for memory that is read soon, into the second level of cache."""
