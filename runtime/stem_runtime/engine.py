@@ -41,6 +41,9 @@ class Engine:
     makes; either is read by every engine. Raises KernelError, UsageError.
     """
 
+    draft_tokens = L.STEP_TOKENS - 1
+    """How many tokens `decode_draft` reads at most beside the first."""
+
     def __init__(
         self,
         model: PackedModel,
@@ -119,6 +122,22 @@ class Engine:
             self._check(cache, (token,))
             return self._decode(cache, token, look, sparse)
 
+    def decode_draft(self, cache: KVCache, tokens: Sequence[int], *, look: bool = False) -> Logits:
+        """Read a token and up to `draft_tokens` that may follow it in one step, weights read once.
+
+        Returns float32 [n, vocab], the logits after each, bit for bit those that `decode` returns
+        for one after the other; the next call overwrites them. Tokens that turn out wrong are cut
+        off with `KVCache.truncate`. `look` as for `decode`. Raises ContextFullError, UsageError.
+        """
+        most = 1 + self.draft_tokens
+        if len(tokens) > most:
+            raise UsageError(f"One step reads at most {most} tokens, not {len(tokens)}.")
+        with self._lock:
+            self._check(cache, tokens)
+            self._work.reserve_logits(L.STEP_TOKENS)
+            self._run_step(cache, tokens, look)
+            return self._work.logits[: len(tokens), : self.config.vocab_size]
+
     def set_plan(self, plan: FfnPlan | None) -> None:
         """What sparse calls leave out from now on. UsageError for a plan that does not fit."""
         with self._lock:
@@ -146,7 +165,7 @@ class Engine:
 
     @property
     def last_rows(self) -> int:
-        """Rows of the head that the last `decode` computed in full."""
+        """Rows of the head that the last step computed in full, of all its tokens."""
         return self._work.rows_done
 
     def hidden(self, cache: KVCache, tokens: Sequence[int]) -> NDArray[np.float32]:
@@ -261,12 +280,17 @@ class Engine:
     def _decode(
         self, cache: KVCache, token: int, look: bool = False, sparse: bool = False
     ) -> Logits:
-        self._work.aim(cache, (token,), 0, look, sparse)
-        self._team.run(L.JOB_DECODE)
-        cache.tokens.append(token)
+        self._run_step(cache, (token,), look, sparse)
         if sparse:
             cache.captured = self._neurons().captured
         return self._work.logits[0, : self.config.vocab_size]
+
+    def _run_step(
+        self, cache: KVCache, tokens: Sequence[int], look: bool = False, sparse: bool = False
+    ) -> None:
+        self._work.aim(cache, tokens, 0, look, sparse)
+        self._team.run(L.JOB_DECODE)
+        cache.tokens.extend(tokens)
 
     def _chunks(self, tokens: Sequence[int]) -> Iterator[tuple[int, Sequence[int]]]:
         """The parts that one step each reads, with their places; old interrupts are forgotten."""

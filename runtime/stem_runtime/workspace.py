@@ -201,9 +201,9 @@ class Workspace:
 
     @property
     def rows_done(self) -> int:
-        """Rows of the head that the last step computed in full."""
+        """Rows of the head that the last step computed in full, of all its tokens."""
         if self.args[L.LOOK] == 0 or self._look is None:
-            return self._model.config.vocab_size
+            return self._model.config.vocab_size * int(self.args[L.N_TOKENS])
         return int(self._look.words[L.LOOK_DONE])
 
     def bytes_per_token(self, context: int, rows: float | None, kind: CacheKind) -> int:
@@ -259,10 +259,11 @@ class Workspace:
         config, args = self._model.config, self.args
         self._tokens = np.zeros(self.chunk, np.int32)
         args[L.TOKENS] = self._tokens.ctypes.data
-        args[L.Y] = self._new_floats(self._d_pad)
-        args[L.QKV] = self._new_floats(int(args[L.QKV_ROWS]))
-        args[L.HIDDEN] = self._new_acts(self._hidden_groups)
-        partial = config.n_heads * (self._head_pad + 16)
+        tokens = L.STEP_TOKENS
+        args[L.Y] = self._new_floats(tokens * self._d_pad)
+        args[L.QKV] = self._new_floats(tokens * int(args[L.QKV_ROWS]))
+        args[L.HIDDEN] = self._new_acts(tokens * self._hidden_groups)
+        partial = tokens * config.n_heads * (self._head_pad + 16)
         args[L.PARTIALS] = self._new_floats(self._threads * partial)
         group = config.n_heads // config.kv_heads
         size = L.scratch_bytes(

@@ -1,4 +1,4 @@
-"""The output head of one decoded token: all of it, or only the rows that can still matter.
+"""The output head of decoded tokens: all of it, or only the rows that can still matter.
 
 A look scores every row cheaply, from the hidden state's first principal axes; rows that score less
 than the best by more than a calibrated margin are left out, and where too many remain, the lowest
@@ -13,7 +13,7 @@ from numba import types
 from numba.extending import intrinsic
 
 from . import layout as L
-from .blocks import MASKED, quantize, share
+from .blocks import MASKED, copy, quantize, share
 from .isa import Isa
 from .matmul import row_kernel
 from .simd import (
@@ -108,30 +108,47 @@ def cut(words: Any, threads: int) -> tuple[int, int]:
     return L.LAG_BINS, total
 
 
+@helper
+def copy_lane(acts: int, lane: int, width: int, groups: int, alone: int) -> None:
+    """The activations of one token of a block, as those of a block of its own."""
+    a, b = i64_at(acts), i64_at(alone)
+    for group in range(groups):
+        item = group * width + lane
+        copy(a[L.A_QUANTS] + 32 * item, b[L.A_QUANTS] + 32 * group, 8)
+        for array in range(L.A_SCALES, L.ACTS_WORDS):
+            f32_at(b[array])[group] = f32_at(a[array])[item]
+
+
 def build(isa: Isa, multiply: Any, barrier: Any, cut_acts: Any, project: Any) -> Any:
-    """Return compute_head(args, acts, tid, memory)."""
+    """Return compute_head(args, acts, tid, memory, tokens, width)."""
     row_product = row_kernel(isa)
 
     @helper
-    def look(args: Any, acts: int, tid: int, memory: int) -> float:
-        """Score this thread's rows into the logits; returns the best score of all rows."""
-        words, scores = i64_at(args[L.LOOK]), args[L.LOOK] + 8 * L.LOOK_SCORES
+    def score_rows(args: Any, acts: int, tid: int, memory: int, tokens: int, width: int) -> None:
+        """Score this thread's rows for every token into its logits."""
+        scores, rotation = args[L.LOOK] + 8 * L.LOOK_SCORES, args[L.LOOK] + 8 * L.LOOK_ROTATION
         axes, tiles = i64_at(scores)[L.GROUPS], i64_at(scores)[L.TILES]
-        rotated, inner = memory, memory + 128 * axes
+        rotated, inner = memory, memory + 128 * axes * width
         for tile in range(2 * axes):
-            rotation = args[L.LOOK] + 8 * L.LOOK_ROTATION
-            multiply(rotation, tile, acts, 0, 1, rotated + 64 * tile, 0)
-        cut_acts(inner, inner + 8 * L.ACTS_WORDS, axes)
-        quantize(rotated, axes, inner, 0, 0, 1)
+            multiply(rotation, tile, acts, 0, width, rotated + 64 * tile, 128 * axes)
+        cut_acts(inner, inner + 8 * L.ACTS_WORDS, axes * width)
+        for token in range(tokens):
+            quantize(rotated + 128 * axes * token, axes, inner, 0, token, width)
         first, last = share(tiles, tid, args[L.THREADS])
         for tile in range(first, last):
-            multiply(scores, tile, inner, 0, 1, args[L.LOGITS] + 64 * tile, 0)
-        logits = f32_at(args[L.LOGITS])
+            multiply(scores, tile, inner, 0, width, args[L.LOGITS] + 64 * tile, 64 * tiles)
+
+    @helper
+    def best_score(args: Any, scores: int, tid: int) -> float:
+        """The best of all rows of one token, whose `scores` every thread has of its own rows."""
+        words = i64_at(args[L.LOOK])
+        first, last = share(i64_at(args[L.HEAD])[L.TILES], tid, args[L.THREADS])
+        s = f32_at(scores)
         for row in range(max(16 * first, args[L.VOCAB]), 16 * last):
-            logits[row] = MASKED
+            s[row] = MASKED
         peak = counts_of(words, tid) + 8
         f32_at(peak)[0] = MASKED
-        max_scores(args[L.LOGITS] + 64 * first, last - first, peak)
+        max_scores(scores + 64 * first, last - first, peak)
         barrier(args[L.TEAM], args[L.THREADS])
         best = MASKED
         for thread in range(args[L.THREADS]):
@@ -139,9 +156,9 @@ def build(isa: Isa, multiply: Any, barrier: Any, cut_acts: Any, project: Any) ->
         return best
 
     @helper
-    def compute_rows(args: Any, acts: int, best: float, end: int, tid: int) -> None:
+    def compute_rows(args: Any, acts: int, out: int, best: float, end: int, tid: int) -> None:
         """This thread's part of all listed rows before bin `end`, whoever listed them."""
-        words, a, logits = i64_at(args[L.LOOK]), i64_at(acts), f32_at(args[L.LOGITS])
+        words, a, logits = i64_at(args[L.LOOK]), i64_at(acts), f32_at(out)
         groups, tiles = i64_at(args[L.HEAD])[L.GROUPS], i64_at(args[L.HEAD])[L.TILES]
         nbytes, total = L.ROW_GROUP_BYTES * groups, 0
         for thread in range(args[L.THREADS]):
@@ -164,30 +181,48 @@ def build(isa: Isa, multiply: Any, barrier: Any, cut_acts: Any, project: Any) ->
                     a[L.A_SCALES],
                     a[L.A_SUMS],
                     groups,
-                    args[L.LOGITS] + 4 * rows[i],
+                    out + 4 * rows[i],
                 )
             before += count
 
     @helper
-    def compute_head(args: Any, acts: int, tid: int, memory: int) -> None:
-        """Logits of all rows, -inf for those that the look leaves out."""
-        if args[L.LOOK] == 0:
-            project(args, args[L.HEAD], acts, args[L.LOGITS], tid)
-            return
+    def finish_token(args: Any, acts: int, logits: int, tid: int) -> int:
+        """Turn the scores of one token, `logits`, into them; how many rows that took.
+
+        `acts` are of that token alone. Rows that the look leaves out get -inf.
+        """
         words, threads = i64_at(args[L.LOOK]), args[L.THREADS]
-        best, margin = look(args, acts, tid, memory), float_of_bits(words[L.LOOK_MARGIN])
+        best, margin = best_score(args, logits, tid), float_of_bits(words[L.LOOK_MARGIN])
         first, last = share(i64_at(args[L.HEAD])[L.TILES], tid, threads)
         rows, found = words[L.LOOK_LIST] + 64 * first, counts_of(words, tid)
-        count = pick(args[L.LOGITS], first, last, best, margin, rows, found + 8 * L.LINE)
+        count = pick(logits, first, last, best, margin, rows, found + 8 * L.LINE)
         i64_at(found)[0] = count
         barrier(args[L.TEAM], threads)
         end, total = cut(words, threads)
         if total == 0:  # scores that are no numbers, or more equal ones than may be computed
-            project(args, args[L.HEAD], acts, args[L.LOGITS], tid)
-            total = args[L.VOCAB]
-        else:
-            compute_rows(args, acts, best, end, tid)
+            project(args, args[L.HEAD], acts, logits, 0, tid, 1)
+            return args[L.VOCAB]
+        compute_rows(args, acts, logits, best, end, tid)
+        return total
+
+    @helper
+    def compute_head(args: Any, acts: int, tid: int, memory: int, tokens: int, width: int) -> None:
+        """Logits of all rows for every token, -inf for those that the look leaves out."""
+        row = 64 * i64_at(args[L.HEAD])[L.TILES]
+        if args[L.LOOK] == 0:
+            project(args, args[L.HEAD], acts, args[L.LOGITS], row, tid, width)
+            return
+        score_rows(args, acts, tid, memory, tokens, width)
+        groups, total = i64_at(args[L.HEAD])[L.GROUPS], 0
+        alone = acts
+        if width > 1:
+            alone = memory
+            cut_acts(alone, alone + 8 * L.ACTS_WORDS, groups)
+        for token in range(tokens):
+            if width > 1:
+                copy_lane(acts, token, width, groups, alone)
+            total += finish_token(args, alone, args[L.LOGITS] + row * token, tid)
         if tid == 0:
-            words[L.LOOK_DONE] = total
+            i64_at(args[L.LOOK])[L.LOOK_DONE] = total
 
     return compute_head

@@ -53,7 +53,7 @@ from __future__ import annotations
     QKV_ROWS,
     ATTENDED,  # float32 [tokens, ATTENDED_PAD]
     ATTENDED_PAD,
-    PARTIALS,  # float32 [threads, N_HEADS, HEAD_PAD + 16]: maximum, sum, then the weighted values
+    PARTIALS,  # float32 [tokens, threads, N_HEADS, HEAD_PAD + 16]: maximum, sum, weighted values
     ACTS,  # activations words: inputs of d_model or of all heads
     HIDDEN,  # activations words: inputs of the down projection
     FFN_GROUPS,  # groups of 32 neurons
@@ -194,6 +194,8 @@ STATE, SEEN, WORKER_WORDS = 0, LINE, 2 * LINE
 ASLEEP, AWAKE = 0, 1
 JOB_QUIT, JOB_DECODE, JOB_PREFILL, JOB_FFN = range(4)
 
+STEP_WIDTHS = (1, 2, 4)  # tokens that one decode step multiplies by at a time
+STEP_TOKENS = STEP_WIDTHS[-1]
 ATTENTION_BLOCKS = 16  # of 16 positions: how many are scored before their values are added
 ATTENTION_ROWS = 32  # query rows that share a pass over the keys
 GATE_ROWS = 16  # candidates of a group beyond which its two tiles are cheaper than their rows
@@ -224,13 +226,14 @@ def scratch_bytes(
     d_pad: int, attended_pad: int, group: int, head_pad: int, tokens: int, ffn_groups: int
 ) -> int:
     """Memory of one thread; `decode` and `prefill` cut it up. `group`: queries per key head."""
-    activations = ((d_pad + attended_pad) // 32 + 4) * (32 + 12) + 16 * ACTS_WORDS
-    vectors = 4 * (2 * d_pad + attended_pad + 2 * head_pad)
+    activations = STEP_TOKENS * ((d_pad + attended_pad) // 32 + 4) * (32 + 12) + 16 * ACTS_WORDS
+    vectors = 4 * ((STEP_TOKENS + 1) * d_pad + attended_pad + 2 * head_pad)
     rows = max(ATTENTION_ROWS, group)
     attention = 4 * rows * (2 * head_pad + 2) + attention_bytes(rows, head_pad)
     gates = 4 * 2 * 32 * tokens
     neurons = 1024 + 8 * d_pad + 4 * ffn_groups + d_pad // 32 * (32 + 12)
-    total = vectors + activations + attention + gates + neurons
+    look = (STEP_TOKENS + 1) * (4 * d_pad + d_pad // 32 * (32 + 12)) + 16 * ACTS_WORDS
+    total = vectors + activations + attention + gates + max(neurons, look)
     return (total + 4095) // 4096 * 4096
 
 

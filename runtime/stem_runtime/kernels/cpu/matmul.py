@@ -1,8 +1,8 @@
 """Packed matrix times quantized activations: one tile of 16 rows against a block of tokens.
 
-With one token this is the matrix-vector product of decoding, with `isa.tokens` of them the inner
-kernel of prefill: weights are unpacked once and used for every token of the block. The order of
-the float operations is the same in both, so they agree bit for bit.
+With one token this is the matrix-vector product of decoding, with 2 or 4 that of decoding a draft,
+with `isa.tokens` of them the inner kernel of prefill: weights are unpacked once and used for every
+token of the block. The order of the float operations is the same in all, so they agree bit for bit.
 """
 
 from __future__ import annotations
@@ -168,14 +168,18 @@ def _function(intrinsic: Any) -> Any:
 def build(isa: Isa) -> Any:
     """Return multiply(matrix, tile, acts, block, tokens, out, stride): see its docstring."""
     # a function per shape, so that each unrolled body exists once
-    one4, one4m, one8 = (_function(tile_kernel(isa, kind, 1)) for kind in KINDS)
-    many4, many4m, many8 = (_function(tile_kernel(isa, kind, isa.tokens)) for kind in KINDS)
+    shapes = {
+        tokens: [_function(tile_kernel(isa, kind, tokens)) for kind in KINDS]
+        for tokens in {*L.STEP_WIDTHS, isa.tokens}
+    }
+    (one4, one4m, one8), (two4, two4m, two8) = shapes[1], shapes[2]
+    (four4, four4m, four8), (many4, many4m, many8) = shapes[4], shapes[isa.tokens]
 
     @helper
     def multiply(
         matrix: int, index: int, acts: int, block: int, tokens: int, out: int, stride: int
     ) -> None:
-        """Tile `index` of a matrix times a block of 1 or isa.tokens quantized tokens.
+        """Tile `index` of a matrix times a block of 1, 2, 4 or isa.tokens quantized tokens.
 
         `matrix` and `acts` are addresses of matrix and activations words; float32 [16] per token
         go to `out`, `stride` bytes apart.
@@ -193,6 +197,20 @@ def build(isa: Isa) -> Any:
                 one8(tile, x, xs, bias, sums, groups, out, stride)
             else:
                 one4m(tile, x, xs, bias, sums, groups, out, stride)
+        elif tokens == 2:
+            if kind == L.INT4:
+                two4(tile, x, xs, bias, sums, groups, out, stride)
+            elif kind == L.INT8:
+                two8(tile, x, xs, bias, sums, groups, out, stride)
+            else:
+                two4m(tile, x, xs, bias, sums, groups, out, stride)
+        elif tokens == 4:
+            if kind == L.INT4:
+                four4(tile, x, xs, bias, sums, groups, out, stride)
+            elif kind == L.INT8:
+                four8(tile, x, xs, bias, sums, groups, out, stride)
+            else:
+                four4m(tile, x, xs, bias, sums, groups, out, stride)
         elif kind == L.INT4:
             many4(tile, x, xs, bias, sums, groups, out, stride)
         elif kind == L.INT8:
