@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from stem_runtime.kernels.cpu import blocks, cache8, masks, matmul, neuron, vector
+from stem_runtime.kernels.cpu import blocks, cache8, layout, masks, matmul, neuron, vector
 from stem_runtime.kernels.cpu.attention import score_kernel, value_kernel
 from stem_runtime.kernels.cpu.isa import VARIANTS
 from stem_runtime.kernels.cpu.simd import (
@@ -82,7 +82,7 @@ def entries(variant: str) -> dict[str, Callable[..., Any]]:
         "total": (neuron.total, 2),
     }
     for kind in matmul.KINDS:
-        for tokens in (1, isa.tokens):
+        for tokens in {*layout.STEP_WIDTHS, isa.tokens}:
             kernels[f"tile_{kind}_{tokens}"] = matmul.tile_kernel(isa, kind, tokens), 8
         kernels[f"row_{kind}"] = neuron.row_kernel(isa, kind), 7
         kernels[f"columns_{kind}"] = neuron.columns_kernel(isa, kind), 9

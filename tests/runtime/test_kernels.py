@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import numpy as np
@@ -101,13 +102,13 @@ def inputs(rng: np.random.Generator, tokens: int, cols: int, mode: str) -> F32:
     kind=st.sampled_from(list(KINDS)),
     mode=st.sampled_from(SCALES),
     how=st.sampled_from(INPUTS),
-    many=st.booleans(),
+    step=st.sampled_from((*L.STEP_WIDTHS, None)),
 )
 def test_tiles_equal_the_oracle(
-    probe: Probe, seed: int, rows: int, cols: int, kind: Kind, mode: str, how: str, many: bool
+    probe: Probe, seed: int, rows: int, cols: int, kind: Kind, mode: str, how: str, step: int | None
 ) -> None:
     rng = np.random.default_rng(seed)
-    weights, tokens = matrix(rng, rows, cols, kind, mode), probe.isa.tokens if many else 1
+    weights, tokens = matrix(rng, rows, cols, kind, mode), step or probe.isa.tokens
     x = inputs(rng, tokens, cols, how)
     quants, x_scales, sums = oracle.quantize_activations(x)
     block = [
@@ -133,8 +134,9 @@ def test_tiles_equal_the_oracle(
 
 def test_one_token_equals_many_bit_for_bit(probe: Probe) -> None:
     rng = np.random.default_rng(5)
-    for kind, number in KINDS.items():
-        weights, tokens = matrix(rng, 16, 96, kind, "mixed").joined()[0], probe.isa.tokens
+    shapes = itertools.product(KINDS.items(), (2, 4, probe.isa.tokens))
+    for (kind, number), tokens in shapes:
+        weights = matrix(rng, 16, 96, kind, "mixed").joined()[0]
         parts = oracle.quantize_activations(inputs(rng, tokens, 96, "usual"))
         quants, x_scales, sums = parts
         block = (quants, x_scales, -8 * sums, (x_scales * sums).astype(np.float32))
