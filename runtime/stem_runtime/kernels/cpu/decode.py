@@ -122,6 +122,13 @@ def tile_of_qkv(layer: int, tile: int) -> tuple[int, int]:
     return layer + 8 * L.Q, tile
 
 
+@helper
+def blocks_of(position: int, window: int) -> tuple[int, int]:
+    """The range of blocks of 16 positions that the token at `position` sees."""
+    oldest = max(0, position - window + 1) if window > 0 else 0
+    return oldest >> 4, (position >> 4) + 1
+
+
 def build(isa: Isa, blocks: SimpleNamespace, multiply: Any, barrier: Any, sparse_ffn: Any) -> Any:
     """Return decode(args address, tid)."""
     embed, gate = blocks.embed, blocks.gate
@@ -265,7 +272,7 @@ def _build_attend_share(blocks: SimpleNamespace) -> Any:
         """Put what the step's tokens up to `token` leave in blocks [begin, stop) into the cache.
 
         Whoever reads a block writes its new positions first. Two threads may write the same bytes,
-        since each token splits the blocks in its own way.
+        since tokens that begin a block split the others in another way.
         """
         dim, rows = args[L.HEAD_DIM], args[L.QKV_ROWS]
         k_row, v_row = key_rows(layer)
@@ -283,10 +290,9 @@ def _build_attend_share(blocks: SimpleNamespace) -> Any:
                 keep(args, index, kv, position, key, value, bias, tmp)
 
     @helper
-    def rotate_queries(
-        args: Any, layer: Any, kv: int, token: int, group: int, queries: int
-    ) -> None:
-        dim = args[L.HEAD_DIM]
+    def rotate_queries(args: Any, layer: Any, kv: int, token: int, queries: int) -> None:
+        """One token's queries of one key head."""
+        dim, group = args[L.HEAD_DIM], args[L.N_HEADS] // args[L.KV_HEADS]
         table = layer[L.ROPE] + 4 * dim * (args[L.POSITION] + token)
         scale = float_of_bits(args[L.ATTN_SCALE])
         for g in range(group):
@@ -297,52 +303,61 @@ def _build_attend_share(blocks: SimpleNamespace) -> Any:
             rope_head(args, source, bias, layer[L.Q_NORM], table, scale, target)
 
     @helper
-    def attend_token(
-        args: Any, index: int, layer: Any, kv: int, token: int, begin: int, stop: int, memory: int
+    def attend_tokens(
+        args: Any,
+        index: int,
+        layer: Any,
+        tid: int,
+        memory: int,
+        token: int,
+        until: int,
+        start: int,
+        end: int,
     ) -> None:
-        """One token's queries of one key head over the blocks [begin, stop) of positions."""
-        heads, pad = args[L.N_HEADS], args[L.HEAD_PAD]
-        group, position, window = (
-            heads // args[L.KV_HEADS],
-            args[L.POSITION] + token,
-            layer[L.WINDOW],
-        )
-        queries, acc = memory, memory + 4 * pad * group
-        stats = acc + 4 * pad * group
-        new = stats + 8 * group
+        """This thread's share of (key head, block in [start, end)) for tokens [token, until)."""
+        heads, kv_heads, pad = args[L.N_HEADS], args[L.KV_HEADS], args[L.HEAD_PAD]
+        group, window, position = heads // kv_heads, layer[L.WINDOW], args[L.POSITION] + token
+        rows, blocks = (until - token) * group, end - start
+        queries, acc = memory, memory + 4 * pad * rows
+        stats = acc + 4 * pad * rows
+        new = stats + 8 * rows
         scores = (new + 8 * pad + 63) >> 6 << 6
-        keep_new(args, index, layer, kv, token, begin, stop, new)
-        rotate_queries(args, layer, kv, token, group, queries)
-        attend(args, index, kv, queries, group, position, window, begin, stop, acc, stats, scores)
+        first, last = share(kv_heads * blocks, tid, args[L.THREADS])
+        for kv in range(kv_heads):
+            begin = max(first - kv * blocks, 0) + start
+            stop = min(last - kv * blocks, blocks) + start
+            if begin >= stop:
+                continue
+            keep_new(args, index, layer, kv, until - 1, begin, stop, new)
+            for t in range(token, until):
+                rotate_queries(args, layer, kv, t, queries + 4 * pad * group * (t - token))
+            attend(
+                args, index, kv, queries, rows, position, window, begin, stop, acc, stats, scores
+            )
+            for row in range(rows):
+                head = kv * group + row % group
+                partials = partials_of(args, token + row // group, tid)
+                part = f32_at(partials + 4 * head * (pad + 16))
+                state, y = f32_at(stats + 8 * row), f32_at(acc + 4 * pad * row)
+                part[0], part[1] = state[0], state[1]
+                for d in range(pad):
+                    part[16 + d] = y[d]
 
     @helper
     def attend_share(args: Any, index: int, layer: Any, tid: int, memory: int, tokens: int) -> None:
-        """This thread's share of each token's (key head, block of positions), to the partials."""
-        heads, kv_heads, pad = args[L.N_HEADS], args[L.KV_HEADS], args[L.HEAD_PAD]
-        group, window = heads // kv_heads, layer[L.WINDOW]
-        acc = memory + 4 * pad * group
-        stats = acc + 4 * pad * group
+        """Attention of all tokens, each split over the threads as it is alone."""
+        heads, window, width = args[L.N_HEADS], layer[L.WINDOW], args[L.HEAD_PAD] + 16
         for token in range(tokens):
             partials = partials_of(args, token, tid)
             for head in range(heads):
-                f32_at(partials + 4 * head * (pad + 16))[1] = 0.0
-        for kv in range(kv_heads):
-            for token in range(tokens):  # next to each other, while the keys are in the cache
-                position = args[L.POSITION] + token
-                start = max(0, position - window + 1) >> 4 if window > 0 else 0
-                blocks = (position >> 4) + 1 - start
-                first, last = share(kv_heads * blocks, tid, args[L.THREADS])
-                begin = max(first - kv * blocks, 0) + start
-                stop = min(last - kv * blocks, blocks) + start
-                if begin >= stop:
-                    continue
-                attend_token(args, index, layer, kv, token, begin, stop, memory)
-                for g in range(group):
-                    place = 4 * (kv * group + g) * (pad + 16)
-                    part = f32_at(partials_of(args, token, tid) + place)
-                    state, y = f32_at(stats + 8 * g), f32_at(acc + 4 * pad * g)
-                    part[0], part[1] = state[0], state[1]
-                    for d in range(pad):
-                        part[16 + d] = y[d]
+                f32_at(partials + 4 * head * width)[1] = 0.0
+        token = 0
+        while token < tokens:
+            start, end = blocks_of(args[L.POSITION] + token, window)
+            until = token + 1
+            while until < tokens and blocks_of(args[L.POSITION] + until, window) == (start, end):
+                until += 1
+            attend_tokens(args, index, layer, tid, memory, token, until, start, end)
+            token = until
 
     return attend_share

@@ -228,7 +228,7 @@ def scratch_bytes(
     """Memory of one thread; `decode` and `prefill` cut it up. `group`: queries per key head."""
     activations = STEP_TOKENS * ((d_pad + attended_pad) // 32 + 4) * (32 + 12) + 16 * ACTS_WORDS
     vectors = 4 * ((STEP_TOKENS + 1) * d_pad + attended_pad + 2 * head_pad)
-    rows = max(ATTENTION_ROWS, group)
+    rows = max(ATTENTION_ROWS, STEP_TOKENS * group)
     attention = 4 * rows * (2 * head_pad + 2) + attention_bytes(rows, head_pad)
     gates = 4 * 2 * 32 * tokens
     neurons = 1024 + 8 * d_pad + 4 * ffn_groups + d_pad // 32 * (32 + 12)
