@@ -29,13 +29,14 @@ class Rules:
 
 @dataclass(frozen=True, slots=True)
 class Cost:
-    """What decode steps took, on average over those of a completion.
+    """What decoding took, on average over a completion.
 
-    `head_rows` is how many rows of the output head a step computed in full, `active_parameters` how
-    many weights it multiplied by, of the model's `total_parameters`; an embedding that is only
-    looked up counts as one row. `layer_active_fraction` is the same as a share for every layer's
-    own weights. `bytes_per_token` is the weights and KV entries that a step reads at the mean
-    context. `rules` counts what held the skipping of neurons together.
+    `head_rows` is how many rows of the output head were computed in full for a token that was read,
+    `active_parameters` how many weights it was multiplied by, of the model's `total_parameters`; an
+    embedding that is only looked up counts as one row. `layer_active_fraction` is the same as a
+    share for every layer's own weights. `bytes_per_token` is the weights and KV entries, at the
+    mean context, that steps read for each token of the answer. `rules` counts what held the
+    skipping of neurons together.
     """
 
     head_rows: float
@@ -60,12 +61,14 @@ class Stats(Cost):
     """Figures of one completion. Times are wall-clock seconds spent in this process.
 
     `prompt_tokens` counts the whole prompt; the first `reused_tokens` of it were already in the KV
-    cache and were not evaluated again. `decode_steps` single-token evaluations took
-    `decode_seconds`, sampling included and the caller's own time between chunks excluded.
+    cache and were not evaluated again. `decode_steps` steps of the engine took `decode_seconds`,
+    sampling included and the caller's own time between chunks excluded. A step reads one token
+    and gives the next; some read `drafted_tokens` in all beside it, and the `accepted_tokens`
+    among them, which were then chosen anyway, took no step of their own.
     `time_to_first_token` runs from the call to the first sampled token, 0 when there was none.
-    `joules_per_token` is what the processor and its memory took per decode step, whatever else ran
-    on them included; None where the machine does not tell. `sparsity` says in a sentence what was
-    left out, or why nothing was.
+    `joules_per_token` is what the processor and its memory took per decoded token, whatever else
+    ran on them included; None where the machine does not tell. `sparsity` says in a sentence what
+    was left out, or why nothing was.
     """
 
     model: str
@@ -75,6 +78,8 @@ class Stats(Cost):
     reused_tokens: int
     completion_tokens: int
     decode_steps: int
+    drafted_tokens: int
+    accepted_tokens: int
     prefill_seconds: float
     decode_seconds: float
     time_to_first_token: float
@@ -84,7 +89,12 @@ class Stats(Cost):
     @property
     def tokens_per_second(self) -> float:
         """Decode speed, 0 when nothing was decoded."""
-        return _rate(self.decode_steps, self.decode_seconds)
+        return _rate(self.decode_steps + self.accepted_tokens, self.decode_seconds)
+
+    @property
+    def tokens_per_step(self) -> float:
+        """Tokens that a decode step gave, 1 without drafts and 0 when nothing was decoded."""
+        return _rate(self.decode_steps + self.accepted_tokens, self.decode_steps)
 
     @property
     def prefill_tokens_per_second(self) -> float:
@@ -101,6 +111,7 @@ class Stats(Cost):
         return {
             **dataclasses.asdict(self),
             "tokens_per_second": self.tokens_per_second,
+            "tokens_per_step": self.tokens_per_step,
             "prefill_tokens_per_second": self.prefill_tokens_per_second,
             "gb_per_second": self.gb_per_second,
             "active_fraction": self.active_fraction,
@@ -110,12 +121,13 @@ class Stats(Cost):
         evaluated = self.prompt_tokens - self.reused_tokens
         joules = self.joules_per_token
         energy = "" if joules is None else f", {joules:.2f} J a token"
+        drafts = f", {self.tokens_per_step:.1f} a step" if self.drafted_tokens else ""
         return (
             f"{self.model}: prompt {self.prompt_tokens} tokens ({evaluated} evaluated at "
             f"{self.prefill_tokens_per_second:.0f} tok/s), answer {self.completion_tokens} tokens "
-            f"at {self.tokens_per_second:.1f} tok/s ({self.gb_per_second:.1f} GB/s{energy}), first "
-            f"token after {self.time_to_first_token:.2f} s, {self.kernels} x{self.threads}, "
-            f"{self.active_fraction:.0%} of parameters active ({self.sparsity})"
+            f"at {self.tokens_per_second:.1f} tok/s ({self.gb_per_second:.1f} GB/s{energy}{drafts})"
+            f", first token after {self.time_to_first_token:.2f} s, {self.kernels} "
+            f"x{self.threads}, {self.active_fraction:.0%} of parameters active ({self.sparsity})"
         )
 
 

@@ -7,9 +7,10 @@ from typing import Any
 
 from . import layout as L
 from . import thread_memory as M
-from .blocks import clear, quantize, share
+from .activations import cut_acts, quantize
 from .masks import FULL, deal, test
 from .neuron import weigh
+from .plain import clear, share
 from .simd import f32_at, i32_at, i64_at, lowest, popcount, types, u32_at
 from .vector import helper
 
@@ -50,7 +51,7 @@ def implied_in(args: Any, index: int, group: int) -> int:
     return mask
 
 
-def build(gate: Any, multiply: Any, products: SimpleNamespace, cut_acts: Any) -> Any:
+def build(gate: Any, multiply: Any, products: SimpleNamespace) -> Any:
     """Return offer_and_gate(args, index, layer, acts, tid, cutoff, memory, counts)."""
     rows_product, tiles_product = products.rows, products.tiles
 

@@ -14,12 +14,13 @@ from typing import Any
 
 from . import layout as L
 from . import thread_memory as M
-from .blocks import clear, quantize_one, share
+from .activations import quantize_one
 from .candidates import build as build_gates
 from .candidates import implied_row, imply
 from .isa import Isa
 from .masks import FULL, bounded, deal, multiplier, next_group, test
 from .neuron import keep_masked, total, weigh
+from .plain import clear, share
 from .records import build as build_products
 from .records import chunks_of
 from .simd import bits_of_float, f32_at, i64_at, popcount, types, u32_at
@@ -70,12 +71,12 @@ def rest_if_full(args: Any, index: int) -> None:
         i64_at(args[L.REST])[index] = REST_TOKENS
 
 
-def build(isa: Isa, blocks: SimpleNamespace, multiply: Any, barrier: Any, cut_acts: Any) -> Any:
+def build(isa: Isa, blocks: SimpleNamespace, multiply: Any, barrier: Any) -> Any:
     """Return sparse_ffn(args, index, address, acts, tid, memory, sharpness)."""
     gate, products = blocks.gate, build_products(isa, multiply)
     rows_product, tile_product, add_columns = products.rows, products.tile, products.add_columns
     fetch_columns = products.fetch_columns
-    offer_and_gate = build_gates(gate, multiply, products, cut_acts)
+    offer_and_gate = build_gates(gate, multiply, products)
 
     @helper
     def settle(

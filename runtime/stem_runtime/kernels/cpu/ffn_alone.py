@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from . import layout as L
-from .blocks import copy, quantize
-from .decode import clear_acts, cut_acts
+from .activations import clear_acts, cut_acts, quantize
+from .plain import copy
 from .simd import f32_at, i64_at
 from .vector import helper
 

@@ -13,9 +13,10 @@ from numba import types
 from numba.extending import intrinsic
 
 from . import layout as L
-from .blocks import MASKED, copy, quantize, share
+from .activations import copy_lane, cut_acts, quantize
 from .isa import Isa
 from .matmul import row_kernel
+from .plain import MASKED, share
 from .simd import (
     F32,
     I16,
@@ -108,18 +109,7 @@ def cut(words: Any, threads: int) -> tuple[int, int]:
     return L.LAG_BINS, total
 
 
-@helper
-def copy_lane(acts: int, lane: int, width: int, groups: int, alone: int) -> None:
-    """The activations of one token of a block, as those of a block of its own."""
-    a, b = i64_at(acts), i64_at(alone)
-    for group in range(groups):
-        item = group * width + lane
-        copy(a[L.A_QUANTS] + 32 * item, b[L.A_QUANTS] + 32 * group, 8)
-        for array in range(L.A_SCALES, L.ACTS_WORDS):
-            f32_at(b[array])[group] = f32_at(a[array])[item]
-
-
-def build(isa: Isa, multiply: Any, barrier: Any, cut_acts: Any, project: Any) -> Any:
+def build(isa: Isa, multiply: Any, barrier: Any, project: Any) -> Any:
     """Return compute_head(args, acts, tid, memory, tokens, width)."""
     row_product = row_kernel(isa)
 

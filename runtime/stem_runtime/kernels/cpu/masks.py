@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from . import layout as L
-from .blocks import exp_of
 from .neuron import passing
+from .plain import exp_of
 from .simd import bits_of_float, f32_at, popcount, types, u32_at
 from .vector import float_of_bits, helper
 

@@ -11,17 +11,18 @@ from typing import Any
 
 from . import layout as L
 from . import thread_memory as M
-from .blocks import clear, copy, quantize, quantize_one, rope_head, share
-from .decode import add_sublayer, cut_acts, key_rows, offset_of, tile_of_qkv
+from .activations import cut_acts, quantize, quantize_one
+from .blocks import add_sublayer, offset_of, rotate_queries, tile_of_qkv
 from .ffn import build_test
+from .plain import clear, copy, share
 from .simd import f32_at, i32_at, i64_at
 from .team import atomic_load, atomic_store
-from .vector import float_of_bits, helper, rms_norm
+from .vector import helper, rms_norm
 
 
 def build(blocks: SimpleNamespace, multiply: Any, barrier: Any, grab: Any, width: int) -> Any:
     """Return prefill(args address, tid) for blocks of `width` tokens."""
-    embed, keep, gate, attend = blocks.embed, blocks.keep, blocks.gate, blocks.attend
+    embed, keep_token, gate, attend = blocks.embed, blocks.keep_token, blocks.gate, blocks.attend
     test_hidden = build_test(blocks)
 
     @helper
@@ -82,21 +83,10 @@ def build(blocks: SimpleNamespace, multiply: Any, barrier: Any, grab: Any, width
     @helper
     def keep_tokens(args: Any, index: int, layer: Any, tid: int, memory: int) -> None:
         """Rotate the keys of this thread's tokens and put them and their values in the cache."""
-        dim, kv_heads = args[L.HEAD_DIM], args[L.KV_HEADS]
-        k_row, v_row = key_rows(layer)
-        key, tmp = memory, memory + 4 * args[L.HEAD_PAD]
         first, last = token_range(args, tid)
         for token in range(first, min(last, args[L.N_TOKENS])):
-            position = args[L.POSITION] + token
-            line = args[L.QKV] + 4 * args[L.QKV_ROWS] * token
-            table = layer[L.ROPE] + 4 * dim * position
-            for kv in range(kv_heads):
-                bias = offset_of(layer[L.K_BIAS], 4 * kv * dim)
-                source = line + 4 * (16 * k_row + kv * dim)
-                rope_head(args, source, bias, layer[L.K_NORM], table, 1.0, key)
-                bias = offset_of(layer[L.V_BIAS], 4 * kv * dim)
-                value = line + 4 * (16 * v_row + kv * dim)
-                keep(args, index, kv, position, key, value, bias, tmp)
+            for kv in range(args[L.KV_HEADS]):
+                keep_token(args, index, layer, kv, token, memory)
 
     @helper
     def attend_tokens(args: Any, index: int, layer: Any, memory: int) -> None:
@@ -110,7 +100,6 @@ def build(blocks: SimpleNamespace, multiply: Any, barrier: Any, grab: Any, width
         group, window, tokens = heads // kv_heads, layer[L.WINDOW], args[L.N_TOKENS]
         step = max(1, L.ATTENTION_ROWS // group)
         pieces = (tokens + step - 1) // step
-        scale = float_of_bits(args[L.ATTN_SCALE])
         limit = max(L.ATTENTION_ROWS, group)
         queries, acc = memory, memory + 4 * pad * limit
         stats = acc + 4 * pad * limit
@@ -121,13 +110,7 @@ def build(blocks: SimpleNamespace, multiply: Any, barrier: Any, grab: Any, width
             first = (pieces - 1 - piece // kv_heads) * step  # the longest first
             last = min(first + step, tokens)
             for token in range(first, last):
-                table = layer[L.ROPE] + 4 * dim * (args[L.POSITION] + token)
-                for g in range(group):
-                    head = kv * group + g
-                    source = args[L.QKV] + 4 * (args[L.QKV_ROWS] * token + head * dim)
-                    target = queries + 4 * pad * ((token - first) * group + g)
-                    bias = offset_of(layer[L.Q_BIAS], 4 * head * dim)
-                    rope_head(args, source, bias, layer[L.Q_NORM], table, scale, target)
+                rotate_queries(args, layer, kv, token, queries + 4 * pad * group * (token - first))
             position = args[L.POSITION] + first
             oldest = max(0, position - window + 1) if window > 0 else 0
             end = ((args[L.POSITION] + last - 1) >> 4) + 1

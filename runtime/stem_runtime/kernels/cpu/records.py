@@ -7,9 +7,9 @@ from typing import Any
 
 from . import layout as L
 from . import thread_memory as M
-from .blocks import clear
 from .isa import Isa
 from .neuron import columns_kernel, row_kernel
+from .plain import clear
 from .simd import i64_at, lowest, types, u8_at
 from .vector import helper, prefetch
 

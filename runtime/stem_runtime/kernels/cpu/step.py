@@ -16,7 +16,7 @@ def entries(variant: str) -> dict[str, Callable[..., Any]]:
     isa = VARIANTS[variant]
     barrier, grab, wait_for_job, post_job = team.build(variant)
     multiply, parts = matmul.build(isa), blocks.build(isa)
-    sparse_ffn = ffn.build(isa, parts, multiply, barrier, decode.cut_acts)
+    sparse_ffn = ffn.build(isa, parts, multiply, barrier)
     decode_step = decode.build(isa, parts, multiply, barrier, sparse_ffn)
     ffn_step = ffn_alone.build(sparse_ffn, barrier)
     prefill_step = prefill.build(parts, multiply, barrier, grab, isa.tokens)
