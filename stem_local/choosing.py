@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import takewhile
 from typing import TYPE_CHECKING, Protocol
 
 from stem_runtime.sampling import Sampler, logprobs
 
 from .completion import TokenLogprob
+from .drafting import Gain, PromptLookup
 
 if TYPE_CHECKING:
     import numpy as np
@@ -33,6 +37,10 @@ class Choosing(Protocol):
 
     def told(self, count: int) -> tuple[TokenLogprob, ...] | None:
         """The log-probabilities of so many more tokens, None where they are not asked for."""
+        ...
+
+    def close(self) -> None:
+        """Choose no more: the cache keeps what steps of one token each would have read."""
         ...
 
 
@@ -62,6 +70,101 @@ class FromLogits:
         del self._entries[:count]
         return entries
 
+    def close(self) -> None:
+        pass
+
+
+@dataclass(slots=True)
+class _Ahead:
+    """A draft that a step read, beginning with the token that was chosen last.
+
+    `rows` float32 [n + 1, vocab] are the logits before each of its tokens and after all of them,
+    and `accepted` of the tokens are part of the text. `length` tokens were found that led to the
+    draft; the step took `seconds`.
+    """
+
+    decoding: Decoding
+    draft: list[int]
+    rows: NDArray[np.float32]
+    length: int
+    seconds: float
+    accepted: int = 0
+
+
+class Drafting(FromLogits):
+    """Has a step read a draft of the tokens to come, where that is likely to save time.
+
+    A token is chosen from the logits after exactly those before it, as `FromLogits` does: nothing
+    but the time hangs on what is drafted.
+    """
+
+    def __init__(self, model: Model, cache: KVCache, options: Options, limit: int) -> None:
+        """`limit` is how many tokens the prompt and its answer may have together."""
+        super().__init__(model, options)
+        self._cache, self._limit = cache, limit
+        self._most, self._ends = model.engine.draft_tokens, model.tokenizer.eos
+        self._lookup, self._gain = PromptLookup(), Gain()
+        self._ahead: _Ahead | None = None
+        self._held = 0
+
+    def next(self, decoding: Decoding, token: int, history: Sequence[int]) -> int:
+        ahead = self._ahead
+        if ahead is not None and ahead.decoding is decoding:
+            ahead.accepted += 1
+            decoding.accepted += 1
+            logits = ahead.rows[ahead.accepted]
+        else:
+            self.close()
+            logits = self._step(decoding, token, history)
+        self._held = len(history)
+        chosen = self.first(logits, history)
+        self._compare(chosen)
+        return chosen
+
+    def close(self) -> None:
+        if self._ahead is not None:
+            self._ahead = None
+            self._cache.truncate(self._held)
+
+    def _step(self, decoding: Decoding, token: int, history: Sequence[int]) -> NDArray[np.float32]:
+        """The logits after a token, which is read together with a draft if there is one."""
+        if not decoding.can_draft:
+            return decoding.step(token)
+        draft, length = self._draft(history)
+        start = time.perf_counter()
+        if not draft:
+            logits = decoding.step(token)
+            self._gain.plain(time.perf_counter() - start)
+            return logits
+        rows = decoding.step_ahead([token, *draft])
+        self._ahead = _Ahead(decoding, draft, rows, length, time.perf_counter() - start)
+        first: NDArray[np.float32] = rows[0]
+        return first
+
+    def _draft(self, history: Sequence[int]) -> tuple[list[int], int]:
+        """What to read beside the last token, and how many tokens led to it; nothing at times."""
+        # a step yields one token more than hold of its draft
+        most = min(self._most, self._limit - len(history) - 1)
+        if most < 1:
+            return [], 0
+        found, length = self._lookup.propose(history, most)
+        # nobody asks what follows the end of a turn
+        draft = list(takewhile(lambda token: token not in self._ends, found))
+        return (draft, length) if draft and self._gain.expected(length) else ([], 0)
+
+    def _compare(self, chosen: int) -> None:
+        """Go on with the draft where its next token was chosen, forget what is left otherwise."""
+        ahead = self._ahead
+        if ahead is None:
+            return
+        done = ahead.accepted
+        if done == len(ahead.draft) or chosen != ahead.draft[done]:
+            self._gain.drafted(ahead.length, done, ahead.seconds)
+            self.close()
+        elif done == 0:
+            # other texts may be decoded before the next call, over the engine's own rows
+            ahead.rows = ahead.rows.copy()
+
 
 class OnCard:
     """Lets a card choose in the step that reads the token before, so that logits stay there.
@@ -85,9 +188,17 @@ class OnCard:
     def told(self, count: int) -> None:  # noqa: ARG002
         return None
 
+    def close(self) -> None:
+        pass
 
-def choosing(model: Model, cache: KVCache, options: Options) -> Choosing:
-    """On the card where the model has one that can, and nobody wants to know the logits."""
+
+def choosing(model: Model, cache: KVCache, options: Options, limit: int) -> Choosing:
+    """On the card where the model has one that can, and nobody wants to know the logits.
+
+    `limit` is how many tokens the prompt and its answer may have together.
+    """
     if model.card is not None and options.logprobs is None:
         return OnCard(model, cache, options)
+    if options.draft and model.can_draft:
+        return Drafting(model, cache, options, limit)
     return FromLogits(model, options)

@@ -49,6 +49,7 @@ class Config:
     device: Device = "auto"
     gpu_memory: float | None = None
     kv_cache: CacheKind | None = None
+    draft: bool = True
     keys: Mapping[str, str] = field(default_factory=dict)
     chat: ChatSettings = field(default_factory=ChatSettings)
 
@@ -57,7 +58,7 @@ class Config:
         for name in ("model", "editor"):
             if (text := getattr(self, name)) is not None:
                 _check_text(name, text)
-        for name in ("private", "mouse", "calibrate"):
+        for name in ("private", "mouse", "calibrate", "draft"):
             if not isinstance(value := getattr(self, name), bool):
                 raise UsageError(f"{name} must be true or false, not {value!r:.40}.")
         for name, limit in _NUMBERS.items():
@@ -119,6 +120,11 @@ ABOUT: Mapping[str, About] = {
         "faster; only the CPU can read it. Not set: fp16.",
         " or ".join(f'"{kind}"' for kind in CACHE_KINDS),
         example="int8",
+    ),
+    "draft": About(
+        "Read tokens that are likely to come in one step, looked up in the chat so far, where that "
+        "saves time. The answers are the same; only the CPU can do it.",
+        "true or false",
     ),
 }
 """Every setting outside the tables [keys] and [chat]."""

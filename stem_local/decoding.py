@@ -33,20 +33,27 @@ Logits = NDArray[np.float32]
 
 @dataclass(frozen=True, slots=True)
 class Sums:
-    """Rows of the head and counts of neurons (int64 [n_layers, 8]) of some steps together."""
+    """Rows of the head and counts of neurons (int64 [n_layers, 8]) of some tokens that were read.
 
-    steps: int
+    Those of drafts that did not hold are among the tokens.
+    """
+
+    read: int
     rows: int
     counts: NDArray[np.int64]
 
     def since(self, earlier: Sums) -> Sums:
         return Sums(
-            self.steps - earlier.steps, self.rows - earlier.rows, self.counts - earlier.counts
+            self.read - earlier.read, self.rows - earlier.rows, self.counts - earlier.counts
         )
 
 
 class Decoding:
-    """The steps that follow one prompt under one choice. Calls hold the model's `engine_lock`."""
+    """The steps that follow one prompt under one choice. Calls hold the model's `engine_lock`.
+
+    `drafted` tokens were read beside the last one of the text by so many `steps`; whoever chooses
+    tokens counts the `accepted` ones, each of which spared a step.
+    """
 
     def __init__(self, model: Model, choice: Choice, cache: KVCache, held: int = 0) -> None:
         """`held` is how many tokens the cache had before it was cut back to those that still hold.
@@ -55,7 +62,7 @@ class Decoding:
         tokens goes on with another one.
         """
         self._model, self._cache, self._choice = model, cache, choice
-        self.steps = 0
+        self.steps = self.drafted = self.accepted = 0
         self._rows = 0
         self._dense_tokens = 0
         self._counts = np.zeros((model.config.n_layers, len(COUNTS)), np.int64)
@@ -64,6 +71,21 @@ class Decoding:
         model.equip(choice)
         self._resampler = self._resampling(goes_on=2 * cache.length >= held)
         self._before = self._looks()
+
+    @property
+    def can_draft(self) -> bool:
+        """Whether `step_ahead` leaves out what `step` does: neurons are skipped by that alone."""
+        return self._choice.plan is None
+
+    @property
+    def read(self) -> int:
+        """Tokens that were read, in drafts that did not hold too."""
+        return self.steps + self.drafted
+
+    @property
+    def tokens(self) -> int:
+        """Tokens that were decoded: those after which logits were asked for."""
+        return self.steps + self.accepted
 
     def prefill(
         self,
@@ -91,6 +113,13 @@ class Decoding:
         with self._counted() as sparse:
             return engine.decode(cache, token, look=look, sparse=sparse)
 
+    def step_ahead(self, tokens: Sequence[int]) -> Logits:
+        """Read a token and a draft in one step; see `Engine.decode_draft` for what it returns."""
+        engine, cache, look = self._model.engine, self._cache, self._choice.look
+        logits = engine.decode_draft(cache, tokens, look=look)
+        self._count(len(tokens) - 1)
+        return logits
+
     def follow(self, token: int) -> int:
         """Read one token and let the card choose the next one; see `GpuEngine.follow`."""
         card = self._model.card
@@ -112,8 +141,15 @@ class Decoding:
             self._counts += engine.last_counts
             if resampler is not None:
                 resampler.after_token()
+        self._count()
+
+    def _count(self, drafted: int = 0) -> None:
         self.steps += 1
-        self._rows += engine.last_rows
+        self.drafted += drafted
+        self._rows += self._model.engine.last_rows
+
+    def _sums(self) -> Sums:
+        return Sums(self.read, self._rows, self._counts.copy())
 
     @property
     def account(self) -> str:
@@ -123,13 +159,12 @@ class Decoding:
         return f"{self._choice.reason}; resampling switched itself off: {self._resampler.reason}"
 
     def recent(self) -> tuple[int, tuple[float, ...]]:
-        """Active parameters of a step, and each layer's share, on average since the last call.
+        """Active parameters of a token, and each layer's share, on average since the last call.
 
         What there was before stands where no step was made since. Callable from any thread.
         """
-        steps = self.steps - self._asked.steps
-        if steps > 0 or self._recent is None:
-            now = Sums(self.steps, self._rows, self._counts.copy())
+        now = self._sums()
+        if now.read > self._asked.read or self._recent is None:
             self._recent = self._active(now.since(self._asked))
             self._asked = now
         return self._recent
@@ -139,40 +174,46 @@ class Decoding:
 
         `context` is how many tokens the cache held on average.
         """
-        model, packed, steps = self._model, self._model.packed, self.steps
-        rows = self._rows / steps if steps else float(model.config.vocab_size)
-        nbytes = model.engine.weight_bytes_per_token(context, rows if self._looks_up else None)
-        if self._choice.plan is not None and steps:
-            # someone else may have decoded under another plan since
-            model.aim(self._choice.plan)
-            nbytes += round(model.engine.ffn_bytes(self._counts / steps)) - dense_ffn_bytes(packed)
-        active, layers = self._active(Sums(steps, self._rows, self._counts))
+        sums = self._sums()
+        active, layers = self._active(sums)
         return Cost(
-            head_rows=rows,
+            head_rows=self._mean_rows(sums),
             active_parameters=active,
-            total_parameters=packed.parameters,
+            total_parameters=self._model.packed.parameters,
             layer_active_fraction=layers,
-            bytes_per_token=nbytes,
+            bytes_per_token=self._bytes(context),
             rules=self._rules(),
         )
 
-    @property
-    def _looks_up(self) -> bool:
-        return self._choice.look and self._model.calibrated.look is not None
+    def _bytes(self, context: int) -> int:
+        """What is read for a token of the answer: a step's weights serve all that it gives."""
+        model, steps = self._model, self.steps
+        looks_up = self._choice.look and model.calibrated.look is not None
+        rows = self._rows / steps if steps and looks_up else None
+        nbytes = model.engine.weight_bytes_per_token(context, rows)
+        if self._choice.plan is not None and steps:
+            # someone else may have decoded under another plan since
+            model.aim(self._choice.plan)
+            spared = dense_ffn_bytes(model.packed) - model.engine.ffn_bytes(self._counts / steps)
+            nbytes -= round(spared)
+        return round(nbytes * steps / self.tokens) if steps else nbytes
 
     def _active(self, sums: Sums) -> tuple[int, tuple[float, ...]]:
         """Mean active parameters of some steps, and the share of every layer's own."""
         model, packed, plan = self._model, self._model.packed, self._choice.plan
         whole = layer_parameters(model.config)
         layers = list(map(float, whole))
-        if plan is not None and sums.steps:
+        if plan is not None and sums.read:
             ffn = model.calibrated.ffn
             ranks = predictor_ranks(plan, None if ffn is None else ffn.predictors)
-            layers = sparse_layers(model.config, sums.counts / sums.steps, ranks)
-        rows = sums.rows / sums.steps if sums.steps else float(model.config.vocab_size)
+            layers = sparse_layers(model.config, sums.counts / sums.read, ranks)
+        rows = self._mean_rows(sums)
         look = model.calibrated.look if self._choice.look else None
         active = active_parameters(packed, rows, 0 if look is None else look.dims, layers)
         return active, tuple(part / all_ for part, all_ in zip(layers, whole, strict=True))
+
+    def _mean_rows(self, sums: Sums) -> float:
+        return sums.rows / sums.read if sums.read else float(self._model.config.vocab_size)
 
     def _rules(self) -> Rules:
         sums = dict(zip(COUNTS, self._counts.sum(axis=0).tolist(), strict=True))
@@ -212,20 +253,21 @@ def total_cost(decodings: Sequence[Decoding], context: int) -> Cost:
     costs = [decoding.cost(context) for decoding in decodings]
     if len(costs) == 1:
         return costs[0]
-    steps = [decoding.steps for decoding in decodings]
-    shares = np.array(steps) / sum(steps) if any(steps) else np.eye(len(steps))[-1]
-
-    def mean(values: Sequence[float]) -> float:
-        return float(shares @ np.array(values))
-
-    layers = shares @ np.array([cost.layer_active_fraction for cost in costs])
+    read = _shares([decoding.read for decoding in decodings])
+    decoded = _shares([decoding.tokens for decoding in decodings])
+    layers = read @ np.array([cost.layer_active_fraction for cost in costs])
     return Cost(
-        head_rows=mean([cost.head_rows for cost in costs]),
-        active_parameters=round(mean([cost.active_parameters for cost in costs])),
+        head_rows=float(read @ [cost.head_rows for cost in costs]),
+        active_parameters=round(float(read @ [cost.active_parameters for cost in costs])),
         total_parameters=costs[-1].total_parameters,
         layer_active_fraction=tuple(layers.tolist()),
-        bytes_per_token=round(mean([cost.bytes_per_token for cost in costs])),
+        bytes_per_token=round(float(decoded @ [cost.bytes_per_token for cost in costs])),
         rules=Rules(
             *(sum(counts) for counts in zip(*(astuple(c.rules) for c in costs), strict=True))
         ),
     )
+
+
+def _shares(counts: Sequence[int]) -> NDArray[np.float64]:
+    """Of each in all of them; all in the last where there are none."""
+    return np.array(counts) / sum(counts) if any(counts) else np.eye(len(counts))[-1]

@@ -6,6 +6,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any, Literal, TypedDict
 
@@ -54,6 +55,7 @@ class GenerateOptions(TypedDict, total=False):
     context_policy: ContextPolicy
     sparsity: Sparsity
     quality: float
+    draft: bool
 
 
 _SAMPLING = {field.name for field in fields(SamplingParams)}
@@ -70,6 +72,8 @@ class Options:
     the oldest turns and reports how many. `sparsity`: "auto" leaves out what the model's
     calibration showed not to matter, "off" nothing, a number that share of the FFN neurons.
     `quality`: how much of its perplexity auto may add. None is what the model was loaded with.
+    `draft`: let steps on the CPU read tokens that are likely to come beside the last one, which
+    changes the time alone.
     """
 
     sampling: SamplingParams
@@ -80,6 +84,7 @@ class Options:
     context_policy: ContextPolicy
     sparsity: Sparsity | None
     quality: float | None
+    draft: bool
 
     @classmethod
     def parse(cls, given: Mapping[str, Any], caller: str) -> Options:
@@ -91,6 +96,9 @@ class Options:
             raise UsageError(f"context_policy is 'stop' or 'drop_oldest', not {policy!r:.40}.")
         top, stop = given.get("logprobs"), given.get("stop")
         sparsity, quality = given.get("sparsity"), given.get("quality")
+        draft = given.get("draft", True)
+        if not isinstance(draft, bool):
+            raise UsageError(f"draft is True or False, not {draft!r:.40}.")
         return cls(
             sampling=SamplingParams(**{k: v for k, v in given.items() if k in _SAMPLING}),
             max_tokens=_integer("max_tokens", given.get("max_tokens", DEFAULT_MAX_TOKENS), 1),
@@ -100,6 +108,7 @@ class Options:
             context_policy=policy,
             sparsity=None if sparsity is None else check_sparsity(sparsity),
             quality=None if quality is None else check_quality(quality),
+            draft=draft,
         )
 
     def with_stops(self, stops: tuple[str, ...]) -> Options:
@@ -166,12 +175,13 @@ class Generation:
         cache = self._model.borrow_cache()
         try:
             self._begin(cache)
-            chooser = choosing(self._model, cache, self._options)
-            first = self._prefill(chooser)
-            if first is None:
-                yield self._chunk(chooser, "", "cancelled")
-            else:
-                yield from self._decode(cache, chooser, first)
+            chooser = choosing(self._model, cache, self._options, self._limit(cache))
+            with closing(chooser):
+                first = self._prefill(chooser)
+                if first is None:
+                    yield self._chunk(chooser, "", "cancelled")
+                else:
+                    yield from self._decode(cache, chooser, first)
         finally:
             self._model.give_back_cache(cache)
 
@@ -227,6 +237,10 @@ class Generation:
         asked = self._options.cancelled
         return self._stopped.is_set() or (asked is not None and asked())
 
+    def _limit(self, cache: KVCache) -> int:
+        """How many tokens the prompt and the answer may have together."""
+        return min(len(self._prompt) + self._options.max_tokens, cache.capacity)
+
     def _begin(self, cache: KVCache) -> None:
         """Cut the cache back to what it shares with the prompt."""
         held = cache.length
@@ -267,14 +281,12 @@ class Generation:
         return token
 
     def _decode(self, cache: KVCache, chooser: Choosing, token: int) -> Iterator[Chunk]:
-        model, options = self._model, self._options
+        model, limit = self._model, self._limit(cache)
         lock, cancelled, clock = model.engine_lock, self._cancelled, time.perf_counter
         decoding = self._decodings[-1]
         ends, stream, matcher = model.tokenizer.eos, self._stream, self._matcher
         energy = self._energy
         history, unsent = self._history, self._unsent
-        room = cache.capacity - len(self._prompt)
-        limit = len(self._prompt) + min(options.max_tokens, room)
         reason: FinishReason = "stop"
         text, stopped = "", False
         energy.start()
@@ -286,7 +298,8 @@ class Generation:
             if stopped:
                 break
             if len(history) == limit:
-                reason = "length" if options.max_tokens <= room else "context"
+                answer = len(history) - len(self._prompt)
+                reason = "length" if answer == self._options.max_tokens else "context"
                 break
             if cancelled():
                 reason = "cancelled"
@@ -321,7 +334,8 @@ class Generation:
         with self._model.engine_lock:
             engine = self._model.engine
             cost = total_cost(self._decodings, prompt + answer // 2)
-        joules, steps = self._energy.joules, sum(decoding.steps for decoding in self._decodings)
+        joules, parts = self._energy.joules, self._decodings
+        decoded = sum(part.tokens for part in parts)
         return Stats(
             model=self._model.name,
             kernels=engine.kernels.name,
@@ -329,12 +343,14 @@ class Generation:
             prompt_tokens=prompt,
             reused_tokens=self._reused,
             completion_tokens=answer,
-            decode_steps=steps,
+            decode_steps=sum(part.steps for part in parts),
+            drafted_tokens=sum(part.drafted for part in parts),
+            accepted_tokens=sum(part.accepted for part in parts),
             prefill_seconds=self._prefill_seconds,
             decode_seconds=self._decode_seconds,
             time_to_first_token=self._first_token_seconds,
-            sparsity=" -> ".join(decoding.account for decoding in self._decodings),
-            joules_per_token=joules / steps if joules is not None and steps else None,
+            sparsity=" -> ".join(part.account for part in parts),
+            joules_per_token=joules / decoded if joules is not None and decoded else None,
             **cost.fields(),
         )
 

@@ -133,6 +133,11 @@ class Model:
         return cast("GpuEngine", self.engine)
 
     @property
+    def can_draft(self) -> bool:
+        """Whether a step of the engine may read a draft; those on a card read one token."""
+        return self._device.backend == "cpu"
+
+    @property
     def closed(self) -> bool:
         return self._engine is None
 

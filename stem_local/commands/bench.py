@@ -76,8 +76,9 @@ def command(
 ) -> None:
     """Measure the prefill and decode speed of MODEL, its memory, and its time to start.
 
-    Speeds are medians over several runs that take turns, and leave sampling out. Memory bandwidth
-    is the ceiling of decoding: a token cannot come faster than its weights are read.
+    Speeds are medians over several runs that take turns, and leave sampling and drafts out. Memory
+    bandwidth is the ceiling of decoding one token at a time: it cannot come faster than its weights
+    are read.
 
     \b
     Examples:

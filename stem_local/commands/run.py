@@ -50,6 +50,11 @@ INTERRUPTED = 130
 )
 @sparsity_option
 @quality_option
+@click.option(
+    "--draft/--no-draft",
+    default=True,
+    help="Read tokens that are likely to come in one step: the same text, sooner (on).",
+)
 @click.option("--threads", type=int, metavar="N", help="Threads to compute with.")
 @click.option("--context", type=int, metavar="N", help="Tokens of prompt and answer (8192).")
 @click.option("--kernels", metavar="NAME", help="Kernel variant; see stem-local doctor.")

@@ -42,6 +42,8 @@ class FakeKernels:
 class FakeEngine:
     """Says `reply` to every prompt, or without one, something that hangs on the whole context."""
 
+    draft_tokens = 3
+
     def __init__(self, vocab: int, reply: str | None) -> None:
         self.kernels = FakeKernels()
         self.threads = 1
@@ -90,6 +92,13 @@ class FakeEngine:
         self.last_rows = 10 if look else self.vocab
         self._take(cache, [token])
         return self._after(cache.tokens)
+
+    def decode_draft(
+        self, cache: FakeCache, tokens: Sequence[int], *, look: bool = False
+    ) -> NDArray[np.float32]:
+        assert len(tokens) <= 1 + self.draft_tokens
+        self.last_rows = len(tokens) * (10 if look else self.vocab)
+        return self.logits(cache, tokens)
 
     def logits(self, cache: FakeCache, tokens: Sequence[int]) -> NDArray[np.float32]:
         rows = []

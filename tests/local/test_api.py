@@ -68,7 +68,7 @@ def test_a_completion_prints_as_its_text(hello: Made) -> None:
 
 def test_stats_add_up(hello: Made) -> None:
     model, engine = hello
-    stats = model.generate("Hi", temperature=0).stats
+    stats = model.generate("Hi", temperature=0, draft=False).stats
     assert (stats.model, stats.kernels, stats.threads) == ("tiny", "fake", 1)
     assert stats.reused_tokens == 0
     assert stats.completion_tokens == stats.decode_steps == len("Hello there.")
@@ -101,7 +101,7 @@ def test_energy_is_that_of_the_decode_steps(
     monkeypatch.setattr(energy, "ROOT", folder.parent)
     engine.before_step = lambda _: spend(150_000)
     pieces = []
-    for chunk in model.stream("Hi", temperature=0):
+    for chunk in model.stream("Hi", temperature=0, draft=False):
         pieces.append(chunk)
         spend(70_000)  # what the caller does between the pieces is not the model's
     stats = pieces[-1].stats
@@ -224,7 +224,9 @@ def test_the_cache_is_reused_by_longest_prefix(hello: Made) -> None:
     again = model.generate("Say it then", temperature=0)
     same = len(model.tokenizer.encode("<|im_start|>user\nSay it ", special=True))
     assert again.stats.reused_tokens == same
-    assert engine.evaluated == again.stats.prompt_tokens - same + again.stats.decode_steps
+    stats = again.stats
+    read = stats.prompt_tokens + stats.decode_steps + stats.drafted_tokens
+    assert engine.evaluated == read - same
     assert again.text == first.text
     assert engine.caches == 1
 
@@ -353,6 +355,7 @@ def test_every_option_reaches_the_generation() -> None:
         "context_policy": "drop_oldest",
         "sparsity": "off",
         "quality": 0.05,
+        "draft": False,
     }
     assert set(given) == set(get_type_hints(GenerateOptions))
     options = Options.parse(given, "generate")
@@ -362,7 +365,7 @@ def test_every_option_reaches_the_generation() -> None:
     assert (options.max_tokens, options.stop, options.logprobs) == (3, ("a",), 2)
     assert options.cancelled is given["cancel"]
     assert options.context_policy == "drop_oldest"
-    assert (options.sparsity, options.quality) == ("off", 0.05)
+    assert (options.sparsity, options.quality, options.draft) == ("off", 0.05, False)
 
 
 def test_a_model_without_a_template_gets_a_plain_one(tmp_path: Path) -> None:

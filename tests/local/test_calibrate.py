@@ -21,7 +21,7 @@ from tests.quick import shorten
 from tests.runtime.looks import add_profile
 from tests.runtime.tiny import random_packed, tiny_config
 
-GREEDY: dict[str, Any] = {"temperature": 0, "max_tokens": 12}
+GREEDY: dict[str, Any] = {"temperature": 0, "max_tokens": 12, "draft": False}
 
 
 @pytest.fixture

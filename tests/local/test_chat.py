@@ -31,7 +31,9 @@ def test_turns_are_remembered_and_not_read_again(hello: Made) -> None:
     assert second.text == "Hello."
     before = first.stats.prompt_tokens + first.stats.completion_tokens
     assert second.stats.reused_tokens == before
-    assert engine.evaluated == second.stats.prompt_tokens - before + second.stats.decode_steps
+    stats = second.stats
+    read = stats.prompt_tokens + stats.decode_steps + stats.drafted_tokens
+    assert engine.evaluated == read - before
 
 
 def test_sessions_share_the_model_and_keep_apart(hello: Made) -> None:

@@ -28,6 +28,7 @@ context = 2048
 threads = 2
 gpu_memory = 5.5
 kv_cache = "int8"
+draft = false
 
 [keys]
 "composer.send" = "ctrl+j"
@@ -53,6 +54,7 @@ CONFIGS = st.builds(
     threads=st.none() | st.integers(1, 64),
     gpu_memory=st.none() | st.floats(0.1, 10_000),
     kv_cache=st.sampled_from([None, *CACHE_KINDS]),
+    draft=st.booleans(),
     keys=st.dictionaries(WORDS, st.sampled_from(["enter", "ctrl+j,f1", "?", '"'])),
     chat=SETTINGS,
 )
@@ -80,6 +82,7 @@ def test_the_file_is_read_from_where_it_lives_or_is_named(tmp_path: Path, home: 
         threads=2,
         gpu_memory=5.5,
         kv_cache="int8",
+        draft=False,
         keys={"composer.send": "ctrl+j", "composer.newline": "enter,shift+enter"},
         chat=ChatSettings(system="Be kind.", sparsity=0.3, temperature=1, seed=7),
     )
@@ -106,6 +109,7 @@ def test_a_file_from_windows_is_read() -> None:
         ("chat = 3", "[chat] must be a table"),
         ("keys = []", "[keys] must be a table"),
         ("private = 'yes'", "private must be true or false"),
+        ("draft = 1", "draft must be true or false, not 1"),
         ("threads = 0", "threads must be a whole number from 1 to 64, not 0"),
         ("gpu_memory = 0", "gpu_memory must be a number from 0.1 to 10000, not 0"),
         ("kv_cache = 'int4'", "kv_cache is fp16 or int8, not 'int4'"),

@@ -113,6 +113,8 @@ def stats(**changes: object) -> Stats:
         reused_tokens=10,
         completion_tokens=11,
         decode_steps=10,
+        drafted_tokens=0,
+        accepted_tokens=0,
         prefill_seconds=0.5,
         decode_seconds=0.25,
         time_to_first_token=0.6,
@@ -131,5 +133,12 @@ def test_figures_that_follow_from_others() -> None:
     assert found["layer_active_fraction"] == (0.5, 0.75)
     assert found["rules"]["caps"] == 3
     assert found["joules_per_token"] is None
+    assert found["tokens_per_step"] == 1
+    assert "a step" not in str(stats())
+    drafted = stats(drafted_tokens=9, accepted_tokens=5)
+    assert (drafted.tokens_per_second, drafted.tokens_per_step) == (60, 1.5)
+    assert drafted.gb_per_second == pytest.approx(0.12)
+    assert "at 60.0 tok/s (0.1 GB/s, 1.5 a step), first" in str(drafted)
+    assert stats(decode_steps=0).tokens_per_step == 0
     assert "J a token" not in str(stats())
     assert "0.1 GB/s, 0.05 J a token)" in str(stats(joules_per_token=0.05))

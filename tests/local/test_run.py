@@ -109,6 +109,14 @@ def test_flags_reach_the_generation(invoke: Invoke) -> None:
     assert result.asked[0].items() >= options.items()  # type: ignore[attr-defined]
 
 
+def test_drafts_are_switched_off(invoke: Invoke) -> None:
+    question = "Hello there. Hello there."
+    for flags, drafts in (((), True), (("--draft",), True), (("--no-draft",), False)):
+        fields = json.loads(invoke("tiny", question, "--json", *flags).stdout)
+        assert fields["text"].startswith("Hello there.")
+        assert (fields["stats"]["drafted_tokens"] > 0) == drafts
+
+
 def test_raw_and_system(invoke: Invoke) -> None:
     assert prompt_tokens(invoke("tiny", "Hi", "--json", "--system=Be kind.")) > prompt_tokens(
         invoke("tiny", "Hi", "--json")

@@ -30,7 +30,7 @@ from tests.local.profiles import add_ffn_profile
 from tests.runtime.looks import add_profile
 from tests.runtime.tiny import random_packed, tiny_config
 
-GREEDY: dict[str, Any] = {"temperature": 0, "max_tokens": 12}
+GREEDY: dict[str, Any] = {"temperature": 0, "max_tokens": 12, "draft": False}
 TEXT = "The quick brown fox jumps over the lazy dog, and then it sleeps."
 
 

@@ -101,7 +101,7 @@ def test_forgotten_turns_stay_forgotten(tmp_path: Path) -> None:
         {"role": "assistant", "content": "Hello there."},
     ]
     session = model.chat(messages=messages, forgotten=1)
-    last = collect(session.stream("Hi"))
+    last = collect(session.stream("Hi", draft=False))
     assert last.dropped_turns == 1
     assert engine.evaluated == last.stats.prompt_tokens + len("Hello there.")
     assert last.stats.prompt_tokens == model.generate("Hi").stats.prompt_tokens

@@ -204,6 +204,16 @@ def test_old_turns_are_dropped_where_that_is_wanted_and_marked(tmp_path: Path) -
     run_chat(model, test, config=config)
 
 
+@pytest.mark.parametrize("draft", [True, False])
+def test_answers_are_drafted_as_the_settings_say(model: Scripted, draft: bool) -> None:
+    async def test(chatting: Chatting) -> None:
+        for _ in range(2):
+            await chatting.ask("Hi")
+        assert ((chatting.entries[-1].stats or {})["drafted_tokens"] > 0) == draft
+
+    run_chat(model, test, config=Config(draft=draft))
+
+
 def test_sparsity_is_changed_by_key_and_kept_with_the_chat(model: Scripted) -> None:
     async def test(chatting: Chatting) -> None:
         await chatting.ask("Hi")

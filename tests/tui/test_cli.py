@@ -99,7 +99,7 @@ def test_piped_text_follows_the_question_or_is_it(asked: list[dict[str, Any]]) -
 
 def test_settings_and_options_reach_the_model(asked: list[dict[str, Any]]) -> None:
     configure(
-        "model = 'theirs'\nthreads = 1\ncontext = 64\nkv_cache = 'int8'\n"
+        "model = 'theirs'\nthreads = 1\ncontext = 64\nkv_cache = 'int8'\ndraft = false\n"
         "[chat]\nsystem = 'Be kind.'\nmax_tokens = 3\nsparsity = 'off'\nquality = 0.02\nseed = 5"
     )
     stem_chat("Hi")
@@ -110,7 +110,7 @@ def test_settings_and_options_reach_the_model(asked: list[dict[str, Any]]) -> No
     assert theirs == {"name": "theirs", "threads": 1, "context": 64, **same}
     assert mine == {"name": "mine", "threads": 2, "context": 99, **same}
     chat = ChatSettings(max_tokens=3, sparsity="off", quality=0.02, seed=5).options()
-    assert first.items() >= {**chat, "prompt": "Hi", "system": "Be kind."}.items()
+    assert first.items() >= {**chat, "prompt": "Hi", "system": "Be kind.", "draft": False}.items()
     assert second["system"] == "Be brief."
     stem_chat("Hi", "--sparsity=auto")
     assert asked[-1]["sparsity"] == "auto"

@@ -288,6 +288,13 @@ def test_the_last_answer_is_explained() -> None:
     assert "- **speed**: 254 tok/s\n" in page
     assert "- **active**: 112M of 135M (83%) a token\n" in page
     assert "60 tokens, 20 of them known already" in page
+    assert "- **steps**" not in page
+
+
+def test_what_drafts_did_is_explained() -> None:
+    figures = {"tokens_per_step": 1.75, "drafted_tokens": 1200, "accepted_tokens": 90}
+    line = "- **steps**: 1.8 tokens a step (90 of 1,200 drafted tokens held)"
+    assert line in stats.page(figures).splitlines()
 
 
 @pytest.mark.parametrize(

@@ -166,8 +166,8 @@ def _answer(config: Config, question: str | None) -> None:
         quality=chat.quality,
     )
     with model, interruptible() as cancel:
-        options = chat.options()
-        chunks = model.stream(prompt, system=chat.system or None, cancel=cancel, **options)
+        options = chat.options() | {"draft": config.draft, "cancel": cancel}
+        chunks = model.stream(prompt, system=chat.system or None, **options)
         reason = print_answer(chunks).finish_reason
     if reason in _CUT_OFF:
         tell(_CUT_OFF[reason])

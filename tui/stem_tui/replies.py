@@ -102,12 +102,14 @@ class Replies:
         dialogue = self._chat.dialogue
         *before, question = dialogue.messages()
         settings, forgotten = dialogue.settings, dialogue.forgotten
+        draft = self._chat.app.config.draft
 
         def start() -> Stream:
             session = model.chat(
                 system=settings.system or None,
                 messages=before,
                 forgotten=forgotten,
+                draft=draft,
                 **settings.options(),
             )
             return session.stream(question["content"])

@@ -40,6 +40,9 @@ def _rows(stats: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     yield "answer", f"{figure('completion_tokens') or 0:,.0f} tokens"
     if speed := figure("tokens_per_second"):
         yield "speed", units.rate(speed)
+    if drafted := figure("drafted_tokens"):
+        held = f"{figure('accepted_tokens') or 0:,.0f} of {drafted:,.0f} drafted tokens held"
+        yield "steps", f"{figure('tokens_per_step') or 0:.1f} tokens a step ({held})"
     if first := figure("time_to_first_token"):
         yield "first token", f"after {first:.2f} s"
     reused = figure("reused_tokens") or 0
