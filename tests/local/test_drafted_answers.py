@@ -12,7 +12,7 @@ import pytest
 import stem_local
 from stem_local.choosing import choosing
 from stem_local.completion import Completion, collect
-from stem_local.decoding import Decoding
+from stem_local.decoding import Decoding, total_cost
 from stem_local.drafting import Gain
 from stem_local.generation import Options, Stream
 from stem_local.model import Model
@@ -106,12 +106,19 @@ def test_no_draft_goes_beyond_the_tokens_that_were_asked_for(model: Model) -> No
     whole = model.generate(PROMPT, **GREEDY)
     for most in range(1, 30):
         drafted, _ = both(model, **GREEDY | {"max_tokens": most})
-        stats = drafted.stats
         assert drafted.tokens == whole.tokens[:most]
         assert drafted.finish_reason == "length"
-        # the last step has one token to give, and so nothing to draft
-        assert stats.drafted_tokens <= 3 * (stats.decode_steps - 1) if most > 1 else most
-        assert stats.accepted_tokens <= max(0, most - 2)
+
+
+def test_a_step_reads_no_token_that_cannot_be_used(tmp_path: Path) -> None:
+    model, _ = fake_model(tmp_path)
+    question = {"role": "user", "content": "Hi"}
+    messages = [question, {"role": "assistant", "content": "Hello there."}, question]
+    for most in range(1, 13):
+        stats = model.generate(messages, temperature=0, max_tokens=most).stats
+        # the first token comes with the prompt; a step gives four, the last one what is left
+        assert stats.decode_steps == -(-(most - 1) // 4)
+        assert stats.drafted_tokens == stats.accepted_tokens == most - 1 - stats.decode_steps
 
 
 def test_no_draft_goes_beyond_the_context(packed: Path) -> None:
@@ -123,15 +130,13 @@ def test_no_draft_goes_beyond_the_context(packed: Path) -> None:
 
 
 def test_the_end_of_a_turn_ends_a_draft(tmp_path: Path) -> None:
-    model, engine = fake_model(tmp_path)
+    model, _ = fake_model(tmp_path, "Hello.")
     chat = model.chat(temperature=0)
     chat.send("Hi", draft=False)
-    read: list[int] = []
-    engine.before_step = lambda cache: read.extend(cache.tokens[-1:])
     stats = chat.send("Hi").stats
-    # all of the answer stood in the conversation, and an end behind it
-    assert chat.messages[-1]["content"] == "Hello there."
-    assert (stats.decode_steps, stats.accepted_tokens, stats.drafted_tokens) == (3, 9, 9)
+    # all of the answer stood in the conversation, and an end behind it that is not read
+    assert chat.messages[-1]["content"] == "Hello."
+    assert (stats.decode_steps, stats.accepted_tokens, stats.drafted_tokens) == (2, 4, 4)
     assert held(model)[-1] != END
 
 
@@ -199,28 +204,45 @@ def test_steering_ends_drafts_and_begins_them_again(
 
         monkeypatch.setattr(Decoding, name, made)
 
-    def steered(draft: bool) -> tuple[list[tuple[int, ...]], Completion]:
+    def steered(draft: bool, first: int) -> tuple[list[tuple[int, ...]], Completion]:
         model.generate(PROMPT, max_tokens=1)
         steps.clear()
-        stream = model.stream(PROMPT, draft=draft, **GREEDY)
-        said = pieces(stream, 41)
+        stream = model.stream(PROMPT, draft=draft, **GREEDY | {"max_tokens": 100})
+        said = pieces(stream, first)
         stream.steer(0.5)
         said += pieces(stream, 10)
         stream.steer("off")
         return said, collect(stream)
 
-    said, rest = steered(draft=False)
-    assert set(steps) == {"step", "sparse step"}
-    same, drafted = steered(draft=True)
-    assert (same, drafted.tokens) == (said, rest.tokens)
-    first, last = steps.index("sparse step"), len(steps) - steps[::-1].index("sparse step")
-    assert set(steps[first:last]) == {"sparse step"}
-    assert "step_ahead" in steps[:first]
-    assert "step_ahead" in steps[last:]
-    stats = drafted.stats
-    assert stats.decode_steps + stats.accepted_tokens == rest.stats.decode_steps
-    assert stats.bytes_per_token < rest.stats.bytes_per_token
-    assert rest.stats.active_parameters < stats.active_parameters < stats.total_parameters
+    for count in range(30, 50):
+        said, rest = steered(False, count)
+        assert set(steps) == {"step", "sparse step"}
+        sparse = steps.count("sparse step")
+        same, drafted = steered(True, count)
+        assert (same, drafted.tokens) == (said, rest.tokens)
+        first, last = steps.index("sparse step"), len(steps) - steps[::-1].index("sparse step")
+        assert steps[first:last] == sparse * ["sparse step"]
+        assert "step_ahead" in steps[:first]
+        assert "step_ahead" in steps[last:]
+        stats = drafted.stats
+        assert stats.decode_steps + stats.accepted_tokens == rest.stats.decode_steps
+        assert stats.bytes_per_token < rest.stats.bytes_per_token
+        assert rest.stats.active_parameters < stats.active_parameters < stats.total_parameters
+
+
+def test_several_ways_cost_their_mean_by_the_tokens_they_read_and_gave(model: Model) -> None:
+    cache = model.engine.new_cache(100)
+    dense = Decoding(model, model.choose("off"), cache)
+    dense.prefill([5, 6, 7])
+    dense.step_ahead([8, 9, 10, 11])
+    dense.accepted += 2
+    sparse = Decoding(model, model.choose(0.5), cache, cache.length)
+    for token in (12, 13):
+        sparse.step(token)
+    first, second, total = dense.cost(9), sparse.cost(9), total_cost([dense, sparse], 9)
+    assert total.head_rows == pytest.approx((4 * first.head_rows + 2 * second.head_rows) / 6)
+    nbytes = 3 * first.bytes_per_token + 2 * second.bytes_per_token
+    assert total.bytes_per_token == pytest.approx(nbytes / 5, abs=1)
 
 
 def test_what_a_draft_costs_is_shared_by_the_tokens_it_gives(model: Model) -> None:
