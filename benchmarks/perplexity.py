@@ -22,6 +22,7 @@ from pathlib import Path
 import numpy as np
 from llama_client import Llama
 from numpy.typing import NDArray
+from questions import QUESTIONS
 from sides import BATCH, packed_copy
 
 import stem_local
@@ -32,28 +33,6 @@ from stem_runtime.kernels import oracle
 from stem_runtime.tokenizer import Tokenizer
 
 GREEDY = 48
-QUESTIONS = (
-    "What is the capital of France?",
-    "Name the planets of the solar system in order.",
-    "Write a Python function that adds two numbers.",
-    "How many legs does a spider have?",
-    "Explain in two sentences why the sky is blue.",
-    "Write a short poem about the sea.",
-    "What is the difference between a list and a tuple in Python?",
-    "Give me a recipe for pancakes.",
-    "Who wrote Romeo and Juliet?",
-    "Summarize the story of Cinderella.",
-    "What should I pack for a weekend in the mountains?",
-    "Write an SQL query that counts the orders of each customer.",
-    "How does a bicycle stay upright?",
-    "List five healthy breakfast ideas.",
-    "What happened in the year 1969?",
-    "Translate 'good morning' into French, German and Spanish.",
-    "Write an email asking for a day off.",
-    "What is the square root of 144?",
-    "Why do leaves change their colour in autumn?",
-    "Tell me a joke about computers.",
-)
 
 
 @dataclass(frozen=True, slots=True)

@@ -99,17 +99,17 @@ class CalibratedSide(StemSide):
         if not (folder / PROFILE).exists():
             print(f"Calibrating {folder.name}, which takes minutes.", file=sys.stderr)
             calibrate(folder, threads=self._threads, device="cpu")
-        self._loaded = load(folder, threads=self._threads, context=context, device="cpu")
-        self.model, self.engine = self._loaded.packed, self._loaded.engine
+        self.loaded = load(folder, threads=self._threads, context=context, device="cpu")
+        self.model, self.engine = self.loaded.packed, self.loaded.engine
         self.cache = self.engine.new_cache(context)
-        choice = self._loaded.choose()
+        choice = self.loaded.choose()
         if choice.plan is not None:
             self.engine.set_plan(choice.plan)
         self.how = {"look": choice.look, "sparse": choice.plan is not None}
         self.reason = choice.reason
 
     def close(self) -> None:
-        self._loaded.close()
+        self.loaded.close()
 
 
 def packed_copy(gguf: Path, suffix: str = ".packed") -> Path:

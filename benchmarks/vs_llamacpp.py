@@ -24,9 +24,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from subprocess import DEVNULL, PIPE
 
+import answers
 import make_random_gguf
 import peak_memory
 from llama_client import Llama
+from questions import QUESTIONS, tasks
 from sides import CalibratedSide, LlamaSide, Side, StemSide, packed_copy
 
 from stem_runtime import bandwidth
@@ -37,6 +39,7 @@ PROMPT = 32
 DECODED = 128
 PREFILLED = 512
 SHORT, LONG, AFTER = 128, 4096, 64
+ANSWERED = 2048  # positions that a question and its answer have room in
 VOCABULARY = 49152  # of both models
 MB = 1e6
 
@@ -129,6 +132,28 @@ def calibrated_row(bench: Bench, gguf: Path, name: str) -> Row:
     )
 
 
+def answer_rows(bench: Bench, gguf: Path, name: str) -> Iterator[Row]:
+    """Answers as a calibrated model gives them by itself, drafts included."""
+    calibrated = CalibratedSide(bench.threads)
+    for side in (bench.llama, calibrated):
+        side.open(gguf, ANSWERED)
+    model = calibrated.loaded
+    for what, asked in (("20 questions", QUESTIONS), ("6 texts to shorten or correct", tasks())):
+        found = answers.measure(model, bench.llama, asked, bench.rounds)
+        assert found.same, "a draft changed an answer"
+        yield Row(
+            f"answers to {what}, {name}",
+            f"{found.llama:.1f} tok/s",
+            f"{found.drafted:.1f} tok/s",
+            f"{found.drafted / found.llama:.2f}x",
+            "",
+            f"{found.per_step:.2f} tokens a step, "
+            f"{found.drafted / found.plain:.2f}x without drafts",
+        )
+    for side in (bench.llama, calibrated):
+        side.close()
+
+
 def prefill_row(bench: Bench, gguf: Path, name: str, bar: float) -> Row:
     with bench.opened(gguf, PREFILLED + 1) as sides:
         theirs, ours = bench.medians(sides, lambda side: side.prefill(tokens(PREFILLED)))
@@ -205,6 +230,7 @@ SMALL, LARGE = "SmolLM2-135M Q4_0", "Llama-3.2-1B shape Q4_0"
 ROWS: dict[str, Callable[[Bench], Iterable[Row]]] = {
     "decode": lambda bench: [decode_row(bench, bench.small, SMALL, 3.0)],
     "calibrated": lambda bench: [calibrated_row(bench, bench.small, SMALL)],
+    "answers": lambda bench: answer_rows(bench, bench.small, SMALL),
     "prefill": lambda bench: [prefill_row(bench, bench.small, SMALL, 1.6)],
     "decode-1b": lambda bench: [decode_row(bench, bench.large, LARGE, 1.5)],
     "prefill-1b": lambda bench: [prefill_row(bench, bench.large, LARGE, 1.5)],
