@@ -168,8 +168,8 @@ def generate(
     `sparsity` ("auto" leaves out neurons and rows of the output head where the model was
     calibrated, quality allows it and that is faster, "off" nothing, 0.0 to 0.95 that share of the
     neurons; `stats.sparsity` says what and why), `quality` (how much of its perplexity auto may
-    add: 0.01 is +1%), `draft` (True: a step on the CPU also reads tokens that are likely to come,
-    looked up in the text so far, where that saves time; it changes no token).
+    add: 0.01 is +1%), `draft` (True: guess the next tokens from the text so far and read them
+    along, on the CPU and where that saves time; it changes no token).
 
     Returns a Completion, or with `stream` a Stream, which is an iterator of Chunks. Raises
     TypeError for an unknown option, UsageError for a bad one, NotInstalledError, ContextFullError.

@@ -122,8 +122,8 @@ ABOUT: Mapping[str, About] = {
         example="int8",
     ),
     "draft": About(
-        "Read tokens that are likely to come in one step, looked up in the chat so far, where that "
-        "saves time. The answers are the same; only the CPU can do it.",
+        "Guess the next tokens from the chat so far and read them along, where that saves time. "
+        "The answers are the same; only the CPU can do it.",
         "true or false",
     ),
 }

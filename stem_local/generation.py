@@ -72,8 +72,8 @@ class Options:
     the oldest turns and reports how many. `sparsity`: "auto" leaves out what the model's
     calibration showed not to matter, "off" nothing, a number that share of the FFN neurons.
     `quality`: how much of its perplexity auto may add. None is what the model was loaded with.
-    `draft`: let steps on the CPU read tokens that are likely to come beside the last one, which
-    changes the time alone.
+    `draft`: guess the next tokens from the text so far and read them along, on the CPU and where
+    that saves time; it changes no token.
     """
 
     sampling: SamplingParams

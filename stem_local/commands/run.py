@@ -53,7 +53,7 @@ INTERRUPTED = 130
 @click.option(
     "--draft/--no-draft",
     default=True,
-    help="Read tokens that are likely to come in one step: the same text, sooner (on).",
+    help="Guess tokens from the text so far and read them along: the same text, sooner (on).",
 )
 @click.option("--threads", type=int, metavar="N", help="Threads to compute with.")
 @click.option("--context", type=int, metavar="N", help="Tokens of prompt and answer (8192).")
