@@ -76,11 +76,11 @@ class FromLogits:
 
 @dataclass(slots=True)
 class _Ahead:
-    """A draft that a step read, beginning with the token that was chosen last.
+    """A draft that a step of `decoding` read.
 
-    `rows` float32 [n + 1, vocab] are the logits before each of its tokens and after all of them,
-    and `accepted` of the tokens are part of the text. `length` tokens were found that led to the
-    draft; the step took `seconds`.
+    `rows` float32 [n + 1, vocab] are the logits before each of its n tokens and after the last;
+    `accepted` of the tokens are part of the text. The draft is what followed the text's last
+    `length` tokens before, and its step took `seconds`.
     """
 
     decoding: Decoding
@@ -142,8 +142,8 @@ class Drafting(FromLogits):
         return first
 
     def _draft(self, history: Sequence[int]) -> tuple[list[int], int]:
-        """What to read beside the last token, and how many tokens led to it; nothing at times."""
-        # a step yields one token more than hold of its draft
+        """What to read beside the last token, and how many tokens were found; nothing at times."""
+        # a step gives one token more than hold of its draft
         most = min(self._most, self._limit - len(history) - 1)
         if most < 1:
             return [], 0
