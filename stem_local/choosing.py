@@ -8,13 +8,14 @@ from dataclasses import dataclass
 from itertools import takewhile
 from typing import TYPE_CHECKING, Protocol
 
+import numpy as np
+
 from stem_runtime.sampling import Sampler, logprobs
 
 from .completion import TokenLogprob
-from .drafting import Gain, PromptLookup
+from .drafting import Gain, Match, PromptLookup
 
 if TYPE_CHECKING:
-    import numpy as np
     from numpy.typing import NDArray
 
     from stem_runtime.kv_cache import KVCache
@@ -79,14 +80,14 @@ class _Ahead:
     """A draft that a step of `decoding` read.
 
     `rows` float32 [n + 1, vocab] are the logits before each of its n tokens and after the last;
-    `accepted` of the tokens are part of the text. The draft is what followed the text's last
-    `length` tokens before, and its step took `seconds`.
+    `accepted` of the tokens are part of the text. The draft is what followed the text's end where
+    that stood before, and its step took `seconds`.
     """
 
     decoding: Decoding
     draft: list[int]
     rows: NDArray[np.float32]
-    length: int
+    match: Match
     seconds: float
     accepted: int = 0
 
@@ -106,6 +107,8 @@ class Drafting(FromLogits):
         self._lookup, self._gain = PromptLookup(), Gain()
         self._ahead: _Ahead | None = None
         self._held = 0
+        # one for all steps: a new one each time would be as much work as the copy
+        self._kept = np.empty((1 + self._most, model.config.vocab_size), np.float32)
 
     def next(self, decoding: Decoding, token: int, history: Sequence[int]) -> int:
         ahead = self._ahead
@@ -130,27 +133,29 @@ class Drafting(FromLogits):
         """The logits after a token, which is read together with a draft if there is one."""
         if not decoding.can_draft:
             return decoding.step(token)
-        draft, length = self._draft(history)
+        draft, match = self._draft(history)
         start = time.perf_counter()
-        if not draft:
+        if match is None:
             logits = decoding.step(token)
             self._gain.plain(time.perf_counter() - start)
             return logits
         rows = decoding.step_ahead([token, *draft])
-        self._ahead = _Ahead(decoding, draft, rows, length, time.perf_counter() - start)
+        self._ahead = _Ahead(decoding, draft, rows, match, time.perf_counter() - start)
         first: NDArray[np.float32] = rows[0]
         return first
 
-    def _draft(self, history: Sequence[int]) -> tuple[list[int], int]:
-        """What to read beside the last token, and how many tokens were found; nothing at times."""
+    def _draft(self, history: Sequence[int]) -> tuple[list[int], Match | None]:
+        """What to read beside the last token, and what led to it; nothing at times."""
         # a step gives one token more than hold of its draft
         most = min(self._most, self._limit - len(history) - 1)
         if most < 1:
-            return [], 0
-        found, length = self._lookup.propose(history, most)
+            return [], None
+        found, match = self._lookup.propose(history, most)
         # nobody asks what follows the end of a turn
         draft = list(takewhile(lambda token: token not in self._ends, found))
-        return (draft, length) if draft and self._gain.expected(length) else ([], 0)
+        if match is None or not draft or not self._gain.expected(match):
+            return [], None
+        return draft, match
 
     def _compare(self, chosen: int) -> None:
         """Go on with the draft where its next token was chosen, forget what is left otherwise."""
@@ -159,11 +164,13 @@ class Drafting(FromLogits):
             return
         done = ahead.accepted
         if done == len(ahead.draft) or chosen != ahead.draft[done]:
-            self._gain.drafted(ahead.length, done, ahead.seconds)
+            self._gain.drafted(ahead.match, done, ahead.seconds)
             self.close()
         elif done == 0:
             # other texts may be decoded before the next call, over the engine's own rows
-            ahead.rows = ahead.rows.copy()
+            kept = self._kept[: len(ahead.rows)]
+            kept[1:] = ahead.rows[1:]
+            ahead.rows = kept
 
 
 class OnCard:

@@ -9,13 +9,26 @@ Lookup Decoding" (2023), and Yang et al., "Inference with Reference" (2023).
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import count, pairwise
+from dataclasses import dataclass
 
-LONG, SHORT = 3, 2
-"""How many tokens at the end of a text are looked up: the longer match is the better guess."""
 
-_ACCEPTED = {LONG: 1.8, SHORT: 1.0}  # how many tokens of a draft hold, before one was seen
-_COST = 1.3  # of a step with a draft in steps without, before both were timed
+@dataclass(frozen=True, slots=True)
+class Match:
+    """What is done where the last `length` tokens of a text stood before.
+
+    `drafted` tokens are read beside the last one at most. Before any were seen, `accepted` of them
+    are taken to hold, and the step to take `cost` times as long as one without.
+    """
+
+    length: int
+    drafted: int
+    accepted: float
+    cost: float
+
+
+MATCHES = (Match(3, 3, 1.8, 1.3), Match(2, 3, 1.0, 1.3), Match(1, 1, 0.35, 1.08))
+"""The longest first: it is the best guess."""
+
 _NEW = 0.2  # the weight of what was seen last
 _BACK = 0.004  # how far an expectation that is not tested goes back to where it began
 _OUTLIER = 2.0  # a step that took more than so many usual ones counts as that many
@@ -28,40 +41,32 @@ class PromptLookup:
     """
 
     def __init__(self) -> None:
-        self._long: dict[tuple[int, int, int], int] = {}
-        self._short: dict[tuple[int, int], int] = {}
+        self._places: dict[Match, dict[tuple[int, ...], int]] = {match: {} for match in MATCHES}
         self._entered = 0
 
-    def propose(self, tokens: Sequence[int], most: int) -> tuple[list[int], int]:
-        """`most` tokens to follow `tokens`, and how many at their end stood there before.
+    def propose(self, tokens: Sequence[int], most: int) -> tuple[list[int], Match | None]:
+        """Up to `most` tokens to follow `tokens`, and how much of their end stood there before.
 
         `tokens` are those of the call before and what came since. Of several places the latest
         counts; what followed it goes round where the text ends before the draft does. Returns
-        ([], 0) where neither the last three tokens nor the last two stood anywhere before.
+        ([], None) where the last token stood nowhere before.
         """
         self._enter(tokens)
-        if len(tokens) <= SHORT:
-            return [], 0
-        first, second, third = tokens[-LONG:]
-        if place := self._long.get((first, second, third)):
-            length = LONG
-        elif place := self._short.get((second, third)):
-            length = SHORT
-        else:
-            return [], 0
-        period = len(tokens) - place
-        return [tokens[place + i % period] for i in range(most)], length
+        for match, places in self._places.items():
+            if place := places.get(tuple(tokens[-match.length :])):
+                period = len(tokens) - place
+                count = min(most, match.drafted)
+                return [tokens[place + i % period] for i in range(count)], match
+        return [], None
 
     def _enter(self, tokens: Sequence[int]) -> None:
-        """Note the place behind every two and three tokens but the last, which is empty yet."""
-        start = max(0, self._entered - SHORT + 1)
-        pairs = pairwise(tokens[start:-1])
-        self._short.update(zip(pairs, count(start + SHORT), strict=False))
-        start = max(0, self._entered - LONG + 1)
-        new = tokens[start:-1]
-        triples = zip(new, new[1:], new[2:], strict=False)
-        self._long.update(zip(triples, count(start + LONG), strict=False))
-        self._entered = len(tokens) - 1
+        """Note the place behind all tokens that end before the last, behind which is nothing."""
+        for match, places in self._places.items():
+            start = max(0, self._entered - match.length + 1)
+            new = tokens[start:-1]
+            grams = zip(*(new[i:] for i in range(match.length)), strict=False)
+            places.update((gram, start + match.length + i) for i, gram in enumerate(grams))
+        self._entered = max(0, len(tokens) - 1)
 
 
 class Gain:
@@ -72,32 +77,32 @@ class Gain:
     """
 
     def __init__(self) -> None:
-        self._accepted = dict(_ACCEPTED)
-        self._plain = self._drafted = 0.0
+        self._plain = 0.0
+        self._accepted = {match: match.accepted for match in MATCHES}
+        self._cost = {match: match.cost for match in MATCHES}
 
-    def expected(self, length: int) -> bool:
-        """Whether a draft after `length` tokens that were found is likely to save time.
+    def expected(self, match: Match) -> bool:
+        """Whether a draft after such a match is likely to save time.
 
         Where not, what is known fades a little, so that it is tried again some time.
         """
-        if (1 + self._accepted[length]) * self._plain >= self._drafted:
+        if 1 + self._accepted[match] >= self._cost[match]:
             return True
-        self._accepted[length] += _BACK * (_ACCEPTED[length] - self._accepted[length])
-        self._drafted += _BACK * (_COST * self._plain - self._drafted)
+        self._accepted[match] += _BACK * (match.accepted - self._accepted[match])
+        self._cost[match] += _BACK * (match.cost - self._cost[match])
         return False
 
     def plain(self, seconds: float) -> None:
         """A step without a draft was made."""
         self._plain = _after(self._plain or seconds, seconds)
-        self._drafted = self._drafted or _COST * self._plain
 
-    def drafted(self, length: int, accepted: int, seconds: float) -> None:
+    def drafted(self, match: Match, accepted: int, seconds: float) -> None:
         """A step with a draft was made, and so many of its tokens held."""
-        self._accepted[length] += _NEW * (accepted - self._accepted[length])
+        self._accepted[match] += _NEW * (accepted - self._accepted[match])
         if self._plain:
-            self._drafted = _after(self._drafted, seconds)
+            self._cost[match] = _after(self._cost[match], seconds / self._plain)
 
 
-def _after(mean: float, seconds: float) -> float:
+def _after(mean: float, value: float) -> float:
     """A running mean after another step; a machine that was busy elsewhere does not count."""
-    return mean + _NEW * (min(seconds, _OUTLIER * mean) - mean)
+    return mean + _NEW * (min(value, _OUTLIER * mean) - mean)

@@ -5,19 +5,22 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stem_local.drafting import LONG, SHORT, Gain, PromptLookup
+from stem_local.drafting import MATCHES, Gain, Match, PromptLookup
+
+LONG, SHORT, LAST = MATCHES
 
 
-def searched(tokens: list[int], most: int) -> tuple[list[int], int]:
+def searched(tokens: list[int], most: int) -> tuple[list[int], Match | None]:
     """What `PromptLookup.propose` says, found by looking at every place of the text."""
-    for length in (LONG, SHORT):
+    for match in MATCHES:
+        length, count = match.length, min(most, match.drafted)
         for place in range(len(tokens) - 1, length - 1, -1):
             if tokens[place - length : place] == tokens[-length:]:
                 going_on = list(tokens)
-                while len(going_on) < len(tokens) + most:
+                while len(going_on) < len(tokens) + count:
                     going_on.append(going_on[place + len(going_on) - len(tokens)])
-                return going_on[len(tokens) :], length
-    return [], 0
+                return going_on[len(tokens) :], match
+    return [], None
 
 
 @given(st.lists(st.integers(0, 2), max_size=40), st.lists(st.integers(0, 40)), st.integers(1, 5))
@@ -35,6 +38,7 @@ def test_the_longer_match_and_the_later_place_count() -> None:
     assert PromptLookup().propose([1, 2, 3, 4, 8, 2, 3, 7, 1, 2, 3], 2) == ([4, 8], LONG)
     assert PromptLookup().propose([1, 2, 3, 4, 8, 2, 3, 7, 9, 2, 3], 2) == ([7, 9], SHORT)
     assert PromptLookup().propose([5, 5, 5], 3) == ([5, 5, 5], SHORT)
+    assert PromptLookup().propose([1, 2, 6, 1, 7, 1], 3) == ([7], LAST)
 
 
 def drafts_of(gain: Gain, accepted: int, cost: float, steps: int = 2000) -> float:
@@ -68,13 +72,14 @@ def test_drafts_come_back_when_the_text_changes() -> None:
     assert drafts_of(gain, accepted=3, cost=1.3, steps=300) > 0.5
 
 
-def test_matches_of_either_length_are_judged_on_their_own() -> None:
+def test_matches_of_every_length_are_judged_on_their_own() -> None:
     gain = Gain()
     gain.plain(1.0)
     for _ in range(20):
         gain.drafted(SHORT, 0, 1.3)
     assert not gain.expected(SHORT)
     assert gain.expected(LONG)
+    assert gain.expected(LAST)
 
 
 def test_one_step_that_took_forever_changes_little() -> None:
@@ -84,7 +89,7 @@ def test_one_step_that_took_forever_changes_little() -> None:
     assert gain.expected(SHORT)
     gain.plain(1e6)
     for _ in range(15):
-        gain.drafted(SHORT, 0, 1.3)
+        gain.drafted(SHORT, 0, 1.3 * 1.2)
     assert not gain.expected(SHORT)
 
 
