@@ -226,12 +226,16 @@ COMMANDS: dict[str, Try] = {
 
 
 @pytest.mark.parametrize("name", slash.COMMANDS)
-def test_every_command(name: str, model: Scripted, tmp_path: Path) -> None:
+def test_every_command(
+    name: str, model: Scripted, tmp_path_factory: pytest.TempPathFactory
+) -> None:
     from stem_local.config import Config
 
     model.reply = CODE
-    # the scripted model takes any name, so that the folder for files can be told by it
-    run_chat(model, COMMANDS[name], config=Config(model=str(tmp_path)))
+    # the scripted model takes any name, so that the folder for files can be told by it; a short
+    # one leaves room for the chat's name beside it
+    folder = tmp_path_factory.mktemp("f")
+    run_chat(model, COMMANDS[name], config=Config(model=str(folder)))
 
 
 async def quit_key(chatting: Chatting) -> None:

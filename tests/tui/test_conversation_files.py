@@ -35,7 +35,7 @@ def history(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[History
 
 def after(history: History, *steps: str | tuple[str, ...] | Paste) -> str:
     """What is on the screen after steps: keys to press, a text to wait for, or one to paste and
-    send.
+    send. Texts may be broken into lines: the names of files in folders of tests are long.
     """
 
     async def test(pilot: Pilot[Any]) -> str:
@@ -49,11 +49,15 @@ def after(history: History, *steps: str | tuple[str, ...] | Paste) -> str:
                 pilot.app.post_message(step)
                 await pilot.press("enter")
             else:
-                await until(pilot, lambda step=step: step in shown(pilot.app).replace("\n", ""))
+                await until(pilot, lambda step=step: step in unbroken(shown(pilot.app)))
         return shown(pilot.app)
 
-    # Wide enough for the names of files in folders of tests.
     return run_app(Host(), test, (220, 24))
+
+
+def unbroken(screen: str) -> str:
+    """The words of a screen with single blanks, without the frame around them."""
+    return " ".join(screen.replace("│", " ").split())
 
 
 def test_a_conversation_is_written_as_markdown_under_its_title(history: History) -> None:
