@@ -167,6 +167,7 @@ def reopened(model: Model, engine: FakeEngine) -> Model:
 def interrupt_after(tokens: int, model: Model, engine: FakeEngine) -> None:
     """Let Ctrl-C be pressed after so many tokens of the answer to "Hi"."""
     prompt = model.generate("Hi", max_tokens=1).stats.prompt_tokens
+    engine.draft_tokens = 0  # a token that is read is then one of the answer
 
     def interrupt(cache: FakeCache) -> None:
         if cache.length == prompt + tokens:

@@ -16,12 +16,14 @@ class Scripted:
     """Opens models that answer every prompt with `reply`, and remembers what was opened.
 
     `hold` makes each step of the engine wait until `release`, `hold_after` all but so many of them;
-    `started` is set once one waits. `hold_opening` does so with opening a model.
+    `started` is set once one waits. `hold_opening` does so with opening a model. Steps are of one
+    token, to be counted, unless `draft_tokens` lets them read drafts.
     """
 
     def __init__(self, folder: Path, reply: str = "Hello there.", context: int = 400) -> None:
         self.reply = reply
         self.context = context
+        self.draft_tokens = 0
         self.opened: list[dict[str, Any]] = []
         self.models: list[Model] = []
         self.fails: Callable[[str | None], Exception | None] = lambda _: None
@@ -49,6 +51,7 @@ class Scripted:
             raise error
         model, engine = open_fake(self._folder, self.reply, self.context)
         model.name = name or "tiny"
+        engine.draft_tokens = self.draft_tokens
         engine.before_step = self.step
         self.models.append(model)
         return model

@@ -211,6 +211,7 @@ def test_answers_are_drafted_as_the_settings_say(model: Scripted, draft: bool) -
             await chatting.ask("Hi")
         assert ((chatting.entries[-1].stats or {})["drafted_tokens"] > 0) == draft
 
+    model.draft_tokens = 3
     run_chat(model, test, config=Config(draft=draft))
 
 
