@@ -3,7 +3,8 @@
 
 ## make chat      talk with the default model; the first time installs and downloads it
 ## make test      all tests; those of the real model too, where it can be fetched
-##                (WITH: packages to install beside, torch and triton for the tests of GPU kernels)
+##                (WITH: packages to install beside, torch and triton for the tests of GPU kernels;
+##                PYTEST_XDIST_AUTO_NUM_WORKERS: processes to run them, else one per core, up to 4)
 ## make check     format, lint, types, generated documentation: what a change must pass
 ## make fmt       format the code and mend what the linter can
 ## make docs      write the generated documentation (docs/cli.md, docs/config.md)
@@ -14,6 +15,8 @@
 PYTHON ?= python3
 MODEL ?= smollm2-135m
 PYTEST_ARGS ?=
+# tests of one file share what is slow to make, so a process keeps to neighbours
+PARALLEL := -n auto --maxprocesses 4 --dist worksteal
 WITH ?=
 BENCH_ARGS ?=
 LLAMA_PYTHON ?= python3
@@ -51,10 +54,10 @@ model: $(CORE)
 
 test: $(TEST)
 	@if $(PY) -m tests.real_model >/dev/null; then \
-	  $(PY) -m pytest $(PYTEST_ARGS); \
+	  $(PY) -m pytest $(PARALLEL) $(PYTEST_ARGS); \
 	else \
 	  echo "The real model could not be fetched: the tests that need it are left out."; \
-	  $(PY) -m pytest -m "not real_model" $(PYTEST_ARGS); \
+	  $(PY) -m pytest -m "not real_model" $(PARALLEL) $(PYTEST_ARGS); \
 	fi
 
 check: $(DEV)

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from stem_local import learning
 from stem_runtime import paths
@@ -26,6 +27,11 @@ NOWHERE = "http://127.0.0.1:9"
 os.environ["HF_ENDPOINT"] = NOWHERE
 os.environ.pop("HF_HUB_OFFLINE", None)
 os.environ.pop("HF_TOKEN", None)
+
+# How long an example takes depends on what else the machine does, as in CI, where Hypothesis has
+# no deadline of its own; all else stays as it is there or here.
+settings.register_profile("untimed", deadline=None)
+settings.load_profile("untimed")
 
 
 @pytest.fixture(autouse=True)
