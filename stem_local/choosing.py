@@ -153,9 +153,9 @@ class Drafting(FromLogits):
         found, match = self._lookup.propose(history, most)
         # nobody asks what follows the end of a turn
         draft = list(takewhile(lambda token: token not in self._ends, found))
-        if match is None or not draft or not self._gain.expected(match):
+        if match is None or not (count := self._gain.count(match, len(draft))):
             return [], None
-        return draft, match
+        return draft[:count], match
 
     def _compare(self, chosen: int) -> None:
         """Go on with the draft where its next token was chosen, forget what is left otherwise."""
@@ -164,7 +164,7 @@ class Drafting(FromLogits):
             return
         done = ahead.accepted
         if done == len(ahead.draft) or chosen != ahead.draft[done]:
-            self._gain.drafted(ahead.match, done, ahead.seconds)
+            self._gain.drafted(ahead.match, len(ahead.draft), done, ahead.seconds)
             self.close()
         elif done == 0:
             # other texts may be decoded before the next call, over the engine's own rows

@@ -14,22 +14,26 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Match:
-    """What is done where the last `length` tokens of a text stood before.
+    """That the last `length` tokens of a text stood before.
 
-    `drafted` tokens are read beside the last one at most. Before any were seen, `accepted` of them
-    are taken to hold, and the step to take `cost` times as long as one without.
+    `holds` is how likely a drafted token is taken to be right, those before it being right, as long
+    as none was seen.
     """
 
     length: int
-    drafted: int
-    accepted: float
-    cost: float
+    holds: float
 
 
-MATCHES = (Match(3, 3, 1.8, 1.3), Match(2, 3, 1.0, 1.3), Match(1, 1, 0.35, 1.08))
+MATCHES = (Match(3, 0.8), Match(2, 0.6), Match(1, 0.35))
 """The longest first: it is the best guess."""
 
-_NEW = 0.2  # the weight of what was seen last
+COSTS = {1: 1.08, 3: 1.3}
+"""How many tokens are drafted, and what such a step takes, in steps without, before it was timed.
+
+Kernels multiply by one token, two, or up to four at a time."""
+
+_HELD = 0.1  # the weight of the last token that was drafted
+_NEW = 0.2  # the weight of the last step that was timed
 _BACK = 0.004  # how far an expectation that is not tested goes back to where it began
 _OUTLIER = 2.0  # a step that took more than so many usual ones counts as that many
 
@@ -45,7 +49,7 @@ class PromptLookup:
         self._entered = 0
 
     def propose(self, tokens: Sequence[int], most: int) -> tuple[list[int], Match | None]:
-        """Up to `most` tokens to follow `tokens`, and how much of their end stood there before.
+        """`most` tokens to follow `tokens`, and how much of their end stood there before.
 
         `tokens` are those of the call before and what came since. Of several places the latest
         counts; what followed it goes round where the text ends before the draft does. Returns
@@ -55,8 +59,7 @@ class PromptLookup:
         for match, places in self._places.items():
             if place := places.get(tuple(tokens[-match.length :])):
                 period = len(tokens) - place
-                count = min(most, match.drafted)
-                return [tokens[place + i % period] for i in range(count)], match
+                return [tokens[place + i % period] for i in range(most)], match
         return [], None
 
     def _enter(self, tokens: Sequence[int]) -> None:
@@ -70,7 +73,7 @@ class PromptLookup:
 
 
 class Gain:
-    """Whether drafting saves time here: running means of what it takes and of what it brings.
+    """How much drafting saves time here: running means of what it takes and of what it brings.
 
     They are of one answer, since it hangs on the text as much as on the machine. Seconds are those
     of whole steps. The times of steps without drafts go on being taken wherever nothing is found.
@@ -78,29 +81,39 @@ class Gain:
 
     def __init__(self) -> None:
         self._plain = 0.0
-        self._accepted = {match: match.accepted for match in MATCHES}
-        self._cost = {match: match.cost for match in MATCHES}
+        self._holds = {match: match.holds for match in MATCHES}
+        self._cost = dict(COSTS)
 
-    def expected(self, match: Match) -> bool:
-        """Whether a draft after such a match is likely to save time.
+    def count(self, match: Match, most: int) -> int:
+        """How many tokens to draft after such a match, `most` at most: what saves most, or none.
 
-        Where not, what is known fades a little, so that it is tried again some time.
+        What is known of the ways not taken fades a little, so that they are tried again some time.
         """
-        if 1 + self._accepted[match] >= self._cost[match]:
-            return True
-        self._accepted[match] += _BACK * (match.accepted - self._accepted[match])
-        self._cost[match] += _BACK * (match.cost - self._cost[match])
-        return False
+        holds, best, found = self._holds[match], 1.0, 0
+        for count, cost in self._cost.items():
+            gain = sum(holds**i for i in range(count + 1)) / cost
+            if count <= most and gain > best:
+                best, found = gain, count
+        for count, cost in COSTS.items():
+            if count != found:
+                self._cost[count] += _BACK * (cost - self._cost[count])
+        if not found:
+            self._holds[match] += _BACK * (match.holds - holds)
+        return found
 
     def plain(self, seconds: float) -> None:
         """A step without a draft was made."""
         self._plain = _after(self._plain or seconds, seconds)
 
-    def drafted(self, match: Match, accepted: int, seconds: float) -> None:
-        """A step with a draft was made, and so many of its tokens held."""
-        self._accepted[match] += _NEW * (accepted - self._accepted[match])
+    def drafted(self, match: Match, count: int, accepted: int, seconds: float) -> None:
+        """A step with a draft of `count` tokens was made, and the first `accepted` of them held."""
+        holds = self._holds[match]
+        for held in [1.0] * accepted + [0.0] * (accepted < count):
+            holds += _HELD * (held - holds)
+        self._holds[match] = holds
         if self._plain:
-            self._cost[match] = _after(self._cost[match], seconds / self._plain)
+            alike = next(most for most in COSTS if most >= count)
+            self._cost[alike] = _after(self._cost[alike], seconds / self._plain)
 
 
 def _after(mean: float, value: float) -> float:
