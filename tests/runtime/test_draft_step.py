@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import numpy as np
 import pytest
@@ -20,18 +19,11 @@ from stem_runtime.kernels import available
 from stem_runtime.kv_cache import KVCache
 
 from .looks import make_look
+from .test_engine import SHAPES
 from .tiny import random_packed, tiny_config
 
 VARIANTS = [name for name, lacks in available().items() if not lacks]
-SHAPES: dict[str, dict[str, Any]] = {
-    "llama": {},
-    # nothing is a multiple of what the kernels work in
-    "odd": {"d_model": 72, "head_dim": 20, "n_heads": 3, "kv_heads": 1, "ffn_dim": 104},
-    "seven": {"d_model": 40, "head_dim": 8, "n_heads": 14, "ffn_dim": 48, "tied_head": False},
-    "qwen2": {"family": "qwen2", "d_model": 48, "ffn_dim": 80},
-    "qwen3": {"family": "qwen3", "d_model": 100, "ffn_dim": 49},
-    "gemma3": {"family": "gemma3", "layer_windows": (5, 0)},
-}
+NAMES = ("llama", "odd", "seven", "window", "qwen2", "qwen3", "gemma3", "minicpm")
 TOKENS: list[int] = np.random.default_rng(4).integers(0, 301, 75).tolist()
 COUNTS = (1, 4, 2, 3, 4, 4, 1, 3, 2, 4, 3, 3)  # 34 tokens, over the ends of blocks of 16
 Models = Callable[[str], PackedModel]
@@ -68,7 +60,7 @@ def by_drafts(
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-@pytest.mark.parametrize("name", SHAPES)
+@pytest.mark.parametrize("name", NAMES)
 def test_drafts_are_read_as_one_token_after_the_other(
     models: Models, name: str, variant: str
 ) -> None:

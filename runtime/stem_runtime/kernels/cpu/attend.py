@@ -17,8 +17,7 @@ def build(isa: Isa, int8: SimpleNamespace) -> Any:
     native = isa.native_half
     quantize_rows8, scores_of8, add_values8 = int8.quantize_rows, int8.scores_of, int8.add_values
     score8, score4, score3, score2, score1 = (_score(rows, native) for rows in (8, 4, 3, 2, 1))
-    wide4, wide3, wide2, wide1 = (_value(rows, 4, native) for rows in (4, 3, 2, 1))
-    slim4, slim3, slim2, slim1 = (_value(rows, 1, native) for rows in (4, 3, 2, 1))
+    wide, slim = _values(4, native), _values(1, native)
     row_bytes = 4 * 16 * L.ATTENTION_BLOCKS
 
     @helper
@@ -54,24 +53,10 @@ def build(isa: Isa, int8: SimpleNamespace) -> Any:
             while column < pad:
                 v, y = values + 2 * column, target + 4 * column
                 if pad - column >= 64:
-                    if step == 4:
-                        wide4(source, row_bytes, v, 2 * pad, positions, y, 4 * pad)
-                    elif step == 3:
-                        wide3(source, row_bytes, v, 2 * pad, positions, y, 4 * pad)
-                    elif step == 2:
-                        wide2(source, row_bytes, v, 2 * pad, positions, y, 4 * pad)
-                    else:
-                        wide1(source, row_bytes, v, 2 * pad, positions, y, 4 * pad)
+                    wide(step, source, row_bytes, v, 2 * pad, positions, y, 4 * pad)
                     column += 64
                 else:
-                    if step == 4:
-                        slim4(source, row_bytes, v, 2 * pad, positions, y, 4 * pad)
-                    elif step == 3:
-                        slim3(source, row_bytes, v, 2 * pad, positions, y, 4 * pad)
-                    elif step == 2:
-                        slim2(source, row_bytes, v, 2 * pad, positions, y, 4 * pad)
-                    else:
-                        slim1(source, row_bytes, v, 2 * pad, positions, y, 4 * pad)
+                    slim(step, source, row_bytes, v, 2 * pad, positions, y, 4 * pad)
                     column += 16
             row += step
 
@@ -176,6 +161,25 @@ def _score(rows: int, native: bool) -> Any:
         intrinsic(q, stride, keys, dim, out, out_stride)
 
     return score
+
+
+def _values(vectors: int, native: bool) -> Any:
+    one, two, three, four = (_value(rows, vectors, native) for rows in (1, 2, 3, 4))
+
+    @helper
+    def values(
+        rows: int, p: int, ps: int, v: int, vs: int, positions: int, acc: int, acc_s: int
+    ) -> None:
+        if rows == 4:
+            four(p, ps, v, vs, positions, acc, acc_s)
+        elif rows == 3:
+            three(p, ps, v, vs, positions, acc, acc_s)
+        elif rows == 2:
+            two(p, ps, v, vs, positions, acc, acc_s)
+        else:
+            one(p, ps, v, vs, positions, acc, acc_s)
+
+    return values
 
 
 def _value(rows: int, vectors: int, native: bool) -> Any:

@@ -165,15 +165,36 @@ def _function(intrinsic: Any) -> Any:
     return run
 
 
+def _by_kind(isa: Isa, tokens: int) -> Any:
+    # a function per shape, so that each unrolled body exists once
+    int4, int4_minima, int8 = (_function(tile_kernel(isa, kind, tokens)) for kind in KINDS)
+
+    @helper
+    def run(
+        kind: int,
+        tile: int,
+        x: int,
+        x_scales: int,
+        x_bias: int,
+        x_sums: int,
+        groups: int,
+        out: int,
+        stride: int,
+    ) -> None:
+        if kind == L.INT4:
+            int4(tile, x, x_scales, x_bias, x_sums, groups, out, stride)
+        elif kind == L.INT8:
+            int8(tile, x, x_scales, x_bias, x_sums, groups, out, stride)
+        else:
+            int4_minima(tile, x, x_scales, x_bias, x_sums, groups, out, stride)
+
+    return run
+
+
 def build(isa: Isa) -> Any:
     """Return multiply(matrix, tile, acts, block, tokens, out, stride): see its docstring."""
-    # a function per shape, so that each unrolled body exists once
-    shapes = {
-        tokens: [_function(tile_kernel(isa, kind, tokens)) for kind in KINDS]
-        for tokens in {*L.STEP_WIDTHS, isa.tokens}
-    }
-    (one4, one4m, one8), (two4, two4m, two8) = shapes[1], shapes[2]
-    (four4, four4m, four8), (many4, many4m, many8) = shapes[4], shapes[isa.tokens]
+    widths = {tokens: _by_kind(isa, tokens) for tokens in {*L.STEP_WIDTHS, isa.tokens}}
+    one, two, four, many = widths[1], widths[2], widths[4], widths[isa.tokens]
 
     @helper
     def multiply(
@@ -191,31 +212,12 @@ def build(isa: Isa) -> Any:
         bias, sums = a[L.A_BIAS] + 4 * item, a[L.A_SUMS] + 4 * item
         tile = m[L.TILE] + index * m[L.TILE_BYTES]
         if tokens == 1:
-            if kind == L.INT4:
-                one4(tile, x, xs, bias, sums, groups, out, stride)
-            elif kind == L.INT8:
-                one8(tile, x, xs, bias, sums, groups, out, stride)
-            else:
-                one4m(tile, x, xs, bias, sums, groups, out, stride)
+            one(kind, tile, x, xs, bias, sums, groups, out, stride)
         elif tokens == 2:
-            if kind == L.INT4:
-                two4(tile, x, xs, bias, sums, groups, out, stride)
-            elif kind == L.INT8:
-                two8(tile, x, xs, bias, sums, groups, out, stride)
-            else:
-                two4m(tile, x, xs, bias, sums, groups, out, stride)
+            two(kind, tile, x, xs, bias, sums, groups, out, stride)
         elif tokens == 4:
-            if kind == L.INT4:
-                four4(tile, x, xs, bias, sums, groups, out, stride)
-            elif kind == L.INT8:
-                four8(tile, x, xs, bias, sums, groups, out, stride)
-            else:
-                four4m(tile, x, xs, bias, sums, groups, out, stride)
-        elif kind == L.INT4:
-            many4(tile, x, xs, bias, sums, groups, out, stride)
-        elif kind == L.INT8:
-            many8(tile, x, xs, bias, sums, groups, out, stride)
+            four(kind, tile, x, xs, bias, sums, groups, out, stride)
         else:
-            many4m(tile, x, xs, bias, sums, groups, out, stride)
+            many(kind, tile, x, xs, bias, sums, groups, out, stride)
 
     return multiply
