@@ -14,9 +14,13 @@ from numpy.typing import NDArray
 from .cache_kinds import GROUP, CacheKind, check_kind, head_pad
 from .config import ModelConfig
 from .errors import ContextFullError, UsageError
+from .kernels.cpu.layout import ATTENTION_BLOCKS
 
 BLOCK = 16
-"""Positions whose keys lie together; capacities are rounded up to it."""
+"""Positions whose keys lie together."""
+
+CHUNK = BLOCK * ATTENTION_BLOCKS
+"""Positions whose keys and values lie together in an int8 cache."""
 
 
 class KVCache:
@@ -24,8 +28,9 @@ class KVCache:
 
     "fp16": keys float16 [layer * kv_head, capacity/16, head_pad, 16], values [..., capacity,
     head_pad]; head_pad is head_dim rounded up to 16. "int8": both are bytes [layer * kv_head,
-    capacity/16, groups of 32 dimensions, 544], 16 float16 scales and 512 quants (see
-    `kernels/cpu/cache8.py`), a little more than half as many.
+    capacity/256, 256 * 17/16 * head_pad], a little more than half as many, a chunk of the keys
+    beside that of the values (see `kernels/cpu/cache8.py`); head_pad is head_dim rounded up to 32.
+    Capacities are rounded up to whole blocks or chunks.
 
     Memory is used only as positions are filled. `tokens` are the ids whose keys and values are
     held, in order.
@@ -42,16 +47,17 @@ class KVCache:
     def __init__(self, config: ModelConfig, capacity: int, kind: CacheKind = "fp16") -> None:
         check_kind(kind)
         self.kind = kind
-        self._begin(config, capacity, -(-capacity // BLOCK) * BLOCK)
-        pad = head_pad(config.head_dim, kind)
-        heads, blocks = config.n_layers * config.kv_heads, self.room // BLOCK
+        step = CHUNK if kind == "int8" else BLOCK
+        self._begin(config, capacity, -(-capacity // step) * step)
+        pad, heads = head_pad(config.head_dim, kind), config.n_layers * config.kv_heads
         self.keys: NDArray[np.uint8 | np.uint16]
         self.values: NDArray[np.uint8 | np.uint16]
         if kind == "int8":
-            shape = (heads, blocks, pad // GROUP, BLOCK * (2 + GROUP))
-            self.keys, self.values = _zeros(shape, np.uint8), _zeros(shape, np.uint8)
+            nbytes = CHUNK * pad // GROUP * (2 + GROUP)
+            both = _zeros((heads, self.room // CHUNK, 2, nbytes), np.uint8)
+            self.keys, self.values = both[:, :, 0], both[:, :, 1]
         else:
-            self.keys = _zeros((heads, blocks, pad, BLOCK), np.uint16)
+            self.keys = _zeros((heads, self.room // BLOCK, pad, BLOCK), np.uint16)
             self.values = _zeros((heads, self.room, pad), np.uint16)
 
     def _begin(self, config: ModelConfig, capacity: int, room: int) -> None:

@@ -100,7 +100,7 @@ class Workspace:
         args = self.args
         args[L.N_TOKENS], args[L.POSITION], args[L.LOGITS_FROM] = count, cache.length, logits_from
         args[L.KEYS], args[L.VALUES] = cache.keys.ctypes.data, cache.values.ctypes.data
-        args[L.CAPACITY] = cache.room
+        args[L.HEAD_BYTES] = cache.keys.strides[0]
         args[L.CACHE] = _CACHES[cache.kind]
         args[L.HEAD_PAD] = head_pad(self._model.config.head_dim, cache.kind)
         if look and self._look is None:

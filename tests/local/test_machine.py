@@ -55,8 +55,8 @@ def test_keys_and_values_are_counted_as_the_cache_lays_them_out(
     head_dim: int, kind: CacheKind
 ) -> None:
     config = tiny_config(head_dim=head_dim)
-    cache = KVCache(config, 64, kind)
-    counted = machine.kv_bytes(config.to_dict(), kind) * 64
+    cache = KVCache(config, 256, kind)
+    counted = machine.kv_bytes(config.to_dict(), kind) * 256
     assert counted == cache.keys.nbytes + cache.values.nbytes
     assert machine.needed_bytes(1000, counted, 3) == 1000 + 3 * counted + machine.PROGRAM
 

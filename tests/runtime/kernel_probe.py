@@ -5,7 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from stem_runtime.kernels.cpu import blocks, cache8, layout, masks, matmul, neuron, vector
+from stem_runtime.kernels.cpu import (
+    attention8,
+    blocks,
+    cache8,
+    layout,
+    masks,
+    matmul,
+    neuron,
+    vector,
+)
 from stem_runtime.kernels.cpu.attention import score_kernel, value_kernel
 from stem_runtime.kernels.cpu.isa import VARIANTS
 from stem_runtime.kernels.cpu.simd import (
@@ -95,8 +104,8 @@ def entries(variant: str) -> dict[str, Callable[..., Any]]:
         kernels[f"score_{rows}"] = score_kernel(rows, isa.native_half), 6
     for rows, vectors in VALUE_SHAPES:
         kernels[f"value_{rows}_{vectors}"] = value_kernel(rows, vectors, isa.native_half), 7
-    for rows in range(1, cache8.value_rows(isa) + 1):
-        kernels[f"value8_{rows}"] = cache8.value_kernel(isa, rows), 8
+    for rows in range(1, attention8.value_rows(isa) + 1):
+        kernels[f"value8_{rows}"] = attention8.value_kernel(isa, rows), 8
     for native in {isa.native_half, False}:
         kernels[f"round8_{native}"] = cache8.round_kernel(native), 3
     calls = {name: _ENTRIES[count](intrinsic) for name, (intrinsic, count) in kernels.items()}

@@ -117,12 +117,12 @@ def test_a_prefix_is_used_again(models: Callable[[str], PackedModel]) -> None:
 @pytest.mark.parametrize("head_dim", [16, 48, 64, 80])
 def test_an_int8_cache_takes_little_more_than_half(head_dim: int) -> None:
     config = tiny_config(head_dim=head_dim, kv_heads=2)
-    cache = KVCache(config, 32, "int8")
-    cache.tokens.extend([1] * 16)
+    cache = KVCache(config, 300, "int8")
+    cache.tokens.extend([1] * 256)
     pad = -(-head_dim // 32) * 32
     each = 2 * 2 * pad * 17 // 16  # keys and values, heads, a scale of 2 bytes for 32
     assert bytes_per_position(head_dim, 2, "int8") == each
-    assert cache.nbytes == 16 * config.n_layers * each
+    assert cache.nbytes == 256 * config.n_layers * each
     assert cache.keys.nbytes == cache.values.nbytes == cache.nbytes
 
 

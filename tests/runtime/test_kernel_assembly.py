@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from stem_runtime.kernels import TOKEN_BLOCK, compiler
-from stem_runtime.kernels.cpu.cache8 import value_rows
+from stem_runtime.kernels.cpu.attention8 import value_rows
 from stem_runtime.kernels.cpu.isa import VARIANTS
 
 from .test_jit import undefined_symbols

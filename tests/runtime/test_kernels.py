@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from stem_runtime.config import ACTIVATIONS
 from stem_runtime.kernels import TOKEN_BLOCK, available, oracle
 from stem_runtime.kernels.cpu import layout as L
-from stem_runtime.kernels.cpu.cache8 import value_rows
+from stem_runtime.kernels.cpu.attention8 import value_rows
 from stem_runtime.kernels.cpu.isa import VARIANTS as ISAS
 from stem_runtime.kernels.jit import Entry, load_unit
 from stem_runtime.quant import Kind, PackedMatrix, PlainMatrix, groups_of, pack
@@ -330,20 +330,33 @@ def test_groups_are_rounded_for_the_cache(probe: Probe, seed: int, size: float, 
         assert scales[12] == 7
 
 
-def int8_blocks(x: F32, at: slice, room: int, *, keys: bool, empty: int) -> NDArray[np.uint8]:
-    """An int8 cache [room/16, groups, 544] of positions `at`, whose rows are x; else `empty`."""
-    quants, scales = oracle.round_cached(x)
-    groups = scales.shape[1]
-    wide = np.full((room, groups, 32), empty, np.uint8)
-    wide[at] = quants.astype(np.int16) + 128
-    kept = np.full((room, groups), 257 * empty, np.uint16)
-    kept[at] = scales.view(np.uint16)
-    if keys:
-        wide = wide.reshape(-1, 16, groups, 8, 4).transpose(0, 2, 3, 1, 4)
-    else:
-        wide = wide.reshape(-1, 4, 4, groups, 32).transpose(0, 3, 1, 4, 2)
-    parts = np.ascontiguousarray(kept.reshape(-1, 16, groups).swapaxes(1, 2)).view(np.uint8)
-    return np.concatenate([parts, wide.reshape(*parts.shape[:2], 512)], axis=2)
+def int8_chunks(keys: F32, values: F32, at: slice, room: int, empty: int) -> NDArray[np.uint8]:
+    """An int8 cache [room/256, keys and values, bytes] of positions `at`; else `empty`.
+
+    `keys` and `values` are the rows of those positions, `room` is a multiple of 256.
+    """
+    both = []
+    for x in (keys, values):
+        quants, scales = oracle.round_cached(x)
+        groups = scales.shape[1]
+        wide = np.full((room, groups, 32), empty, np.uint8)
+        wide[at] = quants.astype(np.int16) + 128
+        kept = np.full((room, groups), 257 * empty, np.uint16)
+        kept[at] = scales.view(np.uint16)
+        both.append((wide.reshape(-1, 16, 16, groups, 32), kept.reshape(-1, 16, 16, groups)))
+    (key, key_scales), (value, value_scales) = both
+    chunks = len(key)
+    key = key.reshape(chunks, 16, 16, groups, 8, 4).transpose(0, 1, 3, 4, 2, 5)
+    value = value.reshape(chunks, 16, 4, 4, groups, 32).transpose(0, 4, 1, 2, 5, 3)
+    parts = [
+        np.ascontiguousarray(key_scales.swapaxes(2, 3)).view(np.uint8),
+        key.reshape(chunks, 16, groups, 512),
+        np.ascontiguousarray(value_scales.transpose(0, 3, 1, 2)).view(np.uint8),
+        value.reshape(chunks, groups, 16, 512),
+    ]
+    parts[2:] = [part.reshape(chunks, groups, -1) for part in parts[2:]]
+    halves = [np.concatenate(parts[i : i + 2], axis=-1).reshape(chunks, -1) for i in (0, 2)]
+    return np.stack(halves, axis=1)
 
 
 @few
@@ -362,8 +375,9 @@ def test_values_of_an_int8_cache(
     p = (p ** (20 if sharp else 1)).astype(np.float32)
     x = cache_rows(rng, (16 * blocks, 32), 1.0)
     quants, scales = oracle.round_cached(x)
-    # two groups apart, as the blocks of a head of 64 dimensions
-    cache = np.repeat(int8_blocks(x, slice(None), len(x), keys=False, empty=0), 2, axis=1)
+    room = 16 * L.ATTENTION_BLOCKS
+    cache = int8_chunks(x, x, slice(len(x)), room, 0)[0, 1]
+    kept, wide = cache[: 2 * room], cache[2 * room :]
     acc = rng.standard_normal((rows, 35)).astype(np.float32)
     shares = p[:, : 16 * blocks] * scales[:, 0].astype(np.float64)
     exact = acc.astype(np.float64)
@@ -371,7 +385,7 @@ def test_values_of_an_int8_cache(
     # a weight is off by half a step of 1/16383 of the largest
     step = shares.max(axis=1, keepdims=True) / (2**14 - 1)
     memory = np.zeros((4, L.ATTENTION_BLOCKS, 64), np.uint8)
-    args = (p, p.strides[0], cache, cache.strides[0], blocks, acc, acc.strides[0], memory)
+    args = (p, p.strides[0], kept, wide, blocks, acc, acc.strides[0], memory)
     probe(f"value8_{rows}", *args)
     bound = 0.51 * step * np.abs(quants[:, 0].astype(np.int64)).sum(axis=0)
     assert np.all(np.abs(acc - exact)[:, :32] <= bound + 1e-5 * np.abs(exact[:, :32]) + 1e-6)
@@ -404,22 +418,17 @@ def test_attention_over_an_int8_cache_equals_the_oracle(
     """The second of two key heads; whatever lies in the cache behind the newest adds nothing."""
     rng = np.random.default_rng(seed)
     pad, length, rows = -(-head_dim // 32) * 32, before + queries, group * queries
-    room = (length // 16 + 2) * 16
+    room = (length // 256 + 1) * 256
     k = (size * rng.standard_normal((length, 1, head_dim))).astype(np.float32)
     v = rng.standard_normal((length, 1, head_dim)).astype(np.float32)
-    caches = [
-        np.stack([np.full_like(one, 0x44), one])
-        for one in (
-            int8_blocks(k[:, 0], slice(length), room, keys=True, empty=99),
-            int8_blocks(v[:, 0], slice(length), room, keys=False, empty=99),
-        )
-    ]
+    one = int8_chunks(k[:, 0], v[:, 0], slice(length), room, 99)
+    cache = np.stack([np.full_like(one, 0x44), one])
     q = np.zeros((queries, group, pad), np.float32)
     q[:, :, :head_dim] = rng.standard_normal((queries, group, head_dim))
     args = np.zeros(L.ARGS_WORDS, np.int64)
     args[L.N_HEADS], args[L.KV_HEADS], args[L.HEAD_PAD] = 2 * group, 2, pad
-    args[L.HEAD_DIM], args[L.CAPACITY], args[L.CACHE] = head_dim, room, L.CACHE_INT8
-    args[L.KEYS], args[L.VALUES] = (cache.ctypes.data for cache in caches)
+    args[L.HEAD_DIM], args[L.HEAD_BYTES], args[L.CACHE] = head_dim, one.nbytes, L.CACHE_INT8
+    args[L.KEYS], args[L.VALUES] = (cache[:, :, i].ctypes.data for i in (0, 1))
     acc, state = np.ones((rows, pad), np.float32), np.ones((rows, 2), np.float32)
     scores = np.full(L.attention_bytes(rows, pad) + 64, 3, np.uint8)
     first = max(0, before - window + 1) // 16 if window else 0
@@ -460,7 +469,7 @@ def test_attention_equals_the_oracle(
     q[:, :, :head_dim] = rng.standard_normal((queries, group, head_dim))
     args = np.zeros(L.ARGS_WORDS, np.int64)
     args[L.N_HEADS], args[L.KV_HEADS], args[L.HEAD_PAD] = 2 * group, 2, pad
-    args[L.HEAD_DIM], args[L.CAPACITY] = head_dim, room
+    args[L.HEAD_DIM], args[L.HEAD_BYTES] = head_dim, 2 * room * pad
     args[L.KEYS], args[L.VALUES] = keys.ctypes.data, values.ctypes.data
     acc, state = np.ones((rows, pad), np.float32), np.ones((rows, 2), np.float32)
     scores = np.full((rows, 16 * L.ATTENTION_BLOCKS), 3, np.float32)
@@ -487,7 +496,7 @@ def test_heads_are_rotated_and_kept(
     angles = position * inv_freq
     table = np.concatenate([np.cos(angles), np.sin(angles)]).astype(np.float32)
     args = np.zeros(L.ARGS_WORDS, np.int64)
-    args[L.N_HEADS], args[L.KV_HEADS], args[L.CAPACITY] = 4, 2, room
+    args[L.N_HEADS], args[L.KV_HEADS], args[L.HEAD_BYTES] = 4, 2, 2 * room * pad
     args[L.HEAD_DIM], args[L.HEAD_PAD], args[L.NORM_EPS] = dim, pad, bits(1e-6)
     key, tmp = np.ones((2, pad), np.float32)
     probe("rope_head", args, x, bias if biased else 0, norm if normed else 0, table, 0.5, key)
@@ -516,25 +525,26 @@ def test_heads_are_rotated_and_kept(
 
 
 @few
-@given(seed=seeds, dim=st.integers(1, 100), position=st.integers(0, 47), biased=st.booleans())
+@given(seed=seeds, dim=st.integers(1, 100), position=st.integers(0, 511), biased=st.booleans())
 def test_a_position_is_kept_in_int8(
     probe: Probe, seed: int, dim: int, position: int, biased: bool
 ) -> None:
     """Of key head 1 of 2 in layer 1, and nothing else."""
-    rng, room, pad = np.random.default_rng(seed), 48, -(-dim // 32) * 32
+    rng, room, pad = np.random.default_rng(seed), 512, -(-dim // 32) * 32
     x, value, bias = rng.standard_normal((3, dim)).astype(np.float32)
     key, tmp = np.zeros(pad, np.float32), np.ones(pad, np.float32)
     key[:dim] = x
     args = np.zeros(L.ARGS_WORDS, np.int64)
-    args[L.N_HEADS], args[L.KV_HEADS], args[L.CAPACITY] = 4, 2, room
-    args[L.HEAD_DIM], args[L.HEAD_PAD], args[L.CACHE] = dim, pad, L.CACHE_INT8
-    found = np.full((2, 4, room // 16, pad // 32, 544), 9, np.uint8)
-    args[L.KEYS], args[L.VALUES] = found[0].ctypes.data, found[1].ctypes.data
-    probe("keep", args, 1, 1, position, key, value, bias if biased else 0, tmp)
-    expected, at = np.full_like(found, 9), slice(position, position + 1)
     added = value + (bias if biased else np.float32(0))
-    expected[0, 3] = int8_blocks(x[None], at, room, keys=True, empty=9)
-    expected[1, 3] = int8_blocks(added[None], at, room, keys=False, empty=9)
+    at = slice(position, position + 1)
+    one = int8_chunks(x[None], added[None], at, room, 9)
+    args[L.N_HEADS], args[L.KV_HEADS], args[L.HEAD_BYTES] = 4, 2, one.nbytes
+    args[L.HEAD_DIM], args[L.HEAD_PAD], args[L.CACHE] = dim, pad, L.CACHE_INT8
+    found = np.full((4, *one.shape), 9, np.uint8)
+    args[L.KEYS], args[L.VALUES] = (found[:, :, i].ctypes.data for i in (0, 1))
+    probe("keep", args, 1, 1, position, key, value, bias if biased else 0, tmp)
+    expected = np.full_like(found, 9)
+    expected[3] = one
     assert np.array_equal(found, expected)
 
 

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
 from typing import Any
 
+from . import attention8
 from . import layout as L
 from .attention import score_kernel, value_kernel
+from .cache8 import chunk_at
 from .isa import Isa
 from .plain import MASKED, clear, exp_of
 from .simd import f32_at
-from .vector import exp_scores, helper, max_scores, prefetch
+from .vector import exp_scores, helper, max_scores
 
 
-def build(isa: Isa, int8: SimpleNamespace) -> Any:
-    native = isa.native_half
+def build(isa: Isa) -> Any:
+    native, int8 = isa.native_half, attention8.build(isa)
     quantize_rows8, scores_of8, add_values8 = int8.quantize_rows, int8.scores_of, int8.add_values
     score8, score4, score3, score2, score1 = (_score(rows, native) for rows in (8, 4, 3, 2, 1))
     wide, slim = _values(4, native), _values(1, native)
@@ -85,8 +86,8 @@ def build(isa: Isa, int8: SimpleNamespace) -> Any:
         pad, group = args[L.HEAD_PAD], args[L.N_HEADS] // args[L.KV_HEADS]
         narrow = args[L.CACHE] == L.CACHE_INT8
         block_bytes = pad * (L.INT8_BYTES if narrow else 32)
-        before_head = (layer * args[L.KV_HEADS] + head) * (args[L.CAPACITY] >> 4) * block_bytes
-        keys, values = args[L.KEYS] + before_head, args[L.VALUES] + before_head
+        head_at = (layer * args[L.KV_HEADS] + head) * args[L.HEAD_BYTES]
+        keys, values = args[L.KEYS] + head_at, args[L.VALUES] + head_at
         memory = scores + row_bytes * rows
         quants = memory + row_bytes * 4
         if narrow:
@@ -98,18 +99,16 @@ def build(isa: Isa, int8: SimpleNamespace) -> Any:
         newest = position + (rows - 1) // group
         block = first
         while block < last:
-            count = min(L.ATTENTION_BLOCKS, last - block)
-            start = 16 * block
-            for i in range(block, block + count):
-                here, out = keys + i * block_bytes, scores + 64 * (i - block)
+            inside = block % L.ATTENTION_BLOCKS
+            count = min(L.ATTENTION_BLOCKS - inside, last - block)
+            start, chunk = 16 * block, chunk_at(block, pad >> 5)
+            for i in range(count):
+                out = scores + 64 * i
                 if narrow:
+                    here = keys + chunk + (inside + i) * block_bytes
                     scores_of8(quants, rows, here, pad >> 5, out)
-                    prefetch(values + i * block_bytes, (block_bytes >> 6) + 1)
-                    if i + L.ATTENTION_BLOCKS < last:
-                        following = here + L.ATTENTION_BLOCKS * block_bytes
-                        prefetch(following, (block_bytes >> 6) + 1)
                 else:
-                    scores_of(q, rows, here, pad, out)
+                    scores_of(q, rows, keys + (block + i) * block_bytes, pad, out)
             for row in range(rows):
                 line, cell = scores + row_bytes * row, stats + 8 * row
                 at = position + row // group
@@ -125,12 +124,12 @@ def build(isa: Isa, int8: SimpleNamespace) -> Any:
                     scale(acc + 4 * pad * row, pad, factor)
                 exp_scores(line, count, cell, cell + 4)
                 state[2 * row + 1] += past
-            here = values + block * block_bytes
             if narrow:
-                add_values8(scores, rows, here, pad >> 5, count, acc, memory)
+                here = values + chunk
+                add_values8(scores, rows, here, inside, count, pad >> 5, acc, memory)
             else:
                 seen = min(16 * count, newest + 1 - start)
-                add_values(scores, rows, here, pad, seen, acc)
+                add_values(scores, rows, values + block * block_bytes, pad, seen, acc)
             block += count
 
     return attend

@@ -96,14 +96,13 @@ def rotate_queries(args: Any, layer: Any, kv: int, token: int, queries: int) -> 
 
 def build(isa: Isa) -> SimpleNamespace:
     """The helpers whose code depends on the instruction set."""
-    int8 = cache8.build(isa)
-    keep = _build_keep(isa, int8)
+    keep = _build_keep(isa)
     return SimpleNamespace(
         embed=_build_embed(isa),
         keep=keep,
         keep_token=_build_keep_token(keep),
         gate=_build_gate(),
-        attend=attend.build(isa, int8),
+        attend=attend.build(isa),
     )
 
 
@@ -151,8 +150,8 @@ def _build_embed(isa: Isa) -> Any:
     return embed
 
 
-def _build_keep(isa: Isa, int8: SimpleNamespace) -> Any:
-    to_half, keep8 = to_half_kernel(isa.native_half), int8.keep
+def _build_keep(isa: Isa) -> Any:
+    to_half, keep8 = to_half_kernel(isa.native_half), cache8.build_keep(isa)
 
     @helper
     def keep(
@@ -164,7 +163,8 @@ def _build_keep(isa: Isa, int8: SimpleNamespace) -> Any:
         """
         pad, dim = args[L.HEAD_PAD], args[L.HEAD_DIM]
         index = layer * args[L.KV_HEADS] + head
-        block = index * (args[L.CAPACITY] >> 4) + (position >> 4)
+        head_at = index * args[L.HEAD_BYTES]
+        keys, values = args[L.KEYS] + head_at, args[L.VALUES] + head_at
         v, y = f32_at(value), f32_at(tmp)
         for d in range(dim):
             y[d] = v[d]
@@ -175,16 +175,14 @@ def _build_keep(isa: Isa, int8: SimpleNamespace) -> Any:
         for d in range(dim, pad):
             y[d] = 0.0
         if args[L.CACHE] == L.CACHE_INT8:
-            here = block * pad * L.INT8_BYTES
-            keep8(args[L.KEYS] + here, args[L.VALUES] + here, position & 15, pad >> 5, key, tmp)
+            keep8(keys, values, position, pad >> 5, key, tmp)
             return
         to_half(key, key, pad >> 4)
-        k = u16_at(args[L.KEYS] + block * pad * 32 + 2 * (position & 15))
+        k = u16_at(keys + (position >> 4) * pad * 32 + 2 * (position & 15))
         halves = u16_at(key)
         for d in range(pad):
             k[16 * d] = halves[d]
-        row = index * args[L.CAPACITY] + position
-        to_half(tmp, args[L.VALUES] + row * pad * 2, pad >> 4)
+        to_half(tmp, values + position * pad * 2, pad >> 4)
 
     return keep
 

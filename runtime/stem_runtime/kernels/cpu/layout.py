@@ -29,9 +29,9 @@ from __future__ import annotations
     N_TOKENS,
     POSITION,  # of the first token
     CACHE,  # what the keys and values are
-    KEYS,  # float16 [layer, kv_head, CAPACITY/16, HEAD_PAD, 16], or int8 blocks: see cache8.py
-    VALUES,  # float16 [layer, kv_head, CAPACITY, HEAD_PAD], or int8 blocks
-    CAPACITY,  # positions, a multiple of 16
+    KEYS,  # float16 [layer, kv_head, positions/16, HEAD_PAD, 16], or int8 chunks: see cache8.py
+    VALUES,  # float16 [layer, kv_head, positions, HEAD_PAD], or int8 chunks
+    HEAD_BYTES,  # from one key head's keys to the next one's, and likewise of values
     LOGITS,  # float32 [tokens from LOGITS_FROM on, 16 * tiles of the head]
     LOGITS_FROM,  # first token of the call whose logits are wanted
     FFN,  # 0, or [N_LAYERS, FFN_WORDS]: the FFNs neuron by neuron
@@ -98,7 +98,7 @@ Q, K, V, O, GATE, UP, DOWN = range(0, 7 * _M, _M)  # noqa: E741
     ATTN_POST_NORM,
     FFN_POST_NORM,
     WINDOW,  # positions, 0 for all
-    ROPE,  # float32 [CAPACITY, 2, HEAD_DIM / 2]: cosines and sines
+    ROPE,  # float32 [positions, 2, HEAD_DIM / 2]: cosines and sines
     LAYER_WORDS,
 ) = range(7 * _M, 7 * _M + 12)
 

@@ -37,22 +37,22 @@ from .simd import (
     splat,
     store,
 )
-from .vector import helper
+from .vector import fetch_lines, helper
 
 KINDS = (L.INT4, L.INT4_MINIMA, L.INT8)
 
 
-def tile_kernel(isa: Isa, kind: int, tokens: int) -> Any:
+def tile_kernel(isa: Isa, kind: int, tokens: int, ahead: int = 0) -> Any:
     """Intrinsic (tile, x, x_scales, x_bias, x_sums, groups, out, stride).
 
     Addresses of one tile of weights (see the packed format) and of a token block: x int8
     [groups, tokens, 32], x_scales float32 [groups, tokens], x_bias int32 (-8 * sum of the group)
     and x_sums float32 (scale * sum of the group) likewise. Writes float32 [16] per token at `out`,
-    `stride` bytes apart.
+    `stride` bytes apart. Asks for the memory that is `ahead` bytes behind what it reads, if any.
     """
 
     def emit(b: Builder, *args: Value) -> None:
-        emit_tile(b, isa, kind, tokens, *args)
+        emit_tile(b, isa, kind, tokens, ahead, *args)
 
     return kernel(emit, 8)
 
@@ -62,6 +62,7 @@ def emit_tile(
     isa: Isa,
     kind: int,
     tokens: int,
+    ahead: int,
     tile: Value,
     x: Value,
     x_scales: Value,
@@ -78,6 +79,8 @@ def emit_tile(
 
     with counted_loop(b, groups, start) as (group, accs, results):
         here = offset(b, tile, group, L.GROUP_BYTES[kind])
+        if ahead:
+            fetch_lines(b, b.add(here, const(I64, ahead)), L.GROUP_BYTES[kind])
         scale, minimum = halves(here), None
         if kind == L.INT4_MINIMA:
             minimum = halves(b.add(here, const(I64, 32)))

@@ -224,11 +224,17 @@ gate_kernels = {name: _gate_kernel(function) for name, function in GATES.items()
 """By activation: (gate, up, out, n/16, bits of the parameter): out = act(gate) * up."""
 
 
+def fetch_lines(b: Builder, address: Value, nbytes: int) -> None:
+    """Ask for memory that is read soon, into the second level of cache."""
+    read, near, data = const(I32, 0), const(I32, 2), const(I32, 1)
+    for line in range(0, nbytes, 64):
+        here = pointer(b, b.add(address, const(I64, line)), I8)
+        call(b, "llvm.prefetch.p0", ir.VoidType(), [here, read, near, data])
+
+
 def _emit_prefetch(b: Builder, address: Value, lines: Value) -> None:
     with counted_loop(b, lines, []) as (line, _, _):
-        here = pointer(b, offset(b, address, line, 64), I8)
-        read, near, data = const(I32, 0), const(I32, 2), const(I32, 1)
-        call(b, "llvm.prefetch.p0", ir.VoidType(), [here, read, near, data])
+        fetch_lines(b, offset(b, address, line, 64), 64)
 
 
 prefetch = kernel(_emit_prefetch, 2)
