@@ -14,6 +14,13 @@ from .simd import f32_at
 from .vector import exp_scores, helper, max_scores
 
 
+@helper
+def blocks_of(position: int, window: int) -> tuple[int, int]:
+    """The range of blocks of 16 positions that the token at `position` sees."""
+    oldest = max(0, position - window + 1) if window > 0 else 0
+    return oldest >> 4, (position >> 4) + 1
+
+
 def build(isa: Isa) -> Any:
     native, int8 = isa.native_half, attention8.build(isa)
     quantize_rows8, scores_of8, add_values8 = int8.quantize_rows, int8.scores_of, int8.add_values

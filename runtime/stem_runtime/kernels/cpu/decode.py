@@ -29,7 +29,7 @@ from .vector import helper, rms_norm
 @helper
 def step_width(tokens: int) -> int:
     """The tokens that are multiplied by at a time where there are so many."""
-    return tokens if tokens <= 2 else 4
+    return tokens if tokens in L.STEP_WIDTHS else L.STEP_TOKENS
 
 
 def build(isa: Isa, blocks: SimpleNamespace, multiply: Any, barrier: Any, sparse_ffn: Any) -> Any:

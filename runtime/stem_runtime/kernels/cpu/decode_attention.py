@@ -6,6 +6,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from . import layout as L
+from .attend import blocks_of
 from .blocks import rotate_queries
 from .plain import clear, exp_of, share
 from .simd import f32_at
@@ -50,13 +51,6 @@ def combine(args: Any, token: int, out: int) -> float:
             y[d] *= inverse
     clear(out + 4 * heads * dim, args[L.ATTENDED_PAD] - heads * dim)
     return sharpness / heads
-
-
-@helper
-def blocks_of(position: int, window: int) -> tuple[int, int]:
-    """The range of blocks of 16 positions that the token at `position` sees."""
-    oldest = max(0, position - window + 1) if window > 0 else 0
-    return oldest >> 4, (position >> 4) + 1
 
 
 def build(blocks: SimpleNamespace) -> Any:

@@ -151,26 +151,9 @@ def row_kernel(isa: Isa) -> Any:
     return kernel(emit, 6)
 
 
-def _function(intrinsic: Any) -> Any:
-    @helper
-    def run(
-        tile: int,
-        x: int,
-        x_scales: int,
-        x_bias: int,
-        x_sums: int,
-        groups: int,
-        out: int,
-        stride: int,
-    ) -> None:
-        intrinsic(tile, x, x_scales, x_bias, x_sums, groups, out, stride)
-
-    return run
-
-
 def _by_kind(isa: Isa, tokens: int) -> Any:
-    # a function per shape, so that each unrolled body exists once
-    int4, int4_minima, int8 = (_function(tile_kernel(isa, kind, tokens)) for kind in KINDS)
+    # a function per width, so that each unrolled body exists once
+    int4, int4_minima, int8 = (tile_kernel(isa, kind, tokens) for kind in KINDS)
 
     @helper
     def run(

@@ -12,6 +12,7 @@ from typing import Any
 from . import layout as L
 from . import thread_memory as M
 from .activations import cut_acts, quantize, quantize_one
+from .attend import blocks_of
 from .blocks import add_sublayer, offset_of, rotate_queries, tile_of_qkv
 from .ffn import build_test
 from .plain import clear, copy, share
@@ -112,8 +113,8 @@ def build(blocks: SimpleNamespace, multiply: Any, barrier: Any, grab: Any, width
             for token in range(first, last):
                 rotate_queries(args, layer, kv, token, queries + 4 * pad * group * (token - first))
             position = args[L.POSITION] + first
-            oldest = max(0, position - window + 1) if window > 0 else 0
-            end = ((args[L.POSITION] + last - 1) >> 4) + 1
+            begin, _ = blocks_of(position, window)
+            _, end = blocks_of(args[L.POSITION] + last - 1, window)
             rows = (last - first) * group
             attend(
                 args,
@@ -123,7 +124,7 @@ def build(blocks: SimpleNamespace, multiply: Any, barrier: Any, grab: Any, width
                 rows,
                 position,
                 window,
-                oldest >> 4,
+                begin,
                 end,
                 acc,
                 stats,
