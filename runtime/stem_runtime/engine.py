@@ -66,7 +66,7 @@ class Engine:
             self._work.set_look(head)
         if neurons is not None:
             self._work.set_neurons(neurons)
-        self._team = Team(entries, self._work.args, self.threads)
+        self._team = Team(entries, self._work.args, self.threads, self)
         self._lock = threading.Lock()
         self._closed = False
 

@@ -70,7 +70,7 @@ class HostFfns:
         self._tables.point(self._work.args)
         self._point(config.d_model)
         self._run_whole()
-        self._team = Team(entries, self._work.args, self.threads)
+        self._team = Team(entries, self._work.args, self.threads, self)
         self._closed = False
 
     def set_plan(self, plan: FfnPlan | None) -> None:

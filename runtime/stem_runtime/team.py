@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import weakref
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,7 +26,10 @@ class Team:
     microseconds away, and then sleep until woken.
     """
 
-    def __init__(self, entries: dict[str, Entry], args: NDArray[np.int64], threads: int) -> None:
+    def __init__(
+        self, entries: dict[str, Entry], args: NDArray[np.int64], threads: int, owner: object
+    ) -> None:
+        """The workers leave when the `owner` of the team is no more, if `close` was not called."""
         self._entries = entries
         self._args = args
         self._words = np.zeros(L.WORKERS + threads * L.WORKER_WORDS + L.LINE, np.int64)
@@ -40,6 +44,8 @@ class Team:
         ]
         for worker in self._workers:
             worker.start()
+        # they know the team, which therefore never ends before them
+        weakref.finalize(owner, self._dismiss).atexit = False
 
     def run(self, job: int) -> None:
         """Run a job of _STEPS on all threads; returns when the last is done."""
@@ -70,11 +76,14 @@ class Team:
         return bool(self._words[L.INTERRUPT])
 
     def close(self) -> None:
+        self._dismiss()
+        for worker in self._workers:
+            worker.join()
+        self._workers = []
+
+    def _dismiss(self) -> None:
         if self._workers:
             self._post(L.JOB_QUIT)
-            for worker in self._workers:
-                worker.join()
-            self._workers = []
 
     def _post(self, job: int) -> None:
         self._entries["post"](self._address, job)

@@ -309,6 +309,16 @@ def test_a_closed_engine_says_so(cases: Cases) -> None:
             call(cache, [1])
 
 
+def test_an_engine_that_is_dropped_lets_its_threads_go(cases: Cases) -> None:
+    engine = Engine(cases("llama").model, threads=3)
+    workers = engine._team._workers
+    engine.decode(engine.new_cache(8), 1)
+    del engine
+    for worker in workers:
+        worker.join(10)
+    assert not any(worker.is_alive() for worker in workers)
+
+
 def test_engines_side_by_side(cases: Cases) -> None:
     names = ("llama", "odd", "gemma3")
     engines = [Engine(cases(name).model, threads=2) for name in names]
