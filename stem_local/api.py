@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import threading
 from collections.abc import Callable
@@ -29,6 +30,17 @@ DEFAULT_CONTEXT = 8192
 
 _loaded: dict[Path, Model] = {}
 _loading = threading.Lock()
+
+
+def _forget() -> None:
+    """Let a forked process load models of its own, since threads do not come along."""
+    global _loading
+    _loading = threading.Lock()
+    _loaded.clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget)
 
 
 def load(
@@ -66,9 +78,9 @@ def load(
     longest = packed.config.context_length
     if context is None:
         context = min(longest, DEFAULT_CONTEXT)
-    elif not 2 <= context <= longest:
+    elif type(context) is not int or not 2 <= context <= longest:
         raise UsageError(
-            f"context is from 2 to {longest} tokens for {packed.info['name']}, not {context}."
+            f"context is from 2 to {longest} tokens for {packed.info['name']}, not {context!r:.40}."
         )
     tokenizer = Tokenizer.from_file(folder / "tokenizer.json", packed.info["tokenizer"])
     notify = notify or _tell
@@ -161,11 +173,11 @@ def generate(
     without a template, the text to continue. A list of messages is a conversation.
 
     Options: `max_tokens` (512), `temperature`, `top_k`, `top_p`, `min_p`, `repetition_penalty`,
-    `seed` (same seed, same text), `stop` (strings that end the answer and are left out of it),
-    `logprobs` (how many of the likeliest tokens to report at every place), `cancel` (a
-    threading.Event or a function, asked between tokens), `context_policy` ("stop", or
-    "drop_oldest" to leave out the oldest turns of a conversation that outgrows the context),
-    `sparsity` ("auto" leaves out neurons and rows of the output head where the model was
+    `seed` (same seed, same text, with the same kernels and threads), `stop` (strings that end the
+    answer and are left out of it), `logprobs` (how many of the likeliest tokens to report at every
+    place), `cancel` (a threading.Event or a function, asked between tokens), `context_policy`
+    ("stop", or "drop_oldest" to leave out the oldest turns of a conversation that outgrows the
+    context), `sparsity` ("auto" leaves out neurons and rows of the output head where the model was
     calibrated, quality allows it and that is faster, "off" nothing, 0.0 to 0.95 that share of the
     neurons; `stats.sparsity` says what and why), `quality` (how much of its perplexity auto may
     add: 0.01 is +1%), `draft` (True: guess the next tokens from the text so far and read them

@@ -24,6 +24,8 @@ Prompt = str | Sequence[Message]
 
 def question(text: str) -> Message:
     """A user message. Raises UsageError for one that asks nothing."""
+    if not isinstance(text, str):
+        raise UsageError(f"A question is a text, not {text!r:.40}.")
     if not text.strip():
         raise UsageError("The prompt is empty.")
     return {"role": "user", "content": text}
@@ -31,7 +33,7 @@ def question(text: str) -> Message:
 
 def with_system(messages: Sequence[Message], system: str | None) -> list[Message]:
     """Copy messages, a system message in front. Raises UsageError where there is one already."""
-    if messages:
+    if not isinstance(messages, Sequence) or messages:
         check_messages(messages)
     if system is None:
         return list(messages)

@@ -9,6 +9,7 @@ import sys
 import traceback
 from collections.abc import Iterator
 from importlib import import_module
+from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 import click
@@ -60,6 +61,7 @@ class Told(click.Command):
         parent: click.Context | None = None,
         **extra: Any,
     ) -> click.Context:
+        _replace_missing_streams()
         with _told_in_one_line():
             return super().make_context(info_name, args, parent, **extra)
 
@@ -128,6 +130,14 @@ def main(debug: bool) -> None:
         # A console that cannot show a character should not end an answer.
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")
+
+
+def _replace_missing_streams() -> None:
+    """Let what is written go nowhere if a program was started without output (`>&-`, pythonw)."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            nowhere = Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115
+            setattr(sys, name, nowhere)
 
 
 @contextlib.contextmanager

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any, Literal, TypedDict
@@ -94,7 +94,7 @@ class Options:
         policy = given.get("context_policy", "stop")
         if policy not in ("stop", "drop_oldest"):
             raise UsageError(f"context_policy is 'stop' or 'drop_oldest', not {policy!r:.40}.")
-        top, stop = given.get("logprobs"), given.get("stop")
+        top = given.get("logprobs")
         sparsity, quality = given.get("sparsity"), given.get("quality")
         draft = given.get("draft", True)
         if not isinstance(draft, bool):
@@ -102,7 +102,7 @@ class Options:
         return cls(
             sampling=SamplingParams(**{k: v for k, v in given.items() if k in _SAMPLING}),
             max_tokens=_integer("max_tokens", given.get("max_tokens", DEFAULT_MAX_TOKENS), 1),
-            stop=(stop,) if isinstance(stop, str) else tuple(stop or ()),
+            stop=_stops(given.get("stop")),
             logprobs=None if top is None else _integer("logprobs", top, 0, MAX_LOGPROBS),
             cancelled=_cancelled(given.get("cancel")),
             context_policy=policy,
@@ -123,8 +123,20 @@ def _integer(name: str, value: object, least: int, most: int | None = None) -> i
     raise UsageError(f"{name} is an integer {allowed}, not {value!r:.40}.")
 
 
+def _stops(stop: object) -> tuple[str, ...]:
+    if stop is None or isinstance(stop, str):
+        return () if stop is None else (stop,)
+    if not isinstance(stop, Iterable):
+        raise UsageError(f"stop is a text or several of them, not {stop!r:.40}.")
+    return tuple(stop)
+
+
 def _cancelled(cancel: Cancel | None) -> Callable[[], bool] | None:
-    return cancel.is_set if isinstance(cancel, threading.Event) else cancel
+    if cancel is None or callable(cancel):
+        return cancel
+    if isinstance(cancel, threading.Event):
+        return cancel.is_set
+    raise UsageError(f"cancel is a threading.Event or a function, not {cancel!r:.40}.")
 
 
 class Generation:

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
+from operator import index
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self, Unpack, cast, overload
 from weakref import WeakKeyDictionary
@@ -351,11 +352,14 @@ class Model:
 
     def _raw_tokens(self, prompt: Prompt, system: str | None) -> list[int]:
         if not isinstance(prompt, str) or system is not None:
-            raise UsageError("raw=True takes a string and no system message.")
+            raise UsageError("A raw prompt is a text, and takes no system message.")
         return check_room(self, encode_raw(self, prompt))
 
     def _checked_ids(self, token_ids: Sequence[int]) -> list[int]:
-        ids = [int(token) for token in token_ids]
+        try:
+            ids = [index(token) for token in token_ids]
+        except TypeError as error:
+            raise UsageError(f"Tokens are a list of whole numbers: {error}.") from error
         vocab = self.config.vocab_size
         if wrong := next((i for i in ids if not 0 <= i < vocab), None):
             raise UsageError(

@@ -54,8 +54,8 @@ def losses_of(logits: NDArray[np.float32], targets: Sequence[int]) -> NDArray[np
 
 def perplexity(model: Model, text: str, window: int, choice: Choice | None) -> float:
     """See `Model.perplexity`; None reads many tokens at a time and leaves nothing out."""
-    if not 2 <= window <= model.context:
-        raise UsageError(f"window is from 2 to {model.context} tokens, not {window}.")
+    if type(window) is not int or not 2 <= window <= model.context:
+        raise UsageError(f"window is from 2 to {model.context} tokens, not {window!r:.40}.")
     begin = model.begin_tokens
     ids = model.tokenizer.encode(text)
     step = window - len(begin)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from stem_runtime.errors import UsageError
+from stem_runtime.paths import expand
 
 from . import catalog
 from .catalog import CatalogEntry
@@ -40,7 +41,7 @@ def parse(text: str) -> Spec:
         return Spec(text=entry.name, name=entry.name, repo=entry.repo, entry=entry)
     if text.startswith("hf:"):
         return _hub_spec(text)
-    path = Path(text).expanduser()
+    path = expand(text)
     if text and path.exists():
         return _path_spec(path.resolve())
     if path.suffix == ".gguf" or text.startswith((".", "~", os.sep)):
@@ -48,9 +49,9 @@ def parse(text: str) -> Spec:
     if re.fullmatch(r"[\w.-]+/[\w.-]+", text):
         raise UsageError(f"{text} is neither a file nor a known name; for the Hub write hf:{text}")
     near = catalog.suggest(text)
-    hint = f"did you mean {near[0]}? " if near else ""
+    hint = f"; did you mean {near[0]}?" if near else "."
     raise UsageError(
-        f"{text!r:.100} is not in the catalogue; {hint}Give a name from stem-local list --catalog, "
+        f"{text!r:.100} is not in the catalogue{hint} Give a name from stem-local list --catalog, "
         "hf:owner/repo[@revision][:file.gguf], or a path."
     )
 

@@ -105,7 +105,7 @@ def resolve(model: str | Path | None = None) -> Path:
     if text.startswith("hf:"):
         return _pulled_as(text)
     if isinstance(model, Path) or _looks_like_path(text):
-        return _packed_path(Path(text).expanduser())
+        return _packed_path(paths.expand(text))
     entry = catalog.find(text)
     name = entry.name if entry else check_name(text)
     if versions := _versions(models_dir() / name):

@@ -7,12 +7,22 @@ from pathlib import Path
 
 import platformdirs
 
+from .errors import UsageError
+
 _APP = "stem-local"
+
+
+def expand(path: str | Path) -> Path:
+    """A path as people type it, where `~` is a home folder. Raises UsageError for one of nobody."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as error:
+        raise UsageError(f"{path}: it is not known where that home folder is.") from error
 
 
 def _under_home(part: str) -> Path | None:
     home = os.environ.get("STEM_HOME")
-    return Path(home).expanduser() / part if home else None
+    return expand(home) / part if home else None
 
 
 def data_dir() -> Path:

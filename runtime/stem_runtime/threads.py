@@ -14,8 +14,8 @@ MAX_THREADS = 64
 
 def count_threads(wanted: int | None) -> int:
     """`wanted` threads, or as many as are best here. Raises UsageError for too few or too many."""
-    if wanted is not None and not 1 <= wanted <= MAX_THREADS:
-        raise UsageError(f"threads is from 1 to {MAX_THREADS}, not {wanted}.")
+    if wanted is not None and (type(wanted) is not int or not 1 <= wanted <= MAX_THREADS):
+        raise UsageError(f"threads is from 1 to {MAX_THREADS}, not {wanted!r:.40}.")
     return wanted or default_threads()
 
 

@@ -136,8 +136,10 @@ class Tokenizer:
     def encode(self, text: str, *, special: bool = False) -> list[int]:
         """Return the ids of `text`, without a begin token.
 
-        Control tokens spelled out in `text` stay plain text unless `special`.
+        Control tokens spelled out in `text` stay plain text unless `special`. Raises UsageError.
         """
+        if not isinstance(text, str):
+            raise UsageError(f"Only a text can be tokenized, not {text!r:.40}.")
         if len(text) > MAX_TEXT_CHARS:
             raise UsageError(
                 f"The text has {len(text)} characters; at most {MAX_TEXT_CHARS} can be tokenized."

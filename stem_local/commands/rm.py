@@ -30,7 +30,7 @@ def command(models: tuple[str, ...], yes: bool) -> None:
         if model is None:
             raise store.not_installed(name)
     if not yes:
-        if not sys.stdin.isatty():
+        if sys.stdin is None or not sys.stdin.isatty():
             raise click.UsageError("rm asks before it deletes; without a terminal give --yes")
         total = sum(model.size for model in found if model)
         click.confirm(f"Delete {', '.join(names)} ({size(total)})?", abort=True, err=True)

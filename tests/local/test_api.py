@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+import multiprocessing
 import subprocess
 import sys
 import threading
@@ -297,7 +298,7 @@ def test_control_tokens_spelled_in_a_message_stay_text(varied: Made) -> None:
         (lambda m: m.generate([]), "non-empty list"),
         (lambda m: m.generate([{"role": "robot", "content": "Hi"}]), r"messages\[0\]"),
         (lambda m: m.generate(["Hi"]), r"messages\[0\]"),
-        (lambda m: m.generate([{"role": "user", "content": "Hi"}], raw=True), "raw=True"),
+        (lambda m: m.generate([{"role": "user", "content": "Hi"}], raw=True), "raw prompt"),
         (lambda m: m.generate("Hi", raw=True, system="Be kind."), "system"),
         (
             lambda m: m.generate([{"role": "system", "content": "A"}], system="B"),
@@ -308,12 +309,19 @@ def test_control_tokens_spelled_in_a_message_stay_text(varied: Made) -> None:
         (lambda m: m.generate("Hi", temperature=-1), "temperature"),
         (lambda m: m.generate("Hi", stop=""), "stop"),
         (lambda m: m.generate("Hi", stop=["a", ""]), "stop"),
+        (lambda m: m.generate("Hi", stop=1), "stop"),  # type: ignore[call-overload]
+        (lambda m: m.generate("Hi", cancel=1), "cancel"),  # type: ignore[call-overload]
+        (lambda m: m.generate(None), "list of mappings"),  # type: ignore[call-overload]
+        (lambda m: m.chat().send(1), "text, not 1"),  # type: ignore[arg-type]
         (lambda m: m.generate("Hi", logprobs=-1), "logprobs"),
         (lambda m: m.generate("Hi", context_policy="shift"), "context_policy"),
         (lambda m: m.logits([]), "no tokens"),
         (lambda m: m.logits([1, 320]), "320"),
+        (lambda m: m.logits([1.5]), "whole numbers"),  # type: ignore[list-item]
         (lambda m: m.detokenize([-1]), "-1"),
+        (lambda m: m.tokenize(b"Hi"), "text can be tokenized"),  # type: ignore[arg-type]
         (lambda m: m.perplexity("Hi", window=1), "window"),
+        (lambda m: m.perplexity("Hi", window=8.0), "window"),  # type: ignore[arg-type]
         (lambda m: m.perplexity("H", window=8), "too short"),
         (lambda m: m.perplexity("", window=8), "too short"),
     ],
@@ -533,6 +541,26 @@ def test_the_shared_model_is_loaded_once(hello: Made, monkeypatch: pytest.Monkey
     assert loads == [Path("a"), Path("b"), Path("a")]
 
 
+def test_a_forked_process_loads_its_own(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    if "fork" not in multiprocessing.get_all_start_methods():
+        return
+    monkeypatch.setattr(api, "_loaded", {})
+    answers = multiprocessing.get_context("fork").SimpleQueue()
+
+    def answer() -> None:
+        with api._shared(tiny) as model:
+            answers.put(model.generate("Hi", temperature=0, max_tokens=4).text)
+
+    shared = api._shared(tiny)
+    with api._loading:  # as another thread may that does not come along
+        process = multiprocessing.get_context("fork").Process(target=answer, daemon=True)
+        process.start()
+        process.join(60)
+    assert process.exitcode == 0
+    assert shared.generate("Hi", temperature=0, max_tokens=4).text == answers.get()
+    shared.close()
+
+
 def test_without_the_default_model_a_script_is_told_how_to_get_it() -> None:
     with pytest.raises(NotInstalledError, match="stem-local pull smollm2-135m"):
         stem_local.generate("Hi")
@@ -545,9 +573,12 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_loading_checks_the_context(tiny: Path) -> None:
-    for context in (1, 257):
+    wrong: Any
+    for wrong in (1, 257, 64.0, "64"):
         with pytest.raises(UsageError, match="from 2 to 256 tokens for tiny"):
-            stem_local.load(tiny, context=context)
+            stem_local.load(tiny, context=wrong)
+    with pytest.raises(UsageError, match=r"threads is from 1 to 64, not 1\.5"):
+        stem_local.load(tiny, threads=1.5)  # type: ignore[arg-type]
     with stem_local.load(tiny) as model:
         assert model.context == 256
     with stem_local.load(tiny, context=64, threads=1, kernels="portable") as model:

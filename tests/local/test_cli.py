@@ -79,6 +79,8 @@ def test_without_a_verb_the_help_is_shown() -> None:
         (("show", "no-such-model"), 10),
         (("rm", "no-such-model", "--yes"), 10),
         (("rm", "../../etc", "--yes"), 2),
+        (("show", "~nobody-of-that-name/x"), 2),
+        (("pull", "~nobody-of-that-name/x"), 2),
         (("convert", "missing.gguf", "out"), 2),
     ],
 )
@@ -122,6 +124,18 @@ def test_an_interruption_exits_130(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pulling, "pull", interrupted)
     result = stem("pull")
     assert (result.exit_code, result.stdout, result.stderr) == (130, "", "interrupted\n")
+
+
+@pytest.mark.parametrize(
+    ("name", "args", "code"), [("stdout", ["list"], 0), ("stderr", ["pull", "no-such-model"], 2)]
+)
+def test_output_may_be_missing(
+    monkeypatch: pytest.MonkeyPatch, name: str, args: list[str], code: int
+) -> None:
+    monkeypatch.setattr(sys, name, None)
+    with pytest.raises(SystemExit) as left:
+        main(args)
+    assert left.value.code == code
 
 
 def test_a_closed_pipe_is_quiet() -> None:
@@ -204,6 +218,8 @@ def build_minicpm(out: Path) -> None:
 
 def test_removal_asks_or_refuses(monkeypatch: pytest.MonkeyPatch) -> None:
     install("tiny")
+    fails(stem("rm", "tiny"), 2, "--yes")
+    monkeypatch.setattr(rm, "sys", SimpleNamespace(stdin=None))
     fails(stem("rm", "tiny"), 2, "--yes")
     monkeypatch.setattr(rm, "sys", SimpleNamespace(stdin=SimpleNamespace(isatty=lambda: True)))
     assert stem("rm", "tiny", stdin="n\n").exit_code == 130
