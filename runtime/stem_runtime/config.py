@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import sys
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,6 +11,8 @@ from .errors import FormatError
 
 ACTIVATIONS = ("silu", "gelu", "gelu_tanh", "relu", "fatrelu", "relu2", "drelu")
 """Gated FFN activations: `h = act(gate) * up`, but for drelu: `relu(gate) * relu(up)`."""
+
+_LARGEST = sys.float_info.max
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +74,7 @@ def _coerce(name: str, kind: str, value: Any, where: str) -> Any:
     number = isinstance(value, (int, float)) and not isinstance(value, bool)
     if kind == "int" and isinstance(value, int) and number:
         return value
-    if kind == "float" and number:
+    if kind == "float" and number and abs(value) <= _LARGEST:
         return float(value)
     if kind == "bool" and isinstance(value, bool):
         return value

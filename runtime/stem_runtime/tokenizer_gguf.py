@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from enum import IntEnum
-from typing import Any, TypeVar
+from typing import Any, TypeGuard, TypeVar
 
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers
 
@@ -75,11 +75,12 @@ def special_id(meta: Mapping[str, Any], name: str, vocab_size: int) -> int | Non
     value = meta.get(f"tokenizer.ggml.{name}_token_id")
     if value is None:
         return None
-    if not 0 <= int(value) < vocab_size:
+    if type(value) is not int or not 0 <= value < vocab_size:
         raise FormatError(
-            f"tokenizer.ggml.{name}_token_id is {value}, outside the vocabulary of {vocab_size}."
+            f"tokenizer.ggml.{name}_token_id is {value!r:.40}, not one of the {vocab_size} ids of "
+            "the vocabulary."
         )
-    return int(value)
+    return value
 
 
 def _byte_level(meta: Mapping[str, Any], vocab: Vocab, types: Sequence[int]) -> Tokenizer:
@@ -128,8 +129,8 @@ def _scored_merges(vocab: Vocab, types: Sequence[int], scores: Sequence[float]) 
 
 def _listed_merges(meta: Mapping[str, Any], vocab: Vocab, types: Sequence[int]) -> Merges:
     lines = meta.get("tokenizer.ggml.merges")
-    if lines is None:
-        raise FormatError("The file has no tokenizer.ggml.merges, which byte-level BPE needs.")
+    if not _is_list(lines) or not all(isinstance(line, str) for line in lines):
+        raise FormatError("The file has no texts in tokenizer.ggml.merges, which this BPE needs.")
     if len(lines) > MAX_MERGES:
         raise FormatError(f"tokenizer.ggml.merges has {len(lines)} entries, above {MAX_MERGES}.")
     merges = []
@@ -161,7 +162,7 @@ def _mark_added(tokenizer: Tokenizer, vocab: Vocab, types: Sequence[int]) -> Non
 
 def _vocab(meta: Mapping[str, Any]) -> Vocab:
     tokens = meta.get("tokenizer.ggml.tokens")
-    if tokens is None or not len(tokens):
+    if not _is_list(tokens) or not len(tokens):
         raise FormatError("The file has no tokens in tokenizer.ggml.tokens.")
     if len(tokens) > MAX_TOKENS:
         raise FormatError(f"tokenizer.ggml.tokens has {len(tokens)} entries, above {MAX_TOKENS}.")
@@ -190,16 +191,26 @@ def _types(meta: Mapping[str, Any], vocab: Vocab) -> Sequence[int]:
 
 
 def _numbers(meta: Mapping[str, Any], name: str, count: int, kind: type[_Number]) -> list[_Number]:
-    values: Iterable[Any] | None = meta.get(f"tokenizer.ggml.{name}")
+    values = meta.get(f"tokenizer.ggml.{name}")
     if values is None:
         raise FormatError(f"The file has no tokenizer.ggml.{name}, which this tokenizer needs.")
-    numbers = [kind(value) for value in values]
-    if len(numbers) != count or not all(map(math.isfinite, numbers)):
+    wanted = (int,) if kind is int else (int, float)
+    fits = (
+        _is_list(values)
+        and len(values) == count
+        and all(isinstance(value, wanted) and math.isfinite(value) for value in values)
+    )
+    if not fits:
+        what = "integers" if kind is int else "finite numbers"
         raise FormatError(
-            f"tokenizer.ggml.{name} does not hold {count} finite numbers, one for each token; "
+            f"tokenizer.ggml.{name} does not hold {count} {what}, one for each token; "
             "the file is damaged."
         )
-    return numbers
+    return [kind(value) for value in values]
+
+
+def _is_list(value: Any) -> TypeGuard[Sequence[Any]]:
+    return isinstance(value, Sequence) and not isinstance(value, (str, bytes))
 
 
 def _pre(meta: Mapping[str, Any]) -> str:

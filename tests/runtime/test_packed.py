@@ -224,6 +224,7 @@ def test_weights_that_do_not_fit_the_config_are_refused(
         ("head_dim", 2**40),
         ("activation", "swish"),
         ("norm_eps", float("inf")),
+        ("attn_scale", 10**400),
         ("layer_windows", [0]),
         ("rope_inv_freq", [1.0]),
         ("tied_head", False),
