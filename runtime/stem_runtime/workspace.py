@@ -95,6 +95,7 @@ class Workspace:
         """Point the next step at a cache, the tokens after it and the first wanted logits."""
         if cache.room > self._rope_length:
             self._set_rope(cache.room)
+            self._set_partials(cache.room)
         count = len(tokens)
         self._tokens[:count] = tokens
         args = self.args
@@ -263,8 +264,6 @@ class Workspace:
         args[L.Y] = self._new_floats(tokens * self._d_pad)
         args[L.QKV] = self._new_floats(tokens * int(args[L.QKV_ROWS]))
         args[L.HIDDEN] = self._new_acts(tokens * self._hidden_groups)
-        partial = tokens * config.n_heads * (self._head_pad + 16)
-        args[L.PARTIALS] = self._new_floats(self._threads * partial)
         group = config.n_heads // config.kv_heads
         size = L.scratch_bytes(
             self._d_pad,
@@ -293,6 +292,14 @@ class Workspace:
         for words, window in zip(self._layers, config.layer_windows, strict=True):
             words[L.ROPE] = addresses[bool(window) and True in addresses]
         self._rope_length = length
+
+    def _set_partials(self, length: int) -> None:
+        """Where decoding leaves the attention of every chunk of positions."""
+        config, args = self._model.config, self.args
+        args[L.CHUNKS] = L.attention_chunks(length)
+        each = config.n_heads * (self._head_pad + 16)
+        self._partials = np.zeros(L.STEP_TOKENS * int(args[L.CHUNKS]) * each, np.float32)
+        args[L.PARTIALS] = self._partials.ctypes.data
 
     def _keep(self, array: NDArray[np.generic]) -> int:
         self._kept.append(array)

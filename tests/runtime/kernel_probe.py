@@ -15,6 +15,7 @@ from stem_runtime.kernels.cpu import (
     neuron,
     vector,
 )
+from stem_runtime.kernels.cpu.attend import begin, chunk_of, first_of, join
 from stem_runtime.kernels.cpu.attention import score_kernel, value_kernel
 from stem_runtime.kernels.cpu.isa import VARIANTS
 from stem_runtime.kernels.cpu.simd import (
@@ -59,7 +60,7 @@ def _from_half(native: bool) -> Any:
 def entries(variant: str) -> dict[str, Callable[..., Any]]:
     isa = VARIANTS[variant]
     parts = blocks.build(isa)
-    embed, keep, attend = parts.embed, parts.keep, parts.attend
+    embed, keep, ready, attend = parts.embed, parts.keep, parts.ready, parts.attend
     rope_head, deal = blocks.rope_head, masks.deal
 
     def run_embed(c: Any, _tid: int) -> None:
@@ -72,8 +73,19 @@ def entries(variant: str) -> dict[str, Callable[..., Any]]:
         rope_head(i64_at(c[0]), c[1], c[2], c[3], c[4], float_of_bits(c[5]), c[6])
 
     def run_attend(c: Any, _tid: int) -> None:
-        a = i64_at(c[0])
-        attend(a, c[1], c[2], c[3], c[4], c[5], c[6], c[7], c[8], c[9], c[10], c[11])
+        args, rows, block, acc, stats, part = i64_at(c[0]), c[4], c[7], c[9], c[10], c[12]
+        pad = args[layout.HEAD_PAD]
+        sums = part + 4 * pad * rows
+        ready(args, c[3], rows, c[11])
+        for row in range(rows):
+            begin(stats + 8 * row, acc + 4 * pad * row, pad)
+        while block < c[8]:
+            stop = min(first_of(chunk_of(block) + 1), c[8])
+            attend(args, c[1], c[2], c[3], rows, c[5], c[6], block, stop, part, sums, c[11])
+            for row in range(rows):
+                at, line = 8 * row, 4 * pad * row
+                join(stats + at, acc + line, sums + at, part + line, pad)
+            block = stop
 
     def run_deal(c: Any, _tid: int) -> None:
         share = i64_at(c[4])

@@ -433,7 +433,8 @@ def test_attention_over_an_int8_cache_equals_the_oracle(
     scores = np.full(L.attention_bytes(rows, pad) + 64, 3, np.uint8)
     first = max(0, before - window + 1) // 16 if window else 0
     last = (length - 1) // 16 + 1
-    probe("attend", args, 0, 1, q, rows, before, window, first, last, acc, state, scores)
+    part = np.ones(rows * (pad + 2), np.float32)
+    probe("attend", args, 0, 1, q, rows, before, window, first, last, acc, state, scores, part)
     kept = oracle.as_cached(q[:, :, :head_dim], k, v, np.int8)
     want = oracle.attention(*kept, scale=1.0, window=window)
     got = (acc / state[:, 1:]).reshape(queries, group, pad)
@@ -475,7 +476,8 @@ def test_attention_equals_the_oracle(
     scores = np.full((rows, 16 * L.ATTENTION_BLOCKS), 3, np.float32)
     first = max(0, before - window + 1) // 16 if window else 0
     last = (length - 1) // 16 + 1
-    probe("attend", args, 0, 1, q, rows, before, window, first, last, acc, state, scores)
+    part = np.ones(rows * (pad + 2), np.float32)
+    probe("attend", args, 0, 1, q, rows, before, window, first, last, acc, state, scores, part)
     want = oracle.attention(q[:, :, :head_dim], k, v, scale=1.0, window=window)
     got = (acc / state[:, 1:]).reshape(queries, group, pad)
     np.testing.assert_allclose(got[:, :, :head_dim], want, rtol=2e-4, atol=2e-4)

@@ -1,17 +1,25 @@
-"""Attention of some queries over some blocks of a cache, of either kind."""
+"""Attention of some queries over some blocks of a cache, of either kind.
+
+Positions come in chunks that begin at fixed places. Each is done for itself, and chunks are joined
+in order, so that a token's result is the same bits in a prompt and in decoding, in whatever company
+it comes and however many threads there are.
+"""
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 from . import attention8
 from . import layout as L
-from .attention import score_kernel, value_kernel
+from .attention import join_sums, score_kernel, value_kernel
 from .cache8 import chunk_at
 from .isa import Isa
-from .plain import MASKED, clear, exp_of
+from .plain import MASKED, clear
 from .simd import f32_at
 from .vector import exp_scores, helper, max_scores
+
+SMALL = L.ATTENTION_BLOCKS // L.FIRST_BLOCKS
 
 
 @helper
@@ -21,7 +29,52 @@ def blocks_of(position: int, window: int) -> tuple[int, int]:
     return oldest >> 4, (position >> 4) + 1
 
 
-def build(isa: Isa) -> Any:
+@helper
+def chunk_of(block: int) -> int:
+    """Which chunk a block belongs to: small ones first, for threads to share, then large ones."""
+    if block < L.ATTENTION_BLOCKS:
+        return block // L.FIRST_BLOCKS
+    return block // L.ATTENTION_BLOCKS + SMALL - 1
+
+
+@helper
+def first_of(chunk: int) -> int:
+    """The first block of a chunk."""
+    if chunk < SMALL:
+        return chunk * L.FIRST_BLOCKS
+    return (chunk - SMALL + 1) * L.ATTENTION_BLOCKS
+
+
+@helper
+def begin(stats: int, acc: int, pad: int) -> None:
+    """No position seen yet."""
+    state = f32_at(stats)
+    state[0], state[1] = MASKED, 0.0
+    clear(acc, pad)
+
+
+@helper
+def join(stats: int, acc: int, more_stats: int, more: int, pad: int) -> None:
+    """Add the next chunk's weighted values to those of the chunks before.
+
+    Their `stats` are a maximum and a sum: the online softmax of Milakov and Gimelshein (2018).
+    """
+    if f32_at(more_stats)[0] > MASKED:
+        join_sums(stats, acc, more_stats, more, pad >> 4)
+
+
+@helper
+def divide(stats: int, acc: int, out: int, dim: int) -> float:
+    """Divide by the sum of the weights; returns the largest weight."""
+    total = f32_at(stats)[1]
+    x, y = f32_at(acc), f32_at(out)
+    for d in range(dim):
+        y[d] = x[d] / total
+    return 1.0 / total
+
+
+def build(isa: Isa) -> SimpleNamespace:
+    """Return ready and attend."""
     native, int8 = isa.native_half, attention8.build(isa)
     quantize_rows8, scores_of8, add_values8 = int8.quantize_rows, int8.scores_of, int8.add_values
     score8, score4, score3, score2, score1 = (_score(rows, native) for rows in (8, 4, 3, 2, 1))
@@ -69,6 +122,12 @@ def build(isa: Isa) -> Any:
             row += step
 
     @helper
+    def ready(args: Any, q: int, rows: int, scores: int) -> None:
+        """Prepare queries for `attend`: quantize them if the cache is int8."""
+        if args[L.CACHE] == L.CACHE_INT8:
+            quantize_rows8(q, rows, args[L.HEAD_PAD] >> 5, scores + row_bytes * (rows + 4))
+
+    @helper
     def attend(
         args: Any,
         layer: int,
@@ -83,12 +142,11 @@ def build(isa: Isa) -> Any:
         stats: int,
         scores: int,
     ) -> None:
-        """Softmax-weighted values of `rows` queries over key blocks [first, last) of one head.
+        """Softmax-weighted values of `rows` queries over key blocks [first, last) of one chunk.
 
         q, acc: float32 [rows, HEAD_PAD]; row r stands at `position` + r // (queries per key head).
-        stats: float32 [rows, 2], the running maximum and sum; acc and stats start from nothing and
-        acc is left undivided. The online softmax of Milakov and Gimelshein (2018). `scores` has
-        room for `layout.attention_bytes`.
+        stats: float32 [rows, 2], the maximum and the sum of the weights, by which acc is not
+        divided. `scores` has room for `layout.attention_bytes`, and `ready` was called with it.
         """
         pad, group = args[L.HEAD_PAD], args[L.N_HEADS] // args[L.KV_HEADS]
         narrow = args[L.CACHE] == L.CACHE_INT8
@@ -97,49 +155,29 @@ def build(isa: Isa) -> Any:
         keys, values = args[L.KEYS] + head_at, args[L.VALUES] + head_at
         memory = scores + row_bytes * rows
         quants = memory + row_bytes * 4
-        if narrow:
-            quantize_rows8(q, rows, pad >> 5, quants)
-        state = f32_at(stats)
-        for row in range(rows):
-            state[2 * row], state[2 * row + 1] = MASKED, 0.0
-        clear(acc, rows * pad)
-        newest = position + (rows - 1) // group
-        block = first
-        while block < last:
-            inside = block % L.ATTENTION_BLOCKS
-            count = min(L.ATTENTION_BLOCKS - inside, last - block)
-            start, chunk = 16 * block, chunk_at(block, pad >> 5)
-            for i in range(count):
-                out = scores + 64 * i
-                if narrow:
-                    here = keys + chunk + (inside + i) * block_bytes
-                    scores_of8(quants, rows, here, pad >> 5, out)
-                else:
-                    scores_of(q, rows, keys + (block + i) * block_bytes, pad, out)
-            for row in range(rows):
-                line, cell = scores + row_bytes * row, stats + 8 * row
-                at = position + row // group
-                oldest = at - window + 1 if window > 0 else 0
-                mask(line, oldest - start, at + 1 - start, 16 * count)
-                before = state[2 * row]
-                max_scores(line, count, cell)
-                peak = state[2 * row]
-                past = state[2 * row + 1]
-                if peak > before and past > 0.0:
-                    factor = exp_of(before - peak)
-                    past *= factor
-                    scale(acc + 4 * pad * row, pad, factor)
-                exp_scores(line, count, cell, cell + 4)
-                state[2 * row + 1] += past
+        count, start, chunk = last - first, 16 * first, chunk_at(first, pad >> 5)
+        inside = first % L.ATTENTION_BLOCKS
+        for i in range(count):
+            out = scores + 64 * i
             if narrow:
-                here = values + chunk
-                add_values8(scores, rows, here, inside, count, pad >> 5, acc, memory)
+                scores_of8(quants, rows, keys + chunk + (inside + i) * block_bytes, pad >> 5, out)
             else:
-                seen = min(16 * count, newest + 1 - start)
-                add_values(scores, rows, values + block * block_bytes, pad, seen, acc)
-            block += count
+                scores_of(q, rows, keys + (first + i) * block_bytes, pad, out)
+        for row in range(rows):
+            line, cell = scores + row_bytes * row, stats + 8 * row
+            at = position + row // group
+            oldest = at - window + 1 if window > 0 else 0
+            mask(line, oldest - start, at + 1 - start, 16 * count)
+            begin(cell, acc + 4 * pad * row, pad)
+            max_scores(line, count, cell)
+            exp_scores(line, count, cell, cell + 4)
+        if narrow:
+            add_values8(scores, rows, values + chunk, inside, count, pad >> 5, acc, memory)
+        else:
+            seen = min(16 * count, position + (rows - 1) // group + 1 - start)
+            add_values(scores, rows, values + first * block_bytes, pad, seen, acc)
 
-    return attend
+    return SimpleNamespace(ready=ready, attend=attend)
 
 
 @helper
@@ -150,13 +188,6 @@ def mask(scores: int, begin: int, end: int, count: int) -> None:
         s[i] = MASKED
     for i in range(max(end, 0), count):
         s[i] = MASKED
-
-
-@helper
-def scale(vector: int, count: int, factor: float) -> None:
-    x = f32_at(vector)
-    for i in range(count):
-        x[i] *= factor
 
 
 def _score(rows: int, native: bool) -> Any:

@@ -11,6 +11,7 @@ from typing import Any
 
 from .simd import (
     F32,
+    I32,
     I64,
     V16F32,
     V16I16,
@@ -18,6 +19,8 @@ from .simd import (
     Value,
     const,
     counted_loop,
+    exp,
+    fabs,
     fma,
     half_to_float,
     kernel,
@@ -98,3 +101,27 @@ def value_kernel(rows: int, vectors: int, native_half: bool) -> Any:
             store(b, value, cell)
 
     return kernel(emit, 7)
+
+
+def _emit_join(
+    b: Builder, stats: Value, acc: Value, more_stats: Value, more: Value, vectors: Value
+) -> None:
+    places = [(stats, b.add(stats, const(I64, 4))), (more_stats, b.add(more_stats, const(I64, 4)))]
+    (peak, total), (new_peak, new_total) = (
+        [splat(b, load(b, place, F32)) for place in pair] for pair in places
+    )
+    one = const(V16F32, 1.0)
+    less = exp(b, b.fneg(fabs(b, b.fsub(peak, new_peak))))
+    higher = b.fcmp_ordered(">", new_peak, peak)
+    past, new = b.select(higher, less, one), b.select(higher, one, less)
+    joined = [b.select(higher, new_peak, peak), fma(b, new_total, new, b.fmul(total, past))]
+    for value, place in zip(joined, places[0], strict=True):
+        store(b, b.extract_element(value, const(I32, 0)), place)
+    with counted_loop(b, vectors, []) as (i, _, _):
+        place = offset(b, acc, i, 64)
+        kept = b.fmul(load(b, place, V16F32), past)
+        store(b, fma(b, load(b, offset(b, more, i, 64), V16F32), new, kept), place)
+
+
+join_sums = kernel(_emit_join, 5)
+"""(maximum and sum, weighted values, maximum and sum of others, those, n/16): all in the first."""

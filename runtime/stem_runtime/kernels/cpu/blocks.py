@@ -96,13 +96,14 @@ def rotate_queries(args: Any, layer: Any, kv: int, token: int, queries: int) -> 
 
 def build(isa: Isa) -> SimpleNamespace:
     """The helpers whose code depends on the instruction set."""
-    keep = _build_keep(isa)
+    keep, attention = _build_keep(isa), attend.build(isa)
     return SimpleNamespace(
         embed=_build_embed(isa),
         keep=keep,
         keep_token=_build_keep_token(keep),
         gate=_build_gate(),
-        attend=attend.build(isa),
+        ready=attention.ready,
+        attend=attention.attend,
     )
 
 

@@ -105,11 +105,19 @@ def build(isa: Isa, blocks: SimpleNamespace, multiply: Any, barrier: Any, sparse
 
     @helper
     def combine_tokens(
-        args: Any, index: int, tid: int, attended: int, acts: int, tokens: int, width: int
+        args: Any,
+        index: int,
+        window: int,
+        tid: int,
+        memory: int,
+        attended: int,
+        acts: int,
+        tokens: int,
+        width: int,
     ) -> float:
         sharpness = 0.0
         for token in range(tokens):
-            sharpness = combine(args, token, attended)
+            sharpness = combine(args, token, window, memory, attended)
             quantize(attended, args[L.ATTENDED_PAD] >> 5, acts, 0, token, width)
         if tid == 0:
             f32_at(args[L.SHARPNESS])[index] = sharpness
@@ -139,7 +147,9 @@ def build(isa: Isa, blocks: SimpleNamespace, multiply: Any, barrier: Any, sparse
             barrier(team, threads)
             attend_share(args, index, layer, tid, memory, tokens)
             barrier(team, threads)
-            sharpness = combine_tokens(args, index, tid, attended, joined, tokens, width)
+            sharpness = combine_tokens(
+                args, index, layer[L.WINDOW], tid, memory, attended, joined, tokens, width
+            )
             project(args, address + 8 * L.O, joined, y, 4 * d_pad, tid, width)
             barrier(team, threads)
             add_tokens(args, x, y, layer[L.ATTN_POST_NORM], normed, tokens)

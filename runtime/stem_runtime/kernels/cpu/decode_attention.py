@@ -1,4 +1,4 @@
-"""Attention of a decode step: split over the threads by blocks of positions, joined by each."""
+"""Attention of a decode step: chunks of positions, dealt over the threads and joined by each."""
 
 from __future__ import annotations
 
@@ -6,126 +6,104 @@ from types import SimpleNamespace
 from typing import Any
 
 from . import layout as L
-from .attend import blocks_of
+from .attend import begin, blocks_of, chunk_of, divide, first_of, join
 from .blocks import rotate_queries
-from .plain import clear, exp_of, share
-from .simd import f32_at
+from .plain import clear, copy, share
 from .vector import helper
 
 
 @helper
-def partials_of(args: Any, token: int, thread: int) -> int:
-    """Address of what one thread found for the heads of one token."""
-    nbytes = 4 * args[L.N_HEADS] * (args[L.HEAD_PAD] + 16)
-    return args[L.PARTIALS] + (token * args[L.THREADS] + thread) * nbytes
+def partial_of(args: Any, token: int, chunk: int, head: int) -> int:
+    """Where a maximum, a sum and, 64 bytes on, the weighted values of one chunk are."""
+    item = (token * args[L.CHUNKS] + chunk) * args[L.N_HEADS] + head
+    return args[L.PARTIALS] + 4 * item * (args[L.HEAD_PAD] + 16)
 
 
 @helper
-def combine(args: Any, token: int, out: int) -> float:
-    """Join the threads' partial attention: float32 [heads * head_dim], zeros up to the padding.
+def combine(args: Any, token: int, window: int, memory: int, out: int) -> float:
+    """Join the chunks of every head: float32 [heads * head_dim], zeros up to the padding.
 
-    Returns how sharp it is: a head's largest weight, on average over the heads.
+    Returns how sharp attention is: a head's largest weight, on average over the heads. `memory` is
+    HEAD_PAD + 16 floats of the caller's.
     """
-    sharpness = 0.0
-    heads, dim = args[L.N_HEADS], args[L.HEAD_DIM]
-    threads, stride = args[L.THREADS], args[L.HEAD_PAD] + 16
+    heads, dim, pad = args[L.N_HEADS], args[L.HEAD_DIM], args[L.HEAD_PAD]
+    first, last = blocks_of(args[L.POSITION] + token, window)
+    acc, sharpness = memory + 64, 0.0
     for head in range(heads):
-        peak, total = -1e38, 0.0
-        for thread in range(threads):
-            part = f32_at(partials_of(args, token, thread) + 4 * stride * head)
-            if part[1] > 0.0:
-                peak = max(peak, part[0])
-        y = f32_at(out + 4 * dim * head)
-        for d in range(dim):
-            y[d] = 0.0
-        for thread in range(threads):
-            part = f32_at(partials_of(args, token, thread) + 4 * stride * head)
-            if part[1] > 0.0:
-                weight = exp_of(part[0] - peak)
-                total += part[1] * weight
-                for d in range(dim):
-                    y[d] += weight * part[16 + d]
-        inverse = 1.0 / total
-        sharpness += inverse
-        for d in range(dim):
-            y[d] *= inverse
+        begin(memory, acc, pad)
+        for chunk in range(chunk_of(first), chunk_of(last - 1) + 1):
+            found = partial_of(args, token, chunk, head)
+            join(memory, acc, found, found + 64, pad)
+        sharpness += divide(memory, acc, out + 4 * dim * head, dim)
     clear(out + 4 * heads * dim, args[L.ATTENDED_PAD] - heads * dim)
     return sharpness / heads
 
 
+@helper
+def nearest(block: int, start: int, end: int) -> int:
+    """The beginning of a chunk that is nearest to a block in (start, end), or one of the two."""
+    if start < block < end:
+        chunk = chunk_of(block)
+        before, behind = max(first_of(chunk), start), min(first_of(chunk + 1), end)
+        return before if block - before < behind - block else behind
+    return block
+
+
 def build(blocks: SimpleNamespace) -> Any:
     """Return attend_share(args, index, layer, tid, memory, tokens)."""
-    keep_token, attend = blocks.keep_token, blocks.attend
+    keep_token, ready, attend = blocks.keep_token, blocks.ready, blocks.attend
 
     @helper
     def keep_new(
-        args: Any, index: int, layer: Any, kv: int, token: int, begin: int, stop: int, memory: int
+        args: Any, index: int, layer: Any, kv: int, first: int, last: int, memory: int
     ) -> None:
-        """Put what the step's tokens up to `token` leave in blocks [begin, stop) into the cache.
+        """Put what the step's tokens leave in blocks [first, last) into the cache.
 
-        Whoever reads a block writes its new positions first. Two threads may write the same bytes,
-        since tokens that begin a block split the others in another way.
+        Whoever reads a block writes its new positions first.
         """
-        for new in range(token + 1):
-            if begin <= (args[L.POSITION] + new) >> 4 < stop:
+        for new in range(args[L.N_TOKENS]):
+            if first <= (args[L.POSITION] + new) >> 4 < last:
                 keep_token(args, index, layer, kv, new, memory)
 
     @helper
-    def attend_tokens(
-        args: Any,
-        index: int,
-        layer: Any,
-        tid: int,
-        memory: int,
-        token: int,
-        until: int,
-        start: int,
-        end: int,
+    def attend_head(
+        args: Any, index: int, layer: Any, kv: int, first: int, last: int, tokens: int, memory: int
     ) -> None:
-        """This thread's share of (key head, block in [start, end)) for tokens [token, until)."""
-        heads, kv_heads, pad = args[L.N_HEADS], args[L.KV_HEADS], args[L.HEAD_PAD]
-        group, window, position = heads // kv_heads, layer[L.WINDOW], args[L.POSITION] + token
-        rows, blocks = (until - token) * group, end - start
+        """Chunks [first, last) of blocks, for all queries of one key head."""
+        pad, group = args[L.HEAD_PAD], args[L.N_HEADS] // args[L.KV_HEADS]
+        rows, position, window = tokens * group, args[L.POSITION], layer[L.WINDOW]
         queries, acc = memory, memory + 4 * pad * rows
         stats = acc + 4 * pad * rows
-        new = stats + 8 * rows
-        scores = (new + 8 * pad + 63) >> 6 << 6
-        first, last = share(kv_heads * blocks, tid, args[L.THREADS])
-        for kv in range(kv_heads):
-            begin = max(first - kv * blocks, 0) + start
-            stop = min(last - kv * blocks, blocks) + start
-            if begin >= stop:
-                continue
-            keep_new(args, index, layer, kv, until - 1, begin, stop, new)
-            for t in range(token, until):
-                rotate_queries(args, layer, kv, t, queries + 4 * pad * group * (t - token))
+        scores = (stats + 8 * rows + 63) >> 6 << 6
+        for token in range(tokens):
+            rotate_queries(args, layer, kv, token, queries + 4 * pad * group * token)
+        ready(args, queries, rows, scores)
+        block = first
+        while block < last:
+            chunk = chunk_of(block)
+            stop = min(first_of(chunk + 1), last)
             attend(
-                args, index, kv, queries, rows, position, window, begin, stop, acc, stats, scores
+                args, index, kv, queries, rows, position, window, block, stop, acc, stats, scores
             )
             for row in range(rows):
-                head = kv * group + row % group
-                partials = partials_of(args, token + row // group, tid)
-                part = f32_at(partials + 4 * head * (pad + 16))
-                state, y = f32_at(stats + 8 * row), f32_at(acc + 4 * pad * row)
-                part[0], part[1] = state[0], state[1]
-                for d in range(pad):
-                    part[16 + d] = y[d]
+                partial = partial_of(args, row // group, chunk, kv * group + row % group)
+                copy(stats + 8 * row, partial, 2)
+                copy(acc + 4 * pad * row, partial + 64, pad)
+            block = stop
 
     @helper
     def attend_share(args: Any, index: int, layer: Any, tid: int, memory: int, tokens: int) -> None:
-        """Attention of all tokens, each split over the threads as it is alone."""
-        heads, window, width = args[L.N_HEADS], layer[L.WINDOW], args[L.HEAD_PAD] + 16
-        for token in range(tokens):
-            partials = partials_of(args, token, tid)
-            for head in range(heads):
-                f32_at(partials + 4 * head * width)[1] = 0.0
-        token = 0
-        while token < tokens:
-            start, end = blocks_of(args[L.POSITION] + token, window)
-            until = token + 1
-            while until < tokens and blocks_of(args[L.POSITION] + until, window) == (start, end):
-                until += 1
-            attend_tokens(args, index, layer, tid, memory, token, until, start, end)
-            token = until
+        """This thread's share of (key head, chunk) for all tokens."""
+        kv_heads, window, position = args[L.KV_HEADS], layer[L.WINDOW], args[L.POSITION]
+        start, _ = blocks_of(position, window)
+        _, end = blocks_of(position + tokens - 1, window)
+        blocks = end - start
+        first, last = share(kv_heads * blocks, tid, args[L.THREADS])
+        for kv in range(kv_heads):
+            begin_at = nearest(max(first - kv * blocks, 0) + start, start, end)
+            stop = nearest(min(last - kv * blocks, blocks) + start, start, end)
+            if begin_at < stop:
+                keep_new(args, index, layer, kv, begin_at, stop, memory)
+                attend_head(args, index, layer, kv, begin_at, stop, tokens, memory)
 
     return attend_share

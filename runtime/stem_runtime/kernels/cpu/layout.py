@@ -53,7 +53,8 @@ from __future__ import annotations
     QKV_ROWS,
     ATTENDED,  # float32 [tokens, ATTENDED_PAD]
     ATTENDED_PAD,
-    PARTIALS,  # float32 [tokens, threads, N_HEADS, HEAD_PAD + 16]: maximum, sum, weighted values
+    PARTIALS,  # float32 [tokens, CHUNKS, N_HEADS, HEAD_PAD + 16]: maximum, sum, weighted values
+    CHUNKS,  # of the cache's positions: see attend.py
     ACTS,  # activations words: inputs of d_model or of all heads
     HIDDEN,  # activations words: inputs of the down projection
     FFN_GROUPS,  # groups of 32 neurons
@@ -70,7 +71,7 @@ from __future__ import annotations
     TEAM,  # team words
     THREADS,
     ARGS_WORDS,
-) = range(62)
+) = range(63)
 
 CACHE_FP16, CACHE_INT8 = range(2)
 INT8_BYTES = 17  # of 16 positions in an int8 cache, for each dimension
@@ -196,7 +197,8 @@ JOB_QUIT, JOB_DECODE, JOB_PREFILL, JOB_FFN = range(4)
 
 STEP_WIDTHS = (1, 2, 4)  # tokens that one decode step multiplies by at a time
 STEP_TOKENS = STEP_WIDTHS[-1]
-ATTENTION_BLOCKS = 16  # of 16 positions: how many are scored before their values are added
+ATTENTION_BLOCKS = 16  # of 16 positions: a chunk, scored before its values are added
+FIRST_BLOCKS = 4  # of the chunks before them, for threads to share short contexts
 ATTENTION_ROWS = 32  # query rows that share a pass over the keys
 GATE_ROWS = 16  # candidates of a group beyond which its two tiles are cheaper than their rows
 
@@ -229,12 +231,18 @@ def scratch_bytes(
     activations = STEP_TOKENS * ((d_pad + attended_pad) // 32 + 4) * (32 + 12) + 16 * ACTS_WORDS
     vectors = 4 * ((STEP_TOKENS + 1) * d_pad + attended_pad + 2 * head_pad)
     rows = max(ATTENTION_ROWS, STEP_TOKENS * group)
-    attention = 4 * rows * (2 * head_pad + 2) + attention_bytes(rows, head_pad)
+    attention = 4 * rows * (3 * head_pad + 4) + attention_bytes(rows, head_pad)
     gates = 4 * 2 * 32 * tokens
     neurons = 1024 + 8 * d_pad + 4 * ffn_groups + d_pad // 32 * (32 + 12)
     look = (STEP_TOKENS + 1) * (4 * d_pad + d_pad // 32 * (32 + 12)) + 16 * ACTS_WORDS
     total = vectors + activations + attention + gates + max(neurons, look)
     return (total + 4095) // 4096 * 4096
+
+
+def attention_chunks(positions: int) -> int:
+    """How many chunks they fill, by `attend.chunk_of`, or a few more."""
+    chunk = 16 * ATTENTION_BLOCKS
+    return ATTENTION_BLOCKS // FIRST_BLOCKS - 1 + (positions + chunk - 1) // chunk
 
 
 def attention_bytes(rows: int, head_pad: int) -> int:

@@ -12,7 +12,7 @@ from typing import Any
 from . import layout as L
 from . import thread_memory as M
 from .activations import cut_acts, quantize, quantize_one
-from .attend import blocks_of
+from .attend import begin, blocks_of, chunk_of, divide, first_of, join
 from .blocks import add_sublayer, offset_of, rotate_queries, tile_of_qkv
 from .ffn import build_test
 from .plain import clear, copy, share
@@ -23,7 +23,8 @@ from .vector import helper, rms_norm
 
 def build(blocks: SimpleNamespace, multiply: Any, barrier: Any, grab: Any, width: int) -> Any:
     """Return prefill(args address, tid) for blocks of `width` tokens."""
-    embed, keep_token, gate, attend = blocks.embed, blocks.keep_token, blocks.gate, blocks.attend
+    embed, keep_token, gate = blocks.embed, blocks.keep_token, blocks.gate
+    ready, attend = blocks.ready, blocks.attend
     test_hidden = build_test(blocks)
 
     @helper
@@ -103,39 +104,47 @@ def build(blocks: SimpleNamespace, multiply: Any, barrier: Any, grab: Any, width
         pieces = (tokens + step - 1) // step
         limit = max(L.ATTENTION_ROWS, group)
         queries, acc = memory, memory + 4 * pad * limit
-        stats = acc + 4 * pad * limit
-        scores = (stats + 8 * limit + 63) >> 6 << 6
+        part = acc + 4 * pad * limit
+        stats = part + 4 * pad * limit
+        part_stats = stats + 8 * limit
+        scores = (part_stats + 8 * limit + 63) >> 6 << 6
         piece = grab(args[L.TEAM])
         while piece < kv_heads * pieces:
             kv = piece % kv_heads
             first = (pieces - 1 - piece // kv_heads) * step  # the longest first
             last = min(first + step, tokens)
+            rows, position = (last - first) * group, args[L.POSITION] + first
             for token in range(first, last):
                 rotate_queries(args, layer, kv, token, queries + 4 * pad * group * (token - first))
-            position = args[L.POSITION] + first
-            begin, _ = blocks_of(position, window)
+            ready(args, queries, rows, scores)
+            for row in range(rows):
+                begin(stats + 8 * row, acc + 4 * pad * row, pad)
+            block, _ = blocks_of(position, window)
             _, end = blocks_of(args[L.POSITION] + last - 1, window)
-            rows = (last - first) * group
-            attend(
-                args,
-                index,
-                kv,
-                queries,
-                rows,
-                position,
-                window,
-                begin,
-                end,
-                acc,
-                stats,
-                scores,
-            )
+            while block < end:
+                stop = min(first_of(chunk_of(block) + 1), end)
+                attend(
+                    args,
+                    index,
+                    kv,
+                    queries,
+                    rows,
+                    position,
+                    window,
+                    block,
+                    stop,
+                    part,
+                    part_stats,
+                    scores,
+                )
+                for row in range(rows):
+                    at, line = 8 * row, 4 * pad * row
+                    join(stats + at, acc + line, part_stats + at, part + line, pad)
+                block = stop
             for row in range(rows):
                 token, head = first + row // group, kv * group + row % group
-                y, total = f32_at(acc + 4 * pad * row), f32_at(stats + 8 * row)[1]
-                out = f32_at(args[L.ATTENDED] + 4 * (args[L.ATTENDED_PAD] * token + head * dim))
-                for d in range(dim):
-                    out[d] = y[d] / total
+                out = args[L.ATTENDED] + 4 * (args[L.ATTENDED_PAD] * token + head * dim)
+                divide(stats + 8 * row, acc + 4 * pad * row, out, dim)
             piece = grab(args[L.TEAM])
 
     @helper
