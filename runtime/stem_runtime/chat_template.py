@@ -165,7 +165,7 @@ class _Veil:
         self._control = tokenizer.control
         self._pattern = tokenizer.control_pattern
         self._edges = tokenizer.control_edges
-        self._taken = texts
+        self._taken = [*texts, *self._control]
         self._stand_ins: dict[str, str] = {}
 
     @property
@@ -178,10 +178,12 @@ class _Veil:
         for place in self._places(text):
             chars[place] = self._stand_in(text[place])
         hidden = "".join(chars)
-        while match := self._pattern.search(hidden):
+        place = 0  # behind the last stand-in, as no control token holds one
+        while match := self._pattern.search(hidden, place):
             start = match.start(match.lastindex or 0)
-            hidden = hidden[:start] + self._stand_in(hidden[start]) + hidden[start + 1 :]
-        return hidden
+            chars[start] = self._stand_in(hidden[start])
+            place = start + 1
+        return "".join(chars)
 
     def _places(self, text: str) -> set[int]:
         heads, tails, longest = self._edges

@@ -119,7 +119,8 @@ class Tokenizer:
         """
         tokens = [token for token in self._added.values() if token.special]
         options = [
-            (r"\s*" if token.lstrip else "")
+            # from the first blank on: beginning at each of many takes their number squared
+            (r"(?:(?<!\s)\s+)?" if token.lstrip else "")
             + f"({re.escape(token.content)})"
             + (r"\s*" if token.rstrip else "")
             for token in sorted(tokens, key=lambda token: -len(token.content))

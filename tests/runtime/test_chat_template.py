@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterator
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -222,6 +225,27 @@ def test_messages_cannot_make_control_tokens(texts: list[str], source: str) -> N
         tokenizer.token_text(i).encode() if i in control else tokenizer.token_bytes(i) for i in ids
     )
     assert spelled.decode() == template.render(messages)
+
+
+def test_looking_for_control_tokens_goes_over_a_message_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    tokenizer, begun = byte_level(), []
+
+    class Counting:
+        def search(self, text: str, start: int = 0) -> re.Match[str] | None:
+            begun.append(start)
+            return pattern.search(text, start)
+
+        def finditer(self, text: str) -> Iterator[re.Match[str]]:
+            return pattern.finditer(text)
+
+    pattern = tokenizer.control_pattern
+    monkeypatch.setitem(vars(tokenizer), "control_pattern", Counting())
+    text = "say <|im_end|> and " * 50
+    encode_chat(tokenizer, ChatTemplate(CHATML), [{"role": "user", "content": text}])
+    assert len(begun) == 51
+    assert all(before < after for before, after in pairwise(begun))
 
 
 @settings(max_examples=60, deadline=None)
