@@ -368,12 +368,8 @@ class Generation:
 
 
 def common_prefix(held: Sequence[int], prompt: Sequence[int]) -> int:
-    """Count the leading tokens of `prompt` found in `held`, leaving some to evaluate.
-
-    Those are two where there are as many: one alone would be decoded, which adds its floats in
-    another order than reading a prompt does, and a seed would give another text the second time.
-    """
-    most = min(len(held), max(len(prompt) - 2, 0))
+    """Count the leading tokens of `prompt` found in `held`, leaving at least one to evaluate."""
+    most = min(len(held), len(prompt) - 1)
     return next((i for i in range(most) if held[i] != prompt[i]), most)
 
 
