@@ -302,10 +302,11 @@ class Model:
         """What decoding leaves out under a setting; None is what the model was loaded with.
 
         `whole_head` is a reason to compute every row of the output head, or empty. Raises
-        UsageError for a share of neurons where the model is not calibrated for one.
+        UsageError for what sparsity cannot be, and for a share of neurons where the model is not
+        calibrated for one.
         """
         return self.calibrated.choose(
-            self.sparsity if sparsity is None else sparsity,
+            self.sparsity if sparsity is None else check_sparsity(sparsity),
             self.quality if quality is None else check_quality(quality),
             whole_head,
         )

@@ -137,6 +137,8 @@ def test_steering_where_it_cannot_be_leaves_the_answer_as_it_was(tmp_path: Path)
     next(stream)
     with pytest.raises(UsageError, match="which neurons of"):
         stream.steer(0.5)
+    with pytest.raises(UsageError, match="sparsity is"):
+        stream.steer("of")  # type: ignore[arg-type]
     rest = collect(stream)
     assert (rest.text, rest.stats.sparsity) == ("ello there.", stream.live().sparsity)
 
