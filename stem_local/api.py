@@ -173,7 +173,7 @@ def generate(
     without a template, the text to continue. A list of messages is a conversation.
 
     Options: `max_tokens` (512), `temperature`, `top_k`, `top_p`, `min_p`, `repetition_penalty`,
-    `seed` (same seed, same text, with the same kernels and threads), `stop` (strings that end the
+    `seed` (same seed, same text, with the same kernels), `stop` (strings that end the
     answer and are left out of it), `logprobs` (how many of the likeliest tokens to report at every
     place), `cancel` (a threading.Event or a function, asked between tokens), `context_policy`
     ("stop", or "drop_oldest" to leave out the oldest turns of a conversation that outgrows the

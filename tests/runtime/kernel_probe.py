@@ -15,7 +15,7 @@ from stem_runtime.kernels.cpu import (
     neuron,
     vector,
 )
-from stem_runtime.kernels.cpu.attend import begin, chunk_of, first_of, join
+from stem_runtime.kernels.cpu.attend import begin, end_of_chunk, join
 from stem_runtime.kernels.cpu.attention import score_kernel, value_kernel
 from stem_runtime.kernels.cpu.isa import VARIANTS
 from stem_runtime.kernels.cpu.simd import (
@@ -80,7 +80,7 @@ def entries(variant: str) -> dict[str, Callable[..., Any]]:
         for row in range(rows):
             begin(stats + 8 * row, acc + 4 * pad * row, pad)
         while block < c[8]:
-            stop = min(first_of(chunk_of(block) + 1), c[8])
+            stop = end_of_chunk(block, c[8])
             attend(args, c[1], c[2], c[3], rows, c[5], c[6], block, stop, part, sums, c[11])
             for row in range(rows):
                 at, line = 8 * row, 4 * pad * row

@@ -46,6 +46,12 @@ def first_of(chunk: int) -> int:
 
 
 @helper
+def end_of_chunk(block: int, last: int) -> int:
+    """Where the chunk of a block ends, or blocks do at `last`."""
+    return min(first_of(chunk_of(block) + 1), last)
+
+
+@helper
 def begin(stats: int, acc: int, pad: int) -> None:
     """No position seen yet."""
     state = f32_at(stats)

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from . import layout as L
-from .attend import begin, blocks_of, chunk_of, divide, first_of, join
+from .attend import begin, blocks_of, chunk_of, divide, end_of_chunk, first_of, join
 from .blocks import rotate_queries
 from .plain import clear, copy, share
 from .vector import helper
@@ -43,8 +43,7 @@ def combine(args: Any, token: int, window: int, memory: int, out: int) -> float:
 def nearest(block: int, start: int, end: int) -> int:
     """The beginning of a chunk that is nearest to a block in (start, end), or one of the two."""
     if start < block < end:
-        chunk = chunk_of(block)
-        before, behind = max(first_of(chunk), start), min(first_of(chunk + 1), end)
+        before, behind = max(first_of(chunk_of(block)), start), end_of_chunk(block, end)
         return before if block - before < behind - block else behind
     return block
 
@@ -80,13 +79,12 @@ def build(blocks: SimpleNamespace) -> Any:
         ready(args, queries, rows, scores)
         block = first
         while block < last:
-            chunk = chunk_of(block)
-            stop = min(first_of(chunk + 1), last)
+            stop = end_of_chunk(block, last)
             attend(
                 args, index, kv, queries, rows, position, window, block, stop, acc, stats, scores
             )
             for row in range(rows):
-                partial = partial_of(args, row // group, chunk, kv * group + row % group)
+                partial = partial_of(args, row // group, chunk_of(block), kv * group + row % group)
                 copy(stats + 8 * row, partial, 2)
                 copy(acc + 4 * pad * row, partial + 64, pad)
             block = stop

@@ -12,7 +12,7 @@ from typing import Any
 from . import layout as L
 from . import thread_memory as M
 from .activations import cut_acts, quantize, quantize_one
-from .attend import begin, blocks_of, chunk_of, divide, first_of, join
+from .attend import begin, blocks_of, divide, end_of_chunk, join
 from .blocks import add_sublayer, offset_of, rotate_queries, tile_of_qkv
 from .ffn import build_test
 from .plain import clear, copy, share
@@ -122,7 +122,7 @@ def build(blocks: SimpleNamespace, multiply: Any, barrier: Any, grab: Any, width
             block, _ = blocks_of(position, window)
             _, end = blocks_of(args[L.POSITION] + last - 1, window)
             while block < end:
-                stop = min(first_of(chunk_of(block) + 1), end)
+                stop = end_of_chunk(block, end)
                 attend(
                     args,
                     index,
