@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from jinja2 import TemplateError, TemplateSyntaxError
 
 from .errors import FormatError, UsageError
-from .template_sandbox import MAX_CHARS, Sandbox, refusal
+from .template_sandbox import Sandbox, refusal
 
 if TYPE_CHECKING:
     from .tokenizer import Tokenizer
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 MAX_TEMPLATE_CHARS = 1 << 18
 MAX_MESSAGES = 10_000
 MAX_CONTENT_CHARS = 1 << 23
+_MAX_WORDS = 300  # characters of what a template says
 ROLES = ("system", "user", "assistant", "tool")
 
 Messages = Sequence[Mapping[str, str]]
@@ -77,7 +78,7 @@ class ChatTemplate:
         messages the template refuses, FormatError where the template itself fails.
         """
         check_messages(messages)
-        self._sandbox.restart()
+        self._sandbox.restart(sum(len(message["content"]) for message in messages))
         pieces: list[str] = []
         size = 0
         try:
@@ -90,10 +91,7 @@ class ChatTemplate:
             ):
                 pieces.append(piece)
                 size += len(piece)
-                if size > MAX_CHARS:
-                    raise FormatError(f"The chat template made more than {MAX_CHARS} characters.")
-        except FormatError:
-            raise
+                self._sandbox.limit(size)
         except Exception as error:
             raise self._explain(error, messages) from error
         return "".join(pieces)
@@ -102,11 +100,18 @@ class ChatTemplate:
         said = refusal(error)
         if said is None:
             name = type(error).__name__
-            return FormatError(f"The model's chat template failed ({name}): {error}.")
+            return FormatError(f"The model's chat template failed ({name}): {_brief(str(error))}.")
         hint = "change the order or the roles of the messages"
         if any(message["role"] == "system" for message in messages):
             hint = "leave out the system message, or put its text into the first user message"
+        said = _brief(said)
         return UsageError(f"The model's chat template refuses these messages ({said}); {hint}.")
+
+
+def _brief(words: str) -> str:
+    """A template's own words as part of a sentence: no control characters, no pages."""
+    clean = "".join(char if char.isprintable() else " " for char in words[: _MAX_WORDS + 1])
+    return clean if len(words) <= _MAX_WORDS else clean[:_MAX_WORDS] + "..."
 
 
 def check_messages(messages: Messages) -> None:

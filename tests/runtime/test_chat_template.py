@@ -121,6 +121,13 @@ DOUBLING = "{% set ns = namespace(x='a') %}{% for i in range(99) %}%s{% endfor %
 NESTING = "{% set ns = namespace(x=[]) %}{% for i in range(99) %}{% set ns.x = [ns.x, ns.x] %}"
 
 
+BIG = "{% set b = 'a' * 999999 %}"
+BLOCKS = "".join(
+    f"{{% block b{i} %}}{{{{ self.b{i + 1}() ~ self.b{i + 1}() }}}}{{% endblock %}}"
+    for i in range(30)
+)
+
+
 @pytest.mark.parametrize(
     "source",
     [
@@ -136,13 +143,13 @@ NESTING = "{% set ns = namespace(x=[]) %}{% for i in range(99) %}{% set ns.x = [
         "{{ '{:999999999}'.format(3) }}",
         "{{ 'a'.format_map }}",
         "{{ 'a'.ljust(999999999) }}",
-        "{{ ('a' * 9999999).replace('a', 'b' * 9999) }}",
-        "{{ ('a' * 9999999) | replace('a', 'b' * 9999) }}",
-        "{{ ('a' * 9999999).join('b' * 9999) }}",
-        "{{ ('b' * 9999) | join('a' * 9999999) }}",
+        "{{ ('a' * 999999).replace('a', 'b' * 9999) }}",
+        "{{ ('a' * 999999) | replace('a', 'b' * 9999) }}",
+        "{{ ('a' * 999999).join('b' * 9999) }}",
+        "{{ ('b' * 9999) | join('a' * 999999) }}",
         "{{ messages | tojson(indent=999999999) }}",
         "{{ strftime_now('%999999999d') }}",
-        "{% for i in range(99) %}{{ 'a' * 9999999 }}{% endfor %}",
+        "{% for i in range(99) %}{{ 'a' * 999999 }}{% endfor %}",
         DOUBLING.replace("%s", "{% set ns.x = ns.x + ns.x %}"),
         DOUBLING.replace("%s", "{% set ns.x = ns.x ~ ns.x %}"),
         DOUBLING.replace("%s", "{% set ns.x %}{{ ns.x }}{{ ns.x }}{% endset %}"),
@@ -150,6 +157,29 @@ NESTING = "{% set ns = namespace(x=[]) %}{% for i in range(99) %}{% set ns.x = [
         NESTING + "{% endfor %}{{ ns.x | tojson }}",
         NESTING + "{% endfor %}{{ ns.x | string }}",
         NESTING + "{% endfor %}{{ ns.x ~ 'a' }}",
+        NESTING + "{% endfor %}{{ ns.x == ns.x }}",
+        NESTING + "{% endfor %}{{ ns.x | upper }}",
+        NESTING + "{% endfor %}{{ '%s' % ns.x }}",
+        NESTING.replace("[ns.x, ns.x]", "(ns.x, ns.x)") + "{% endfor %}{{ {ns.x: 1} | length }}",
+        NESTING.replace("[ns.x, ns.x]", "{'a': ns.x, 'b': ns.x}") + "{% endfor %}",
+        BIG + "{{ (('%s' * 1000) % ((b,) * 1000)) | length }}",
+        BIG + "{{ ([b] * 90000) | upper | length }}",
+        BIG + "{% set l = [" + "b[1:], " * 999 + "] %}",
+        BIG + "{% set l = [" + "b | trim('c'), " * 999 + "] %}",
+        BIG + "{% set l = [" + "b.upper(), " * 999 + "] %}",
+        BIG + "{% set l = [" + "b ~ 1, " * 999 + "] %}",
+        BIG + "{{ b.split('a') | length }}" * 99,
+        "{{ ((1,) * 150000) | tojson(indent=9999) | length }}",
+        "{{ ([1] * 150000) | tojson(separators=('a' * 99999, ':')) | length }}",
+        "{{ [1] | tojson(indent='a') }}",
+        "{{ ([[0] * 150000] * 99) | sum(start=[]) | length }}",
+        "{{ 3 ** 100000000 }}",
+        "{{ ('f' * 999999) | int(0, 16) // (('f' * 499999) | int(0, 16)) }}",
+        "{{ '\t'.expandtabs(tabsize=999999999) }}",
+        "{{ 'a'.encode() }}",
+        "{{ (1).to_bytes(999999999, 'big') }}",
+        "{{ (1).from_bytes([255] * 99999, 'big') > 1 }}",
+        BLOCKS,
         "{{ ''.__class__.__mro__ }}",
         "{{ messages.append(3) }}",
         "{{ dict.mro() }}",
@@ -157,10 +187,27 @@ NESTING = "{% set ns = namespace(x=[]) %}{% for i in range(99) %}{% set ns.x = [
         "{% include 'file' %}",
         "{{ nothing.at.all }}",
     ],
+    ids=lambda source: source[:80],
 )
 def test_templates_cannot_leave_run_away_or_fill_the_memory(source: str) -> None:
     with pytest.raises(FormatError, match="chat template"):
         ChatTemplate(source).render(HELLO)
+
+
+def test_long_messages_may_be_copied() -> None:
+    source = "{% set ns = namespace(x='') %}{% for m in messages %}"
+    source += "{% set ns.x = ns.x + m.content + '|' %}{% endfor %}{{ ns.x }}"
+    text = "word " * 100_000
+    found = ChatTemplate(source).render([{"role": "user", "content": text}] * 12)
+    assert found == (text + "|") * 12
+
+
+def test_what_a_template_says_is_part_of_one_sentence() -> None:
+    with pytest.raises(UsageError) as caught:
+        ChatTemplate("{{ raise_exception('No\x1b[2J\n' ~ 'a' * 9999) }}").render(HELLO)
+    said = str(caught.value)
+    assert said.isprintable() and len(said) < 500
+    assert "(No [2J aaa" in said
 
 
 def test_a_template_can_be_used_again_after_it_failed() -> None:
