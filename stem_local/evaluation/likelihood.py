@@ -81,11 +81,11 @@ def best_label(model: Model, row: Labelled, task: LabelTask, sparsity: Sparsity)
 
 
 def _windows(model: Model, text: str, limit: int) -> list[list[int]]:
-    """Windows of a text that are whole, unless the text is shorter than one."""
+    """Windows of a text that are whole, unless the text or the limit is shorter than one."""
     begin, ids = model.begin_tokens, model.tokenize(text)
-    size = min(WINDOW, model.context) - len(begin)
+    size = min(min(WINDOW, model.context) - len(begin), limit)
     whole = [ids[start : start + size] for start in range(0, len(ids) - size + 1, size)]
-    return [begin + window for window in spread(whole or [ids], max(1, limit // size))]
+    return [begin + window for window in spread(whole or [ids], limit // size)]
 
 
 def _losses(model: Model, ids: list[int], sparsity: Sparsity) -> NDArray[np.float64]:

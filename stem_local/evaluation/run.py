@@ -50,9 +50,10 @@ def evaluate(
     done, total), `cancel` is asked often. Raises FormatError, UsageError, ContextFullError,
     Cancelled.
     """
-    for name, value in (("limit", limit), ("tokens", tokens)):
-        if type(value) is not int or value < 1:
-            raise UsageError(f"{name} is a number of at least 1, not {value!r:.40}.")
+    # the first of a text's tokens is context for the second
+    for name, value, least in (("limit", limit, 1), ("tokens", tokens, 2)):
+        if type(value) is not int or value < least:
+            raise UsageError(f"{name} is a number of at least {least}, not {value!r:.40}.")
     chosen = _distinct(sparsities) if sparsities is not None else available(model)
     task = task or LabelTask()
     own = list(workloads().values())
