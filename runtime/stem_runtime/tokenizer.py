@@ -63,7 +63,8 @@ class Tokenizer:
         if not isinstance(eos, list) or not isinstance(add_bos, bool):
             raise FormatError(f"{path}: its special tokens (eos, add_bos) are missing or mistyped.")
         for token in [*eos, *([] if bos is None else [bos])]:
-            if type(token) is not int or not 0 <= token < size:
+            # ids may have holes, so that the last ones are beyond their number
+            if type(token) is not int or not (0 <= token < size or _is_token(backend, token)):
                 raise FormatError(f"{path}: special token {token!r} is not one of its {size} ids.")
         return cls(backend, bos=bos, eos=eos, add_bos=add_bos)
 
@@ -96,7 +97,7 @@ class Tokenizer:
         bos, *_ = [*_named(backend, settings, models, "bos"), None]
         add_bos = settings[0].get("add_bos_token")
         if not isinstance(add_bos, bool):
-            start = backend.encode("", add_special_tokens=True).ids[:1]
+            start = _ids(backend, "", True)[:1]
             add_bos = bos is not None and start == [bos]
         eos = {*_named(backend, settings, models, "eos"), *_known_ends(backend)}
         return cls(backend, bos=bos, eos=eos, add_bos=add_bos)
@@ -218,8 +219,7 @@ class Tokenizer:
             text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
         with self._lock:
             backend.encode_special_tokens = not special
-            ids: list[int] = backend.encode(text, add_special_tokens=False).ids
-            return ids
+            return _ids(backend, text, False)
 
     @cached_property
     def _inner(self) -> Backend:
@@ -338,6 +338,23 @@ def _named(
         size = backend.get_vocab_size()
         found += [i for i in given if type(i) is int and 0 <= i < size]
     return found
+
+
+def _is_token(backend: Backend, token: int) -> bool:
+    return 0 <= token < 1 << 32 and backend.id_to_token(token) is not None
+
+
+def _ids(backend: Backend, text: str, special: bool) -> list[int]:
+    try:
+        ids: list[int] = backend.encode(text, add_special_tokens=special).ids
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # the library also panics, outside the Exception family
+        raise FormatError(
+            f"The model's tokenizer.json cannot tokenize this text ({error!s:.120}); "
+            "get the file again from its source."
+        ) from error
+    return ids
 
 
 def _read_backend(path: Path) -> Backend:

@@ -524,6 +524,28 @@ def test_metadata_that_cannot_be_used(
         Tokenizer.from_gguf(meta)
 
 
+def test_a_tokenizer_that_fails_or_panics_on_a_text() -> None:
+    def made(pattern: str) -> Tokenizer:
+        backend = Backend(models.WordLevel({"a": 0}, unk_token="[none]"))
+        backend.pre_tokenizer = pre_tokenizers.Split(Regex(pattern), "isolated")
+        backend.decoder = byte_level()._backend.decoder
+        return Tokenizer(backend, bos=None, eos=[], add_bos=False)
+
+    for pattern, text in (("b", "b"), ("(a+)+$", "a" * 40 + "b")):
+        with pytest.raises(FormatError, match=r"tokenizer.json cannot tokenize this text"):
+            made(pattern).encode(text)
+
+
+def test_ids_with_a_hole_before_the_end_token(tmp_path: Path) -> None:
+    spec = json.loads(byte_level()._backend.to_str())
+    spec["model"]["vocab"]["[end]"] = 5000
+    (tmp_path / "tokenizer.json").write_text(json.dumps(spec))
+    info = {"bos": None, "eos": [5000], "add_bos": False}
+    assert Tokenizer.from_file(tmp_path / "tokenizer.json", info).eos == {5000}
+    with pytest.raises(FormatError, match="5001"):
+        Tokenizer.from_file(tmp_path / "tokenizer.json", {**info, "eos": [5001]})
+
+
 @settings(max_examples=40, deadline=None)
 @given(data=st.data())
 def test_a_damaged_file_is_a_format_error(data: st.DataObject, tmp_path_factory: Any) -> None:
