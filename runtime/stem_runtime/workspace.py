@@ -268,6 +268,7 @@ class Workspace:
         size = L.scratch_bytes(
             self._d_pad,
             self._attended_pad,
+            config.n_heads,
             group,
             self._head_pad,
             self._block,

@@ -24,17 +24,20 @@ def combine(args: Any, token: int, window: int, memory: int, out: int) -> float:
     """Join the chunks of every head: float32 [heads * head_dim], zeros up to the padding.
 
     Returns how sharp attention is: a head's largest weight, on average over the heads. `memory` is
-    HEAD_PAD + 16 floats of the caller's.
+    heads * (HEAD_PAD + 16) floats of the caller's.
     """
     heads, dim, pad = args[L.N_HEADS], args[L.HEAD_DIM], args[L.HEAD_PAD]
     first, last = blocks_of(args[L.POSITION] + token, window)
-    acc, sharpness = memory + 64, 0.0
+    sharpness, each = 0.0, 4 * (pad + 16)
     for head in range(heads):
-        begin(memory, acc, pad)
-        for chunk in range(chunk_of(first), chunk_of(last - 1) + 1):
-            found = partial_of(args, token, chunk, head)
-            join(memory, acc, found, found + 64, pad)
-        sharpness += divide(memory, acc, out + 4 * dim * head, dim)
+        begin(memory + each * head, memory + each * head + 64, pad)
+    for chunk in range(chunk_of(first), chunk_of(last - 1) + 1):
+        for head in range(heads):  # the heads do not wait for each other, chunks of one would
+            state, found = memory + each * head, partial_of(args, token, chunk, head)
+            join(state, state + 64, found, found + 64, pad)
+    for head in range(heads):
+        state = memory + each * head
+        sharpness += divide(state, state + 64, out + 4 * dim * head, dim)
     clear(out + 4 * heads * dim, args[L.ATTENDED_PAD] - heads * dim)
     return sharpness / heads
 

@@ -225,7 +225,13 @@ def shared_bytes(kind: int, d_model: int) -> int:
 
 
 def scratch_bytes(
-    d_pad: int, attended_pad: int, group: int, head_pad: int, tokens: int, ffn_groups: int
+    d_pad: int,
+    attended_pad: int,
+    heads: int,
+    group: int,
+    head_pad: int,
+    tokens: int,
+    ffn_groups: int,
 ) -> int:
     """Memory of one thread; `decode` and `prefill` cut it up. `group`: queries per key head."""
     activations = STEP_TOKENS * ((d_pad + attended_pad) // 32 + 4) * (32 + 12) + 16 * ACTS_WORDS
@@ -235,7 +241,8 @@ def scratch_bytes(
     gates = 4 * 2 * 32 * tokens
     neurons = 1024 + 8 * d_pad + 4 * ffn_groups + d_pad // 32 * (32 + 12)
     look = (STEP_TOKENS + 1) * (4 * d_pad + d_pad // 32 * (32 + 12)) + 16 * ACTS_WORDS
-    total = vectors + activations + attention + gates + max(neurons, look)
+    joined = 4 * heads * (head_pad + 16)
+    total = vectors + activations + max(attention, joined) + gates + max(neurons, look)
     return (total + 4095) // 4096 * 4096
 
 
