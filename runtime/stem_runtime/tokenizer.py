@@ -20,6 +20,7 @@ from tokenizers import Tokenizer as Backend
 
 from . import tokenizer_gguf
 from .errors import FormatError, UnsupportedError, UsageError
+from .tokenizer_bounds import check_growth
 from .tokenizer_gguf import END_TEXTS
 
 MAX_FILE_BYTES = 128 << 20
@@ -359,7 +360,9 @@ def _ids(backend: Backend, text: str, special: bool) -> list[int]:
 
 def _read_backend(path: Path) -> Backend:
     try:
-        return Backend.from_str(_read_text(path, MAX_FILE_BYTES))
+        backend = Backend.from_str(_read_text(path, MAX_FILE_BYTES))
+        check_growth(path, backend)
+        return backend
     except (FormatError, OSError, KeyboardInterrupt):
         raise
     except BaseException as error:  # the library also panics, outside the Exception family

@@ -465,6 +465,31 @@ def test_a_hugging_face_folder(tmp_path: Path) -> None:
         Tokenizer.from_hf(tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("part", "step"),
+    [
+        ("normalizer", ("a", "aa")),
+        ("normalizer", (Regex("a|$"), "a")),
+        ("decoder", ("a", "aa")),
+    ],
+)
+def test_replacements_that_make_too_much_of_a_text(
+    tmp_path: Path, part: str, step: tuple[str | Regex, str]
+) -> None:
+    """Six that double it are taken, a seventh is not."""
+    backend = Backend.from_str(original("smollm").to_str())
+    parts = {"normalizer": normalizers, "decoder": decoders}[part]
+    for count, taken in ((6, True), (7, False)):
+        steps = [parts.Replace(*step)] * count
+        setattr(backend, part, parts.Sequence(steps))
+        backend.save(str(tmp_path / "tokenizer.json"))
+        if taken:
+            Tokenizer.from_hf(tmp_path)
+        else:
+            with pytest.raises(FormatError, match=f"its {part} makes texts 128 times as long"):
+                Tokenizer.from_hf(tmp_path)
+
+
 def test_the_post_processor_tells_whether_text_begins_with_a_token(tmp_path: Path) -> None:
     spec = json.loads(original("smollm").to_str())
     spec["post_processor"] = {
