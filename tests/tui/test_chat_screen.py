@@ -159,6 +159,21 @@ def test_editing_a_message_makes_a_branch(model: Scripted) -> None:
     assert saved() == [["Three", "Hello there."]]
 
 
+def test_another_chat_ends_an_edit(model: Scripted) -> None:
+    async def test(chatting: Chatting) -> None:
+        await chatting.ask("One")
+        composer = chatting.chat.composer
+        composer.area.put("Begun")
+        await chatting.press("ctrl+up", "home", "e")
+        await chatting.until(lambda: composer.editing)
+        await chatting.press("ctrl+n")
+        await chatting.until(lambda: not chatting.entries)
+        assert not composer.editing
+        assert composer.text == "Begun"
+
+    run_chat(model, test)
+
+
 def test_an_error_is_told_and_the_question_kept(model: Scripted) -> None:
     async def test(chatting: Chatting) -> None:
         def fail(_: object) -> None:

@@ -186,6 +186,7 @@ WRONG = {
     "/set temperature hot": "temperature",
     "/sparsity 99%": "0.95",
     "/load 99999999999999999999": "too large",
+    "/load " + "9" * 4400: "too large",
     "/stats": "no messages yet",
     "/copy": "no messages yet",
     "/save": "no messages yet",

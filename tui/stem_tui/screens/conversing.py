@@ -262,6 +262,7 @@ class Conversing(Screen[None]):
     async def _open(self, dialogue: Dialogue) -> None:
         self.dialogue = dialogue
         self.editing = None
+        self.composer.stop_editing()
         self.query_one(TitleBar).title = dialogue.title
         await self.transcript.show(dialogue.entries)
         sent = [entry.content for entry in dialogue.entries if entry.role == "user"]

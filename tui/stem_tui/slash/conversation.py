@@ -85,10 +85,12 @@ async def _save(chat: ChatScreen, argument: str) -> None:
 
 
 async def _load(chat: ChatScreen, argument: str) -> None:
-    if argument.isdecimal():
+    if not argument.isdecimal():
+        await chat.choose_conversation(argument)
+    elif len(argument) < 19:  # Python refuses to read a number of thousands of digits
         await chat.open_conversation(int(argument))
     else:
-        await chat.choose_conversation(argument)
+        raise UsageError("That number is too large to be one in the history.")
 
 
 async def _search(chat: ChatScreen, argument: str) -> None:

@@ -159,6 +159,11 @@ class Composer(Vertical):
         files = self.attachments if attachments is None else tuple(attachments)
         self._put(Draft(printable(text), files))
 
+    def stop_editing(self) -> None:
+        """Give back what an edit had pushed aside, if there is one."""
+        if self.editing:
+            self._end_editing()
+
     def remember(self, sent: Sequence[str]) -> None:
         """Let the arrow keys go back through these, oldest first, instead of what was sent."""
         self._recall.load([text for text in sent if not is_long(text)])
