@@ -20,7 +20,8 @@ from . import store
 from .chat import Prompt
 from .completion import Completion
 from .equipment import BARE, build_engine
-from .generation import GenerateOptions, Stream
+from .generate_options import GenerateOptions
+from .generation import Stream
 from .machine import GPU_MEMORY
 from .model import Model
 from .sparsity import QUALITY, Calibrated, Sparsity, check_quality, check_sparsity

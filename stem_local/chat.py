@@ -11,7 +11,8 @@ from stem_runtime.chat_template import check_messages, encode_chat
 from stem_runtime.errors import ContextFullError, UsageError
 
 from .completion import Chunk, Completion, collect
-from .generation import GenerateOptions, Generation, Options, Stream
+from .generate_options import GenerateOptions, Options
+from .generation import Generation, Stream
 
 if TYPE_CHECKING:
     from .model import Model

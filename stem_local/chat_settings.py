@@ -12,7 +12,7 @@ from stem_runtime.sampling_params import LIMITS, Limit, SamplingParams
 from .sparsity import MOST, QUALITY, Sparsity, check_quality, check_sparsity
 
 if TYPE_CHECKING:
-    from .generation import ContextPolicy
+    from .generate_options import ContextPolicy
 
 MAX_SYSTEM = 1_000_000
 """Characters of a system prompt; no context holds more."""

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from stem_runtime.kv_cache import KVCache
 
     from .decoding import Decoding
-    from .generation import Options
+    from .generate_options import Options
     from .model import Model
 
 

@@ -19,7 +19,8 @@ from . import scoring
 from .chat import Message, Prompt, Session, check_room, encode_raw, fit, question, with_system
 from .completion import Completion, collect
 from .equipment import BARE, Equipment, build_engine
-from .generation import GenerateOptions, Generation, Options, Stream
+from .generate_options import GenerateOptions, Options
+from .generation import Generation, Stream
 from .sparsity import QUALITY, Calibrated, Choice, Sparsity, check_quality, check_sparsity
 
 if TYPE_CHECKING:

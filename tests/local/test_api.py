@@ -17,7 +17,8 @@ from hypothesis import strategies as st
 import stem_local
 from stem_local import api, store
 from stem_local.errors import NotInstalledError
-from stem_local.generation import GenerateOptions, Options, common_prefix
+from stem_local.generate_options import GenerateOptions, Options
+from stem_local.generation import common_prefix
 from stem_local.model import Model
 from stem_local.sparsity import Choice
 from stem_runtime import energy

@@ -22,7 +22,7 @@ from stem_local.chat_settings import (
     read_quality,
 )
 from stem_local.errors import UsageError
-from stem_local.generation import ContextPolicy, Options
+from stem_local.generate_options import ContextPolicy, Options
 from stem_runtime.sampling import SamplingParams
 
 SETTINGS = st.builds(

@@ -14,7 +14,8 @@ from stem_local.choosing import choosing
 from stem_local.completion import Completion, collect
 from stem_local.decoding import Decoding, total_cost
 from stem_local.drafting import Gain
-from stem_local.generation import Options, Stream
+from stem_local.generate_options import Options
+from stem_local.generation import Stream
 from stem_local.model import Model
 from stem_runtime.errors import UsageError
 from stem_runtime.kernels import DeviceChoice

@@ -13,7 +13,7 @@ from textual.widget import Widget
 from .figures import bar
 
 if TYPE_CHECKING:
-    from stem_local.generation import ContextPolicy
+    from stem_local.generate_options import ContextPolicy
 
 BAR = 10
 NEARLY = 0.8
