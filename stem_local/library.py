@@ -94,7 +94,7 @@ def _installed(model: InstalledModel, kind: CacheKind) -> Choosable:
     kv_bytes = machine.kv_bytes(config, kind)
     return Choosable(
         name=model.name,
-        parameters=_number(model.info.get("parameters")),
+        parameters=model.info["parameters"],
         size=model.size,
         license=str(model.info.get("license") or source.get("license") or ""),
         activation=str(config["activation"]),
@@ -133,7 +133,3 @@ def _size_of(file: Path) -> int:
         return file.stat().st_size
     except OSError:
         return 0
-
-
-def _number(value: object) -> int:
-    return value if isinstance(value, int) else 0

@@ -33,7 +33,8 @@ _INFO = "stem.json"
 class InstalledModel:
     """A model on this machine. `size` is its bytes on disk, `info` its stem.json.
 
-    `damage` says what is wrong with it, None when it can be used; `info` is empty if not.
+    `damage` says what is wrong with it and what to do, None when it can be used; `info` is empty if
+    not, and `size` 0 where even that cannot be told.
     """
 
     name: str
@@ -76,24 +77,29 @@ def names() -> list[str]:
     except FileNotFoundError:
         return []
     # whatever else somebody keeps there is no model
-    return [name for name in found if _plain(name) and _versions(models_dir() / name)]
+    return [name for name in found if _plain(name) and _is_model(models_dir() / name)]
 
 
 def find(name: str) -> InstalledModel | None:
     """The installed model of exactly that name, damaged or not; None when there is none."""
-    versions = _versions(models_dir() / check_name(name))
-    if not versions:
-        return None
-    folder = versions[-1]
+    folder, size = models_dir() / check_name(name), 0
     try:
+        versions = _versions(folder)
+        if not versions:
+            return None
+        folder = versions[-1]
         size = sum(entry.stat().st_size for entry in os.scandir(folder) if entry.is_file())
+        return InstalledModel(name.lower(), folder, size, _open(folder))
     except FileNotFoundError:  # removed since by another process
         return None
-    try:
-        info = _open(folder)
-    except (StemError, OSError) as error:
-        return InstalledModel(name.lower(), folder, size, {}, damage=str(error))
-    return InstalledModel(name.lower(), folder, size, info)
+    except StemError as error:
+        damage = f"{error} Pull it again."
+    except OSError as error:
+        damage = (
+            f"{error.filename or folder} cannot be read ({error.strerror}); make it readable, or "
+            "delete it and pull the model again."
+        )
+    return InstalledModel(name.lower(), folder, size, {}, damage=damage)
 
 
 def resolve(model: str | Path | None = None) -> Path:
@@ -197,6 +203,11 @@ def remove(name: str) -> InstalledModel:
                 f"{name} cannot be removed ({error.strerror}); close what uses it and try again."
             ) from error
         sweep(name)
+        if trash.exists():
+            raise BusyError(
+                f"{name} is removed, but {trash} could not be deleted with all that is in it; "
+                "delete it yourself."
+            )
     return model
 
 
@@ -223,6 +234,13 @@ def sweep_all() -> None:
     for name in {entry.split("-", 1)[1].rpartition("-")[0] for entry in left}:
         with contextlib.suppress(BusyError, UsageError), locked(name):
             sweep(name)
+
+
+def _is_model(home: Path) -> bool:
+    try:
+        return bool(_versions(home))
+    except OSError:  # one that cannot be looked into is told of, not hidden
+        return True
 
 
 def _versions(home: Path) -> list[Path]:

@@ -63,7 +63,7 @@ def _installed(json_: bool) -> None:
     table(("NAME", "QUANT", "PARAMETERS", "SIZE"), rows)
     for model in models:
         if model.damage:
-            click.echo(f"{model.name} is damaged: {model.damage} Pull it again.", err=True)
+            click.echo(f"{model.name} is damaged: {model.damage}", err=True)
 
 
 def _catalog(json_: bool) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -86,8 +88,40 @@ def test_damaged_models_are_listed_with_the_reason(damage) -> None:
     good, tiny = store.installed()
     assert good.damage is None
     assert tiny.damage
+    assert tiny.damage.endswith("Pull it again.")
     assert tiny.info == {}
     assert install("tiny").damage is None
+
+
+@pytest.mark.parametrize("what", ["model", "version"])
+def test_models_that_cannot_be_looked_into_are_listed_and_removed(
+    what: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    good, tiny = install("good"), install("tiny")
+    unreadable = tiny.folder.parent if what == "model" else tiny.folder
+    scandir = os.scandir
+
+    def refusing(path: Path) -> object:
+        if path == unreadable and path.exists():
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(store.os, "scandir", refusing)
+    found = store.installed()
+    assert found[0] == good
+    assert (found[1].name, found[1].size, found[1].info) == ("tiny", 0, {})
+    assert found[1].damage
+    assert found[1].damage.startswith(f"{unreadable} cannot be read (Permission denied); make it")
+    assert store.remove("tiny") == found[1]
+    assert leftovers() == ["good"]
+
+
+def test_what_cannot_be_deleted_is_told_of(monkeypatch: pytest.MonkeyPatch) -> None:
+    install("tiny")
+    monkeypatch.setattr(store.shutil, "rmtree", lambda *_, **__: None)
+    with pytest.raises(BusyError, match=r"trash-tiny-\d+ could not be deleted"):
+        store.remove("tiny")
+    assert store.find("tiny") is None
 
 
 def test_other_things_in_the_folder_are_ignored() -> None:

@@ -240,7 +240,9 @@ def test_a_config_that_does_not_fit_is_refused(tmp_path: Path, field: str, value
         open_packed(folder)
 
 
-@pytest.mark.parametrize("change", [{"format": 2}, {"config": 3}, {"tokenizer": None}])
+@pytest.mark.parametrize(
+    "change", [{"format": 2}, {"config": 3}, {"tokenizer": None}, {"quant": 4}, {"parameters": "1"}]
+)
 def test_stem_json_of_another_kind_is_refused(tmp_path: Path, change: dict[str, Any]) -> None:
     folder = random_packed(tmp_path, tiny_config())
     info = json.loads((folder / "stem.json").read_text()) | change

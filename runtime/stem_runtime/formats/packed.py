@@ -31,6 +31,10 @@ PARTIAL = ".partial"
 ALIGNMENT = 64
 
 _TILES = ".tiles"
+_FIELDS = {
+    **{"name": str, "quant": str, "weights_sha256": str, "parameters": int},
+    **{"config": dict, "tokenizer": dict, "source": dict},
+}
 
 Shape = tuple[int, ...]
 
@@ -159,9 +163,9 @@ def _read_info(path: Path) -> dict[str, Any]:
             f"{path}: format {info.get('format')!r:.40} is not the supported {FORMAT}; "
             "convert or pull the model again."
         )
-    for key, kind in {"name": str, "config": dict, "tokenizer": dict, "source": dict}.items():
+    for key, kind in _FIELDS.items():
         if not isinstance(info.get(key), kind):
-            raise FormatError(f"{path}: field {key!r} should be a {kind.__name__}.")
+            raise FormatError(f"{path}: field {key!r} is missing or no {kind.__name__}.")
     return info
 
 
