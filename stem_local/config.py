@@ -165,6 +165,8 @@ def load_config(path: Path | None = None) -> Config:
         raise UsageError(f"The settings {file} are not TOML: {error}.") from None
     except UsageError as error:
         raise UsageError(f"In the settings {file}: {error}") from None
+    except ValueError:
+        raise UsageError(f"In the settings {file} a number has thousands of digits.") from None
 
 
 def from_toml(tables: Mapping[str, Any]) -> Config:

@@ -7,7 +7,16 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from .entries import Attachment, Conversation, ConversationInfo, Entry, Hit, Role, State
+from .entries import (
+    Attachment,
+    Conversation,
+    ConversationInfo,
+    Entry,
+    Hit,
+    Role,
+    State,
+    typed_number,
+)
 
 if TYPE_CHECKING:
     from .store import History
@@ -21,6 +30,7 @@ __all__ = [
     "Hit",
     "Role",
     "State",
+    "typed_number",
 ]
 
 

@@ -14,6 +14,7 @@ from stem_runtime.errors import StemError, UsageError
 
 from ..errors import DamagedHistoryError, HistoryError
 from . import migrations, rows
+from .entries import TOO_LARGE
 
 _BUSY_SECONDS = 10.0
 
@@ -125,7 +126,7 @@ class Database:
             # Python fails like this where SQLite's own message quotes a damaged name.
             raise self.damaged(error.reason) from error
         except OverflowError as error:
-            raise UsageError("That number is too large to be one in the history.") from error
+            raise UsageError(TOO_LARGE) from error
         except OSError as error:
             raise self._unwritable(error.strerror or error) from error
 

@@ -6,11 +6,18 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from stem_runtime.errors import UsageError
+
 Role = Literal["user", "assistant"]
 
 State = Literal["whole", "streaming", "stopped", "length", "context", "failed"]
 """whole: came to its own end. streaming: still being written. stopped: by the user, or with the
 process. length: at max_tokens. context: the context was full. failed: by an error."""
+
+TOO_LARGE = "That number is too large to be one in the history."
+
+# SQLite's numbers have 19 digits at most, and Python reads none of thousands
+_DIGITS = 18
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,3 +82,12 @@ class Hit:
     role: Role
     snippet: str
     created: float
+
+
+def typed_number(text: str) -> int | None:
+    """The number of a conversation or message, None for a text that is none. Raises UsageError."""
+    if not text.isdecimal():
+        return None
+    if len(text) > _DIGITS:
+        raise UsageError(TOO_LARGE)
+    return int(text)

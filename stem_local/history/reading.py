@@ -50,12 +50,14 @@ def _parsed(text: str) -> Any:
         return json.loads(text, parse_constant=_no_constant)
     except RecursionError:
         _refuse("it is nested too deeply")
-    except ValueError as error:
+    except json.JSONDecodeError as error:
         _refuse(f"it is not JSON ({error})")
+    except ValueError:
+        _refuse("it has a number of thousands of digits")
 
 
 def _no_constant(name: str) -> NoReturn:
-    raise ValueError(f"{name} is no number")
+    _refuse(f"it is not JSON ({name} is no number)")
 
 
 def _ours(document: dict[str, Any]) -> tuple[Conversation, int | None]:

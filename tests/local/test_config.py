@@ -121,6 +121,7 @@ def test_a_file_from_windows_is_read() -> None:
         ("[keys]\ncomposer.send = 3", "[keys] composer.send must be a key"),
         ("[keys]\ncomposer.send = 'ctrl j'", "not 'ctrl j'"),
         ("theme = ", "not TOML"),
+        (f"context = {'9' * 5000}", "a number has thousands of digits"),
         ("theme = 'a'\ntheme = 'b'", "not TOML"),
         pytest.param("a" + ".a" * 2000 + " = 1", "no setting", id="deep"),
         pytest.param("[keys]\na" + ".a" * 2000 + " = 1", "not TOML", id="deep keys"),

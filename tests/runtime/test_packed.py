@@ -251,6 +251,14 @@ def test_stem_json_of_another_kind_is_refused(tmp_path: Path, change: dict[str, 
         open_packed(folder)
 
 
+def test_numbers_of_thousands_of_digits_are_refused_in_plain_words(tmp_path: Path) -> None:
+    folder = random_packed(tmp_path, tiny_config())
+    text = (folder / "stem.json").read_text()
+    (folder / "stem.json").write_text(text.replace('"format": 1', f'"format": {"1" * 5000}'))
+    with pytest.raises(FormatError, match=r"value has 5000 digits\)\.$"):
+        open_packed(folder)
+
+
 @settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     st.sampled_from(["model.safetensors", "stem.json"]),

@@ -151,7 +151,7 @@ def test_interrupting_keeps_the_partial_answer(made: Made) -> None:
         (("one", "two"), 2, "two"),
         (("Hi", "--resume"), 2, "--resume needs a terminal"),
         (("--resume", "Hi"), 2, "not 'Hi'; a question comes before it"),
-        (("--resume", "9" * 30), 2, "the number of a conversation"),
+        (("--resume", "9" * 4400), 2, "too large to be one in the history"),
         (("--sparsity", "Hi"), 2, "takes auto, off or shares"),
         (("--sparsity", "0.99", "Hi"), 2, "0.95"),
         (("--threads=0", "Hi"), 2, "threads must be a whole number from 1"),

@@ -15,6 +15,7 @@ from stem_local.cli import INTERRUPTED, Told
 from stem_local.cli_types import as_text, installed, sparsity
 from stem_local.config import Config, config_file, load_config
 from stem_local.errors import UsageError
+from stem_local.history import typed_number
 
 if TYPE_CHECKING:
     from stem_local.sparsity import Sparsity
@@ -30,8 +31,8 @@ _CUT_OFF = {
 def _resume(value: str) -> Resume:
     if value == "latest":
         return "latest"
-    if value.isdecimal() and len(value) < 19:
-        return int(value)
+    if (number := typed_number(value)) is not None:
+        return number
     raise UsageError(
         f"--resume takes the number of a conversation, or nothing for the latest, not {value!r:.40}"
         "; a question comes before it."

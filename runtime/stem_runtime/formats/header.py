@@ -70,7 +70,9 @@ def parse_json(text: str | bytes, where: str) -> dict[str, Any]:
     try:
         data = json.loads(text, object_pairs_hook=_unique)
     except (ValueError, RecursionError) as error:
-        raise FormatError(f"{where}: not valid JSON ({error!s:.120}).") from None
+        # of a number of thousands of digits Python also says which of its functions to call
+        reason = str(error).partition(";")[0]
+        raise FormatError(f"{where}: not valid JSON ({reason:.120}).") from None
     if not isinstance(data, dict):
         raise FormatError(f"{where}: should hold a JSON object, found {type(data).__name__}.")
     return data

@@ -32,9 +32,9 @@ ALIGNMENT = 64
 
 _TILES = ".tiles"
 _FIELDS = {
-    **{"name": str, "quant": str, "weights_sha256": str, "parameters": int},
-    **{"config": dict, "tokenizer": dict, "source": dict},
-}
+    "name": str, "quant": str, "weights_sha256": str, "parameters": int,
+    "config": dict, "tokenizer": dict, "source": dict,
+}  # fmt: skip
 
 Shape = tuple[int, ...]
 

@@ -6,6 +6,7 @@ import asyncio
 from typing import TYPE_CHECKING
 
 from stem_local.errors import UsageError
+from stem_local.history import typed_number
 
 from . import complete
 from .command import SlashCommand, Suggestion
@@ -85,12 +86,10 @@ async def _save(chat: ChatScreen, argument: str) -> None:
 
 
 async def _load(chat: ChatScreen, argument: str) -> None:
-    if not argument.isdecimal():
+    if (number := typed_number(argument)) is None:
         await chat.choose_conversation(argument)
-    elif len(argument) < 19:  # Python refuses to read a number of thousands of digits
-        await chat.open_conversation(int(argument))
     else:
-        raise UsageError("That number is too large to be one in the history.")
+        await chat.open_conversation(number)
 
 
 async def _search(chat: ChatScreen, argument: str) -> None:
