@@ -153,10 +153,11 @@ def _told_in_one_line() -> Iterator[None]:
     except Exception as error:
         if os.environ.get("STEM_DEBUG", "") not in ("", "0"):
             traceback.print_exc()
-        raise _failure(error) from error
+        raise failure(error) from error
 
 
-def _failure(error: Exception) -> Failure:
+def failure(error: Exception) -> Failure:
+    """What the command line says of an error."""
     if isinstance(error, click.ClickException):
         return Failure(error.format_message(), error.exit_code)
     if isinstance(error, StemError):

@@ -2,17 +2,28 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import os
 import platform
 import shutil
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import click
 
+from ..cli import failure
 from ..units import size
 from ._output import as_json, facts
+
+_PROBLEM = "problem"
+"""The one key of what could not be looked at."""
+
+T = TypeVar("T")
+Lines = Iterable[tuple[str, object]]
 
 _FEATURES = (
     *("avx2", "fma", "f16c", "avxvnni", "avx512f", "avx512bw", "avx512vnni", "avx512bf16"),
@@ -31,19 +42,30 @@ def command(json_: bool) -> None:
       stem-local doctor
       stem-local doctor --json
     """
-    found: dict[str, Any] = {
-        "machine": _machine(),
-        "kernels": _kernels(),
-        "memory_bandwidth": _bandwidth(),
-        "device": _device(),
-        "folders": _folders(),
-        "network": _network(),
-    }
-    found["models"] = _models(found["device"])
+    found: dict[str, Any] = {name: _tried(look) for name, (look, _) in _SECTIONS.items()}
+    device = found["device"]
+    found["models"] = _tried(lambda: _models(None if _PROBLEM in device else device))
     if json_:
         as_json(found)
-    else:
-        _show(found)
+        return
+    lines = [_lines(name, found[name], tell) for name, (_, tell) in _SECTIONS.items()]
+    on_card = device.get("backend", "cpu") != "cpu"
+    lines.append(_lines("installed", found["models"], partial(_tell_models, on_card)))
+    facts(line for section in lines for line in section)
+
+
+def _tried(look: Callable[[], T]) -> T | dict[str, Any]:
+    """What a look finds, or what went wrong: whatever it is, the others are still told."""
+    try:
+        return look()
+    except Exception as error:
+        return {_PROBLEM: failure(error).message}
+
+
+def _lines(name: str, found: Any, tell: Callable[[Any], Lines]) -> Lines:
+    if _PROBLEM in found:
+        return [(name.replace("_", " "), found[_PROBLEM])]
+    return tell(found)
 
 
 def _machine() -> dict[str, Any]:
@@ -60,6 +82,15 @@ def _machine() -> dict[str, Any]:
         "cpu_features": [name for name in _FEATURES if name in features],
         "cpus": os.cpu_count(),
     }
+
+
+def _tell_machine(machine: dict[str, Any]) -> Lines:
+    return [
+        ("stem-local", f"{machine['version']}, Python {machine['python']}"),
+        ("system", machine["system"]),
+        ("cpu", f"{machine['cpu']}, {machine['cpus']} logical cores"),
+        ("cpu features", " ".join(machine["cpu_features"]) or "none that kernels use"),
+    ]
 
 
 def _kernels() -> dict[str, Any]:
@@ -80,10 +111,12 @@ def _kernels() -> dict[str, Any]:
     }
 
 
-def _device() -> dict[str, Any]:
-    from stem_runtime.kernels import choose_device
-
-    return asdict(choose_device())
+def _tell_kernels(kernels: dict[str, Any]) -> Lines:
+    return [
+        ("kernels", f"{kernels['variant'] or 'none'} ({kernels['reason']})"),
+        ("could run", ", ".join(n for n, lacks in kernels["missing_for"].items() if not lacks)),
+        ("threads", kernels["threads"]),
+    ]
 
 
 def _bandwidth() -> dict[str, Any]:
@@ -98,6 +131,22 @@ def _bandwidth() -> dict[str, Any]:
     return {"gb_per_second": speed, "threads": threads}
 
 
+def _tell_bandwidth(bandwidth: dict[str, Any]) -> Lines:
+    speed = bandwidth["gb_per_second"]
+    return [("memory", f"{speed} GB/s read" if speed else "too little to measure its speed")]
+
+
+def _device() -> dict[str, Any]:
+    from stem_runtime.kernels import choose_device
+
+    return asdict(choose_device())
+
+
+def _tell_device(device: dict[str, Any]) -> Lines:
+    room = "" if device["room"] is None else f", {size(device['room'])} of its memory free"
+    return [("device", f"{device['name']} ({device['reason']}){room}")]
+
+
 def _folders() -> dict[str, Any]:
     from stem_runtime import paths
 
@@ -109,18 +158,52 @@ def _folders() -> dict[str, Any]:
         "downloads": paths.cache_dir() / "downloads",
         "config": paths.config_dir(),
     }
-    return {name: _folder(path) for name, path in folders.items()}
+    return {name: _tried(partial(_folder, path)) for name, path in folders.items()}
 
 
 def _folder(path: Path) -> dict[str, Any]:
-    standing = next(p for p in (path, *path.parents) if p.exists())
-    held = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
+    # unlike Path.exists, False of what lies in a folder that cannot be looked into
+    standing = next(p for p in (path, *path.parents) if os.path.exists(p))  # noqa: PTH110
+    if not standing.is_dir():
+        raise NotADirectoryError(errno.ENOTDIR, "Not a folder", str(standing))
     return {
         "path": str(path),
-        "bytes": held,
+        "bytes": _held(path),
         "free": shutil.disk_usage(standing).free,
         "writable": os.access(standing, os.W_OK),
     }
+
+
+def _held(folder: Path) -> int:
+    """Bytes of the files below it, which others may be deleting meanwhile."""
+    held = 0
+    for root, _, files in os.walk(folder):
+        for file in files:
+            with contextlib.suppress(OSError):
+                held += (Path(root) / file).stat().st_size
+    return held
+
+
+def _tell_folders(folders: dict[str, Any]) -> Lines:
+    for name, folder in folders.items():
+        yield from _lines(name, folder, partial(_tell_folder, name))
+
+
+def _tell_folder(name: str, folder: dict[str, Any]) -> Lines:
+    told = f"{folder['path']} ({size(folder['bytes'])}, {size(folder['free'])} free)"
+    yield name.replace("_", " "), told if folder["writable"] else told + " NOT WRITABLE"
+
+
+def _settings() -> dict[str, Any]:
+    from ..config import config_file, load_config
+
+    load_config()
+    file = config_file()
+    return {"file": str(file), "there": file.exists()}
+
+
+def _tell_settings(settings: dict[str, Any]) -> Lines:
+    return [("settings", settings["file"] if settings["there"] else "none changed")]
 
 
 def _network() -> dict[str, Any]:
@@ -134,7 +217,28 @@ def _network() -> dict[str, Any]:
     }
 
 
-def _models(device: dict[str, Any]) -> list[dict[str, Any]]:
+def _tell_network(network: dict[str, Any]) -> Lines:
+    return [
+        ("hub", network["hub"] + (", offline (HF_HUB_OFFLINE)" if network["offline"] else "")),
+        ("hub login", "yes" if network["logged_in"] else "no (needed for gated models only)"),
+        ("hub cache", network["hub_cache"]),
+    ]
+
+
+_SECTIONS: Mapping[str, tuple[Callable[[], dict[str, Any]], Callable[[Any], Lines]]] = {
+    "machine": (_machine, _tell_machine),
+    "kernels": (_kernels, _tell_kernels),
+    "memory_bandwidth": (_bandwidth, _tell_bandwidth),
+    "device": (_device, _tell_device),
+    "folders": (_folders, _tell_folders),
+    "settings": (_settings, _tell_settings),
+    "network": (_network, _tell_network),
+}
+"""What is looked at, in this order, and how it is told."""
+
+
+def _models(device: dict[str, Any] | None) -> list[dict[str, Any]]:
+    """`device` is None where it could not be looked at."""
     from .. import store
 
     return [
@@ -142,7 +246,7 @@ def _models(device: dict[str, Any]) -> list[dict[str, Any]]:
             "name": model.name,
             "size": model.size,
             "damage": model.damage,
-            "placement": "" if model.damage else _placement(model.folder, device),
+            "placement": "" if model.damage or not device else _placement(model.folder, device),
         }
         for model in store.installed()
     ]
@@ -173,39 +277,8 @@ def _placement(folder: Path, device: dict[str, Any]) -> str:
     return f"all {packed.config.n_layers} layers on the {where}"
 
 
-def _show(found: dict[str, Any]) -> None:
-    machine, kernels, network = found["machine"], found["kernels"], found["network"]
-    speed, device = found["memory_bandwidth"]["gb_per_second"], found["device"]
-    room = "" if device["room"] is None else f", {size(device['room'])} of its memory free"
-    facts(
-        [
-            ("stem-local", f"{machine['version']}, Python {machine['python']}"),
-            ("system", machine["system"]),
-            ("cpu", f"{machine['cpu']}, {machine['cpus']} logical cores"),
-            ("cpu features", " ".join(machine["cpu_features"]) or "none that kernels use"),
-            ("kernels", f"{kernels['variant'] or 'none'} ({kernels['reason']})"),
-            ("could run", ", ".join(n for n, lacks in kernels["missing_for"].items() if not lacks)),
-            ("threads", kernels["threads"]),
-            ("memory", f"{speed} GB/s read" if speed else "too little to measure its speed"),
-            ("device", f"{device['name']} ({device['reason']}){room}"),
-            *((name.replace("_", " "), _told(about)) for name, about in found["folders"].items()),
-            ("hub", network["hub"] + (", offline (HF_HUB_OFFLINE)" if network["offline"] else "")),
-            ("hub login", "yes" if network["logged_in"] else "no (needed for gated models only)"),
-            ("hub cache", network["hub_cache"]),
-            ("installed", ", ".join(_model(model) for model in found["models"]) or "no model yet"),
-            *(
-                (model["name"], model["placement"])
-                for model in found["models"]
-                if device["backend"] != "cpu"
-            ),
-        ]
-    )
-
-
-def _told(folder: dict[str, Any]) -> str:
-    told = f"{folder['path']} ({size(folder['bytes'])}, {size(folder['free'])} free)"
-    return told if folder["writable"] else told + " NOT WRITABLE"
-
-
-def _model(model: dict[str, Any]) -> str:
-    return f"{model['name']} ({'damaged' if model['damage'] else size(model['size'])})"
+def _tell_models(on_card: bool, models: list[dict[str, Any]]) -> Lines:
+    named = (f"{m['name']} ({'damaged' if m['damage'] else size(m['size'])})" for m in models)
+    yield "installed", ", ".join(named) or "no model yet"
+    for model in models:
+        yield model["name"], model["damage"] or (model["placement"] if on_card else "")

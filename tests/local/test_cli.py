@@ -324,6 +324,31 @@ def test_doctor_tells_of_wrong_settings(monkeypatch: pytest.MonkeyPatch) -> None
     assert "too little" in result.stdout
 
 
+@pytest.mark.parametrize("options", [(), ("--json",)])
+def test_doctor_comes_to_its_end(
+    options: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*_: object) -> None:
+        raise RuntimeError("can't start new thread")
+
+    home = tmp_path / "home"
+    home.touch()
+    monkeypatch.setenv("STEM_HOME", str(home))
+    monkeypatch.setattr(bandwidth, "measure", fails)
+    monkeypatch.setattr("stem_runtime.kernels.choose_device", fails)
+    result = stem("doctor", *options)
+    assert result.exit_code == 0
+    for trouble in ("Not a folder", "cannot be read: Not a directory", "start new thread"):
+        assert trouble in result.stdout
+    if options:
+        found = json.loads(result.stdout)
+        assert found["folders"]["models"] == {"problem": f"Not a folder ({home})"}
+        assert "Not a directory" in found["models"]["problem"]
+    else:
+        for name in ("memory bandwidth", "device", "kernel cache", "settings", "hub", "installed"):
+            assert f"\n{name}: " in result.stdout
+
+
 class Terminal(io.StringIO):
     def isatty(self) -> bool:
         return True
