@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import Literal, Unpack, overload
 
 from stem_runtime.cache_kinds import DEFAULT, CacheKind, check_kind
-from stem_runtime.errors import KernelError, UsageError
+from stem_runtime.errors import KernelError
 from stem_runtime.formats.packed import open_packed
 from stem_runtime.kernels import Device, DeviceChoice, choose_device, on_cpu
 from stem_runtime.kernels import choose as choose_kernels
+from stem_runtime.limits import Limit
 from stem_runtime.tokenizer import Tokenizer
 
 from . import store
@@ -79,10 +80,8 @@ def load(
     longest = packed.config.context_length
     if context is None:
         context = min(longest, DEFAULT_CONTEXT)
-    elif type(context) is not int or not 2 <= context <= longest:
-        raise UsageError(
-            f"context is from 2 to {longest} tokens for {packed.info['name']}, not {context!r:.40}."
-        )
+    else:
+        context = Limit(2, longest, whole=True).check("context", context)
     tokenizer = Tokenizer.from_file(folder / "tokenizer.json", packed.info["tokenizer"])
     notify = notify or _tell
     sparsity, quality = check_sparsity(sparsity), check_quality(quality)
@@ -117,9 +116,9 @@ def load(
             quality=quality,
         )
 
+    limit = None
     if gpu_memory is not None:
-        GPU_MEMORY.check("gpu_memory", gpu_memory)
-    limit = None if gpu_memory is None else round(gpu_memory * 1e9)
+        limit = round(GPU_MEMORY.check("gpu_memory", gpu_memory) * 1e9)
     place = choose_device(device if kernels is None else "cpu", limit)
     try:
         return start(place)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Unpack
 
 from stem_runtime.chat_template import check_messages, encode_chat
 from stem_runtime.errors import ContextFullError, UsageError
+from stem_runtime.limits import Limit, shown
 
 from .completion import Chunk, Completion, collect
 from .generate_options import GenerateOptions, Options
@@ -22,11 +23,13 @@ Message = Mapping[str, str]
 
 Prompt = str | Sequence[Message]
 
+_FORGOTTEN = Limit(0, whole=True)
+
 
 def question(text: str) -> Message:
     """A user message. Raises UsageError for one that asks nothing."""
     if not isinstance(text, str):
-        raise UsageError(f"A question is a text, not {text!r:.40}.")
+        raise UsageError(f"A question is a text, not {shown(text)}.")
     if not text.strip():
         raise UsageError("The prompt is empty.")
     return {"role": "user", "content": text}
@@ -123,7 +126,7 @@ class Session:
         self.messages = with_system(messages, system)
         self._model = model
         self._options = options
-        self.forgotten = forgotten
+        self.forgotten = _FORGOTTEN.check("forgotten", forgotten)
 
     def send(self, text: str, **options: Unpack[GenerateOptions]) -> Completion:
         """Say something and wait for the whole answer. Options override the session's."""

@@ -7,7 +7,8 @@ from dataclasses import asdict, dataclass, fields, replace
 from typing import TYPE_CHECKING, Any, Self
 
 from stem_runtime.errors import UsageError
-from stem_runtime.sampling_params import LIMITS, Limit, SamplingParams
+from stem_runtime.limits import Limit
+from stem_runtime.sampling_params import LIMITS, SamplingParams
 
 from .sparsity import MOST, QUALITY, Sparsity, check_quality, check_sparsity
 
@@ -55,13 +56,18 @@ class ChatSettings:
 
     def __post_init__(self) -> None:
         _check_system(self.system)
-        check_sparsity(self.sparsity)
-        check_quality(self.quality)
+        checked: dict[str, object] = {
+            "sparsity": check_sparsity(self.sparsity),
+            "quality": check_quality(self.quality),
+            "max_tokens": MAX_TOKENS.check("max_tokens", self.max_tokens),
+        }
         if self.context_policy not in POLICIES:
             allowed = " or ".join(POLICIES)
             raise UsageError(f"context_policy is {allowed}, not {self.context_policy!r:.40}.")
-        MAX_TOKENS.check("max_tokens", self.max_tokens)
-        SamplingParams(**{name: getattr(self, name) for name in _SAMPLED})
+        params = SamplingParams(**{name: getattr(self, name) for name in _SAMPLED})
+        checked |= {name: getattr(params, name) for name in _SAMPLED}
+        for name, value in checked.items():
+            object.__setattr__(self, name, value)
 
     def with_text(self, name: str, text: str) -> Self:
         """The same with one setting as a person types it: `sparsity` "30%", `seed` "none".

@@ -12,8 +12,8 @@ from stem_runtime import paths
 from stem_runtime.cache_kinds import CACHE_KINDS, CacheKind, check_kind
 from stem_runtime.errors import UsageError
 from stem_runtime.kernels import DEVICES, Device
-from stem_runtime.sampling_params import Limit
-from stem_runtime.threads import MAX_THREADS
+from stem_runtime.limits import Limit
+from stem_runtime.threads import THREADS
 
 from . import chat_settings
 from .chat_settings import About, ChatSettings, check_name
@@ -25,8 +25,7 @@ MAX_TEXT = 1000
 DEFAULT_THEME = "stem-dark"
 
 _CONTEXT = Limit(2, 1 << 24, whole=True)
-_THREADS = Limit(1, MAX_THREADS, whole=True)
-_NUMBERS = {"context": _CONTEXT, "threads": _THREADS, "gpu_memory": GPU_MEMORY}
+_NUMBERS = {"context": _CONTEXT, "threads": THREADS, "gpu_memory": GPU_MEMORY}
 _KEY = re.compile(r"[a-z0-9_]+(\+[a-z0-9_]+)*|[!-~]")
 
 
@@ -102,7 +101,7 @@ ABOUT: Mapping[str, About] = {
     ),
     "threads": About(
         "Threads to compute with. Not set: as many as there are physical cores.",
-        str(_THREADS),
+        str(THREADS),
         example=4,
     ),
     "device": About(

@@ -8,6 +8,7 @@ from dataclasses import dataclass, fields, replace
 from typing import Any, Literal, TypedDict
 
 from stem_runtime.errors import UsageError
+from stem_runtime.limits import Limit, shown
 from stem_runtime.sampling import SamplingParams
 
 from .sparsity import Sparsity, check_quality, check_sparsity
@@ -17,6 +18,9 @@ Cancel = threading.Event | Callable[[], bool]
 
 DEFAULT_MAX_TOKENS = 512
 MAX_LOGPROBS = 100
+
+_MAX_TOKENS = Limit(1, whole=True)
+_LOGPROBS = Limit(0, MAX_LOGPROBS, whole=True)
 
 
 class GenerateOptions(TypedDict, total=False):
@@ -73,17 +77,17 @@ class Options:
             raise TypeError(f"{caller}() got an unexpected keyword argument {unknown[0]!r}")
         policy = given.get("context_policy", "stop")
         if policy not in ("stop", "drop_oldest"):
-            raise UsageError(f"context_policy is 'stop' or 'drop_oldest', not {policy!r:.40}.")
+            raise UsageError(f"context_policy is 'stop' or 'drop_oldest', not {shown(policy)}.")
         top = given.get("logprobs")
         sparsity, quality = given.get("sparsity"), given.get("quality")
         draft = given.get("draft", True)
         if not isinstance(draft, bool):
-            raise UsageError(f"draft is True or False, not {draft!r:.40}.")
+            raise UsageError(f"draft is True or False, not {shown(draft)}.")
         return cls(
             sampling=SamplingParams(**{k: v for k, v in given.items() if k in _SAMPLING}),
-            max_tokens=_integer("max_tokens", given.get("max_tokens", DEFAULT_MAX_TOKENS), 1),
+            max_tokens=_MAX_TOKENS.check("max_tokens", given.get("max_tokens", DEFAULT_MAX_TOKENS)),
             stop=_stops(given.get("stop")),
-            logprobs=None if top is None else _integer("logprobs", top, 0, MAX_LOGPROBS),
+            logprobs=None if top is None else _LOGPROBS.check("logprobs", top),
             cancelled=_cancelled(given.get("cancel")),
             context_policy=policy,
             sparsity=None if sparsity is None else check_sparsity(sparsity),
@@ -96,18 +100,11 @@ class Options:
         return replace(self, stop=self.stop + stops) if stops else self
 
 
-def _integer(name: str, value: object, least: int, most: int | None = None) -> int:
-    if type(value) is int and least <= value <= (most or value):
-        return value
-    allowed = f"from {least} to {most}" if most is not None else f"of at least {least}"
-    raise UsageError(f"{name} is an integer {allowed}, not {value!r:.40}.")
-
-
 def _stops(stop: object) -> tuple[str, ...]:
     if stop is None or isinstance(stop, str):
         return () if stop is None else (stop,)
     if not isinstance(stop, Iterable):
-        raise UsageError(f"stop is a text or several of them, not {stop!r:.40}.")
+        raise UsageError(f"stop is a text or several of them, not {shown(stop)}.")
     return tuple(stop)
 
 
@@ -116,4 +113,4 @@ def _cancelled(cancel: Cancel | None) -> Callable[[], bool] | None:
         return cancel
     if isinstance(cancel, threading.Event):
         return cancel.is_set
-    raise UsageError(f"cancel is a threading.Event or a function, not {cancel!r:.40}.")
+    raise UsageError(f"cancel is a threading.Event or a function, not {shown(cancel)}.")

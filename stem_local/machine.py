@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from stem_runtime.cache_kinds import DEFAULT, CacheKind, bytes_per_position
-from stem_runtime.sampling_params import Limit
+from stem_runtime.limits import Limit
 
 Fit = Literal["fits", "tight", "too big"]
 

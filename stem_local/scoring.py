@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stem_runtime.errors import ContextFullError, UsageError
+from stem_runtime.limits import Limit
 
 from .decoding import Decoding
 
@@ -54,8 +55,7 @@ def losses_of(logits: NDArray[np.float32], targets: Sequence[int]) -> NDArray[np
 
 def perplexity(model: Model, text: str, window: int, choice: Choice | None) -> float:
     """See `Model.perplexity`; None reads many tokens at a time and leaves nothing out."""
-    if type(window) is not int or not 2 <= window <= model.context:
-        raise UsageError(f"window is from 2 to {model.context} tokens, not {window!r:.40}.")
+    window = Limit(2, model.context, whole=True).check("window", window)
     begin = model.begin_tokens
     ids = model.tokenizer.encode(text)
     step = window - len(begin)

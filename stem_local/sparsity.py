@@ -7,6 +7,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Literal
 
 from stem_runtime.errors import FormatError, UsageError
+from stem_runtime.limits import real, shown
 
 if TYPE_CHECKING:
     from stem_runtime.formats.packed import PackedModel
@@ -48,23 +49,24 @@ DENSE = Choice(False, None, OFF)
 
 def check_sparsity(value: object) -> Sparsity:
     """The knob's value. Raises UsageError for one that it cannot have."""
-    if value == "auto" or value == "off":
+    if (share := real(value)) is not None:
+        if 0 <= share <= MOST:
+            return share
+    elif value == "auto" or value == "off":
         return value
-    if isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= MOST:
-        return float(value)
     raise UsageError(
         f"sparsity is 'auto', 'off' or a share of the neurons from 0.0 to {MOST}, "
-        f"not {value!r:.40}."
+        f"not {shown(value)}."
     )
 
 
 def check_quality(value: object) -> float:
     """A relative rise of perplexity, 0.01 for +1%. Raises UsageError."""
-    if isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= 1:
-        return float(value)
+    if (rise := real(value)) is not None and 0 <= rise <= 1:
+        return rise
     raise UsageError(
         "quality is how much of its perplexity auto may add, from 0.0 to 1.0 "
-        f"(0.01 is +1%), not {value!r:.40}."
+        f"(0.01 is +1%), not {shown(value)}."
     )
 
 
@@ -187,7 +189,7 @@ class Calibrated:
                 f"Only the output head of {name} is calibrated, so no share of its neurons can be "
                 f"left out; run stem-local calibrate {name}, or use sparsity='auto'."
             )
-        return self.ffn.plan(share), f"{share:.0%} of the neurons left out, as asked"
+        return self.ffn.best_plan(share), f"{share:.0%} of the neurons left out, as asked"
 
     def _head_refusal(self) -> str:
         if self.head is None:

@@ -5,43 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from .errors import UsageError
+from .limits import Limit
 
 MAX_VOCAB = 1 << 22
-
-
-@dataclass(frozen=True, slots=True)
-class Limit:
-    """The numbers that a setting may have: from `low`, or `above` it, to `high`."""
-
-    low: float
-    high: float
-    whole: bool = False
-    above: bool = False
-
-    def __str__(self) -> str:
-        kind = "a whole number" if self.whole else "a number"
-        return f"{kind} {'above' if self.above else 'from'} {self.low} to {self.high}"
-
-    def check(self, name: str, value: object) -> None:
-        """Raises UsageError for anything else than such a number."""
-        kinds = int if self.whole else (int, float)
-        if (
-            isinstance(value, kinds)
-            and not isinstance(value, bool)
-            and (self.low < value if self.above else self.low <= value)
-            and value <= self.high
-        ):
-            return
-        raise UsageError(f"{name} must be {self}, not {value!r:.40}.")
-
 
 LIMITS: Mapping[str, Limit] = {
     "temperature": Limit(0.0, 100.0),
     "top_k": Limit(0, MAX_VOCAB, whole=True),
     "top_p": Limit(0.0, 1.0, above=True),
     "min_p": Limit(0.0, 1.0),
-    "repetition_penalty": Limit(0.0, 10.0, above=True),
+    "repetition_penalty": Limit(0.1, 10.0),
     "repeat_last": Limit(0, MAX_VOCAB, whole=True),
     "seed": Limit(0, (1 << 64) - 1, whole=True),
 }
@@ -59,7 +32,7 @@ class SamplingParams:
     min_p: only tokens at least this share as probable as the best one; 0 for all. It is what
         keeps a small model's long tail out when it is sure, and lets it choose when it is not.
     repetition_penalty: divides (multiplies, below zero) the logits of the last `repeat_last`
-        tokens; 1 is off. Off by default: it hurts code, lists and quotations.
+        tokens, 0.1 to 10; 1 is off. Off by default: it hurts code, lists and quotations.
     seed: 0 to 2**64 - 1; the same seed gives the same tokens for the same logits on every machine.
         None takes a new one each time.
 
@@ -78,4 +51,4 @@ class SamplingParams:
         for name, limit in LIMITS.items():
             value = getattr(self, name)
             if name != "seed" or value is not None:
-                limit.check(name, value)
+                object.__setattr__(self, name, limit.check(name, value))

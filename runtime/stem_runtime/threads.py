@@ -7,16 +7,18 @@ import os
 import sys
 from pathlib import Path
 
-from .errors import UsageError
+from .limits import Limit
 
 MAX_THREADS = 64
+THREADS = Limit(1, MAX_THREADS, whole=True)
 
 
 def count_threads(wanted: int | None) -> int:
     """`wanted` threads, or as many as are best here. Raises UsageError for too few or too many."""
-    if wanted is not None and (type(wanted) is not int or not 1 <= wanted <= MAX_THREADS):
-        raise UsageError(f"threads is from 1 to {MAX_THREADS}, not {wanted!r:.40}.")
-    return wanted or default_threads()
+    if wanted is None:
+        return default_threads()
+    count: int = THREADS.check("threads", wanted)
+    return count
 
 
 def default_threads() -> int:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from stem_runtime.errors import UsageError
 from stem_runtime.formats.header import read_text
+from stem_runtime.limits import Limit
 
 from ..ablation import workloads
 from ..sparsity import Sparsity, check_sparsity
@@ -51,9 +52,8 @@ def evaluate(
     Cancelled.
     """
     # the first of a text's tokens is context for the second
-    for name, value, least in (("limit", limit, 1), ("tokens", tokens, 2)):
-        if type(value) is not int or value < least:
-            raise UsageError(f"{name} is a number of at least {least}, not {value!r:.40}.")
+    tokens = Limit(2, whole=True).check("tokens", tokens)
+    limit = Limit(1, whole=True).check("limit", limit)
     chosen = _distinct(sparsities) if sparsities is not None else available(model)
     task = task or LabelTask()
     own = list(workloads().values())

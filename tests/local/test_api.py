@@ -307,7 +307,12 @@ def test_control_tokens_spelled_in_a_message_stay_text(varied: Made) -> None:
         ),
         (lambda m: m.generate("Hi", max_tokens=0), "max_tokens"),
         (lambda m: m.generate("Hi", max_tokens=True), "max_tokens"),
+        (lambda m: m.generate("Hi", max_tokens=np.True_), "max_tokens"),  # type: ignore[call-overload]
+        (lambda m: m.generate("Hi", sparsity=np.float32("nan")), "sparsity"),  # type: ignore[call-overload]
+        (lambda m: m.chat(forgotten=-1), "forgotten"),
+        (lambda m: m.chat(forgotten=1.5), "forgotten"),  # type: ignore[arg-type]
         (lambda m: m.generate("Hi", temperature=-1), "temperature"),
+        (lambda m: m.generate("Hi", seed=10**5000), "not a number of thousands of digits"),
         (lambda m: m.generate("Hi", stop=""), "stop"),
         (lambda m: m.generate("Hi", stop=["a", ""]), "stop"),
         (lambda m: m.generate("Hi", stop=1), "stop"),  # type: ignore[call-overload]
@@ -347,6 +352,24 @@ def test_unknown_options_are_type_errors(hello: Made) -> None:
     ):
         with pytest.raises(TypeError, match="unexpected keyword argument 'temprature'"):
             call()
+
+
+def test_numbers_of_numpy_are_taken_as_pythons_own() -> None:
+    given: dict[str, Any] = {
+        "max_tokens": np.int64(3),
+        "temperature": np.float32(0.5),
+        "top_k": np.uint8(4),
+        "top_p": np.float16(0.5),
+        "min_p": np.float64(0.25),
+        "repetition_penalty": np.int32(1),
+        "seed": np.uint64(2**64 - 1),
+        "logprobs": np.array(2),
+        "sparsity": np.float32(0.5),
+        "quality": np.int64(0),
+    }
+    assert repr(Options.parse(given, "generate")) == repr(
+        Options.parse({name: value.item() for name, value in given.items()}, "generate")
+    )
 
 
 def test_every_option_reaches_the_generation() -> None:
@@ -576,9 +599,9 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_loading_checks_the_context(tiny: Path) -> None:
     wrong: Any
     for wrong in (1, 257, 64.0, "64"):
-        with pytest.raises(UsageError, match="from 2 to 256 tokens for tiny"):
+        with pytest.raises(UsageError, match="context must be a whole number from 2 to 256"):
             stem_local.load(tiny, context=wrong)
-    with pytest.raises(UsageError, match=r"threads is from 1 to 64, not 1\.5"):
+    with pytest.raises(UsageError, match=r"threads must be a whole number from 1 to 64, not 1\.5"):
         stem_local.load(tiny, threads=1.5)  # type: ignore[arg-type]
     with stem_local.load(tiny) as model:
         assert model.context == 256

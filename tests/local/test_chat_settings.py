@@ -36,7 +36,7 @@ SETTINGS = st.builds(
     top_k=st.integers(0, 1 << 22),
     top_p=st.floats(0, 1, exclude_min=True),
     min_p=st.floats(0, 1),
-    repetition_penalty=st.floats(0, 10, exclude_min=True),
+    repetition_penalty=st.floats(0.1, 10),
     seed=st.one_of(st.none(), st.integers(0, 2**64 - 1)),
 )
 

@@ -318,7 +318,7 @@ def test_what_does_not_fit_is_refused(models: Models, rng: np.random.Generator) 
         with pytest.raises(UsageError, match="no gate rows"):
             HostFfns(model, lacking, owned)
     for threads in (0, MAX_THREADS + 1):
-        with pytest.raises(UsageError, match="threads is from 1"):
+        with pytest.raises(UsageError, match="threads must be"):
             HostFfns(model, neurons, owned, threads=threads)
     with closing(HostFfns(model, neurons, owned, threads=2)) as ffns:
         for plan, lacks in (

@@ -156,10 +156,13 @@ def test_unusable_logits_are_reported(temperature: float) -> None:
         ("top_p", 0.0),
         ("top_p", 1.01),
         ("min_p", 1.5),
-        ("repetition_penalty", 0),
+        ("temperature", np.float32("nan")),
+        ("repetition_penalty", 0.05),
         ("repeat_last", -1),
         ("seed", -1),
         ("seed", 2**64),
+        ("seed", np.True_),
+        ("seed", np.float64(1)),
     ],
 )
 def test_values_out_of_range_name_the_argument(name: str, value: Any) -> None:
