@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pydoc_data.topics import topics
+from stem_local.ablation import workloads
 
 QUESTIONS = (
     "What is the capital of France?",
@@ -27,14 +27,12 @@ QUESTIONS = (
     "Tell me a joke about computers.",
 )
 
-TEXTS = ("strings", "comparisons", "exceptions", "context-managers", "objects", "class")
-"""Chapters of Python's language reference."""
-
-_TEXT = 2000  # characters
+_TEXT = 1600  # characters
 
 
 def tasks() -> list[str]:
     """Things to do with a text that is given: shorten it, or give it back corrected."""
     wanted = ("Summarize this text:", "Correct the spelling of this text and give it back:")
-    texts = [topics[name][:_TEXT] for name in TEXTS]
-    return [f"{wanted[i % 2]}\n\n{text}" for i, text in enumerate(texts)]
+    texts = workloads()
+    parts = [texts[name][at : at + _TEXT] for name in ("prose", "chat", "sql") for at in (0, _TEXT)]
+    return [f"{wanted[i % 2]}\n\n{part}" for i, part in enumerate(parts)]
