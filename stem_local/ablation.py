@@ -151,8 +151,7 @@ def plan_of(ffn: FfnProfile, share: float, controls: Sequence[str]) -> tuple[Ffn
         candidates = "predicted"
     plan = dataclasses.replace(plan, candidates=candidates)
     if "constraints" in controls:
-        linked = candidates != "all" and ffn.rules.implied is not None
-        plan = dataclasses.replace(ffn.constrained(plan), implications=linked)
+        plan = ffn.constrained(plan)
     return (None, missing) if missing else (plan, "")
 
 

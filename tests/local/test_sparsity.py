@@ -174,6 +174,17 @@ def test_a_share_leaves_out_about_that_share(folder: Path) -> None:
             assert cost.bytes_per_token == dense - dense_ffn_bytes(model.packed) + round(read)
 
 
+def test_a_share_keeps_to_the_rules_where_they_helped(folder: Path) -> None:
+    ffn = add_ffn_profile(folder, {})
+    some, drawn = ffn.plan(0.5), dataclasses.replace(ffn.plan(0.5), candidates="resampled")
+    for plan, helped in ((ffn.constrained(some), True), (ffn.constrained(drawn), False)):
+        add_ffn_profile(folder, {}, {"name": "ruled", "plan": plan})
+        with stem_local.load(folder, threads=1) as model:
+            asked = ffn.plan(0.6)
+            assert model.choose(0.6).plan == (ffn.constrained(asked) if helped else asked)
+            assert model.choose(0.6).plan != model.choose(0.7).plan
+
+
 def decoded(model: Model, choice: Choice) -> tuple[Decoding, NDArray[np.float64]]:
     """Steps over a text, and the mean of the counts that the engine gave for each."""
     cache = model.engine.new_cache(100)

@@ -12,7 +12,7 @@ from stem_runtime import paths
 from stem_runtime.engine import Cancelled, Engine
 from stem_runtime.errors import FormatError, UsageError
 from stem_runtime.formats.packed import PackedModel, open_packed
-from stem_runtime.sparsity import budget, capture
+from stem_runtime.sparsity import budget, capture, ffn_settings
 from stem_runtime.sparsity import calibrate as calibrate_module
 from stem_runtime.sparsity.budget import POLICIES
 from stem_runtime.sparsity.calibrate import calibrate, calibrate_head, passages
@@ -210,7 +210,8 @@ def test_ways_to_skip_neurons_are_measured(model: PackedModel) -> None:
     best = max(ffn.trials, key=lambda trial: trial.reward)
     for setting in ffn.settings:
         assert setting.policy == best.policy
-        assert setting.plan == ffn.plan(setting.target, setting.policy)
+        plan = ffn.plan(setting.target, setting.policy)
+        assert setting.plan in (plan, ffn.constrained(plan))
         assert setting.positions > 100
         assert 0 < setting.active_neurons <= 1
         assert setting.active_neurons <= setting.active_parameters <= 1
@@ -238,9 +239,27 @@ def test_a_naturally_sparse_model_is_measured_with_candidates_too(tmp_path: Path
     assert found["predicted"].plan.candidates == "predicted"
     assert "prediction" in found["predicted"].controls
     assert 0.5 < found["predicted"].recall <= 1
-    assert found["resampled"].controls == ("potentials", "resampling")
+    assert found["resampled"].controls[:2] == ("potentials", "resampling")
     # exact zeros are skipped by every setting
     assert all(setting.active_neurons < 0.5 for setting in ffn.settings)
+
+
+@pytest.mark.parametrize(("change", "error", "kept"), [(-0.2, 0.04, 4), (-0.2, 0.2, 0)])
+def test_rules_are_kept_where_they_surely_help(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: float, error: float, kept: int
+) -> None:
+    """But never where nothing but zeros is left out, since a cap would leave out more."""
+    monkeypatch.setattr(ffn_settings, "compare", lambda _losses, _dense: (change, error))
+    model = open_packed(random_packed(tmp_path / "m", tiny_config(**SPARSE)))
+    ffn = ffn_of(calibrate(model, material(), threads=1))
+    exact, *others = ffn.settings
+    assert exact.plan == FfnPlan.exact(2)
+    ruled = [setting for setting in others if setting.plan.core]
+    assert (len(others), len(ruled)) == (4, kept)
+    for setting in ruled:
+        assert "constraints" in setting.controls
+        assert setting.plan == ffn.constrained(setting.plan)
+        assert setting.plan.implications == (setting.plan.candidates != "all")
 
 
 @pytest.mark.parametrize("stop", ["Comparing", "Measuring"])

@@ -181,7 +181,7 @@ def _weights(model: PackedModel) -> str:
 def _found(model: PackedModel, folder: Path) -> Profile:
     """The profile in a folder that belongs to these weights; an empty one where there is none."""
     try:
-        found = read_profile(folder, model.config, _weights(model))
+        found = read_profile(folder, model.config, _weights(model), whole=True)
     except FormatError:
         found = None
     return found or Profile(_weights(model), None, None)

@@ -6,6 +6,7 @@ import dataclasses
 import json
 import math
 import os
+import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +16,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import FormatError
-from ..formats.header import TensorEntry, map_file, parse_json, read_header, view
+from ..formats.header import (
+    TensorEntry,
+    map_file,
+    parse_json,
+    read_header,
+    read_metadata,
+    view,
+)
 from ..formats.packed import ALIGNMENT, PARTIAL
 from ..quant import GROUP_BYTES, Kind, PackedMatrix, tiles_shape
 
@@ -34,46 +42,68 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class Container:
-    """A profile's file, mapped into memory and checked as it is read. `table` is its settings."""
+    """A profile's file, mapped into memory and checked as it is read. `table` is its settings.
+
+    Of what was learned the bytes are compared with their checksums. Copies of weights are as long
+    as these, which nobody reads at a start either: theirs are compared where `whole` asks for it.
+    """
 
     path: Path
     table: dict[str, Any]
+    whole: bool
     _data: Any
     _entries: dict[str, TensorEntry]
+    _checksums: dict[str, Any]
 
     @classmethod
-    def open(cls, path: Path) -> Self:
+    def open(cls, path: Path, *, whole: bool = False) -> Self:
         """Raises FormatError for a file that is damaged or has no table."""
         data = map_file(path)
-        entries = read_header(data, str(path))
+        entries, checksums = read_header(data, str(path)), read_metadata(data, str(path))
         entry = entries.get(TABLE)
         if entry is None or entry.dtype != "U8" or entry.nbytes > _MAX_TABLE:
             raise FormatError(f"{path}: the table of settings is missing or too large.")
-        table = parse_json(view(data, entry, "u1").tobytes(), f"{path}: {TABLE}")
-        return cls(path, table, data, entries)
+        file = cls(path, {}, whole, data, entries, checksums)
+        text = file.array(TABLE, "U8", entry.shape).tobytes()
+        return dataclasses.replace(file, table=parse_json(text, f"{path}: {TABLE}"))
 
     def has(self, name: str) -> bool:
         return name in self._entries
 
-    def array(self, name: str, dtype: str, shape: tuple[int, ...]) -> NDArray[Any]:
-        """A read-only tensor of a known dtype (U8, U32, I32, F32) and shape; floats are finite."""
+    def array(
+        self, name: str, dtype: str, shape: tuple[int, ...], *, copied: bool = False
+    ) -> NDArray[Any]:
+        """A read-only tensor of a known dtype (U8, U32, I32, F32) and shape; floats are finite.
+
+        `copied` says that it holds a model's weights once more.
+        """
         entry = self._entries.get(name)
         if entry is None or (entry.dtype, entry.shape) != (dtype, shape) or entry.start % ALIGNMENT:
             raise self.error(f"tensor {name!r} is not {dtype} {shape}")
         found = view(self._data, entry, _DTYPES[dtype])
+        if (self.whole or not copied) and self._checksums.get(name) != _checksum(found):
+            raise self.error(f"the bytes of tensor {name!r} are not those that were written")
         if dtype == "F32" and not np.isfinite(found).all():
             raise self.error(f"tensor {name!r} holds what is no number")
         return found
 
-    def width(self, name: str, dtype: str, rows: int, most: int) -> NDArray[Any]:
+    def width(
+        self, name: str, dtype: str, rows: int, most: int, *, copied: bool = False
+    ) -> NDArray[Any]:
         """Like `array` for a tensor [rows, n] whose n is at most `most`."""
         entry = self._entries.get(name)
         if entry is None or len(entry.shape) != 2 or entry.shape[1] > most:
             raise self.error(f"tensor {name!r} is missing or too wide")
-        return self.array(name, dtype, (rows, entry.shape[1]))
+        return self.array(name, dtype, (rows, entry.shape[1]), copied=copied)
 
     def matrix(
-        self, name: str, rows: int, cols: int, kinds: Sequence[Kind] = ("int8",)
+        self,
+        name: str,
+        rows: int,
+        cols: int,
+        kinds: Sequence[Kind] = ("int8",),
+        *,
+        copied: bool = False,
     ) -> PackedMatrix:
         """A quantized matrix, of that of `kinds` which its bytes tell."""
         entry = self._entries.get(name)
@@ -81,7 +111,7 @@ class Container:
         kind = next((kind for kind in kinds if GROUP_BYTES[kind] == size), None)
         if kind is None:
             raise self.error(f"tensor {name!r} is missing or not {' or '.join(kinds)}")
-        tiles = self.array(name, "U8", tiles_shape(rows, cols, kind))
+        tiles = self.array(name, "U8", tiles_shape(rows, cols, kind), copied=copied)
         found = PackedMatrix.of_tiles(name, rows, cols, kind, tiles)
         halves = (found.scales,) if found.minima is None else (found.scales, found.minima)
         if not all(np.isfinite(values).all() for values in halves):
@@ -127,8 +157,12 @@ def write_container(path: Path, table: dict[str, Any], arrays: Arrays) -> None:
 
 
 def laid_out(arrays: Arrays) -> list[bytes | memoryview]:
-    """The parts of a safetensors file whose tensors start at multiples of 64 bytes."""
+    """The parts of a safetensors file whose tensors start at multiples of 64 bytes.
+
+    Their checksums are its metadata.
+    """
     table: dict[str, Any] = {}
+    checksums: dict[str, str] = {}
     parts: list[bytes | memoryview] = []
     end = 0
     for name, array in arrays.items():
@@ -137,11 +171,18 @@ def laid_out(arrays: Arrays) -> list[bytes | memoryview]:
             parts.append(bytes(gap))
             end += gap
         table[name] = _entry(_NAMES[array.dtype], array.shape, end, array.nbytes)
-        parts.append(np.ascontiguousarray(array).data)
+        solid = np.ascontiguousarray(array)
+        checksums[name] = _checksum(solid)
+        parts.append(solid.data)
         end += array.nbytes
-    text = json.dumps(table).encode()
+    text = json.dumps({"__metadata__": checksums, **table}).encode()
     text += b" " * (-(8 + len(text)) % ALIGNMENT)
     return [len(text).to_bytes(8, "little"), text, *parts]
+
+
+def _checksum(array: NDArray[Any]) -> str:
+    """The CRC-32 of an array's bytes."""
+    return f"{zlib.crc32(array.reshape(-1).view(np.uint8).data):08x}"
 
 
 def _entry(dtype: str, shape: tuple[int, ...], start: int, nbytes: int) -> dict[str, Any]:

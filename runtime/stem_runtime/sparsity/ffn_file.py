@@ -213,9 +213,9 @@ def _predictor(file: Container, config: ModelConfig, layer: int, rank: int) -> P
 
 def _stored(file: Container, config: ModelConfig, layer: int, parts: Parts) -> LayerWeights:
     name, ffn = f"ffn.{layer}.", config.ffn_dim
-    records = file.width(name + "records", "U8", ffn, _MAX_RECORD)
-    shared = file.width(name + "shared", "U8", groups_of(ffn), _MAX_RECORD)
+    records = file.width(name + "records", "U8", ffn, _MAX_RECORD, copied=True)
+    shared = file.width(name + "shared", "U8", groups_of(ffn), _MAX_RECORD, copied=True)
     if parts == "down":
         return LayerWeights(records, shared, parts)
-    gates = file.matrix(name + "gates", ffn, config.d_model, tuple(GROUP_BYTES))
+    gates = file.matrix(name + "gates", ffn, config.d_model, tuple(GROUP_BYTES), copied=True)
     return LayerWeights(records, shared, parts, gates)

@@ -149,8 +149,16 @@ class FfnProfile:
         """
         return budget.plan(self.tables, s, policy or self.policy)
 
+    def best_plan(self, s: float) -> FfnPlan:
+        """The plan for a share that is asked for: `plan`, with the rules where they helped."""
+        found = self.plan(s)
+        alike = (setting for setting in self.settings if setting.plan.candidates == "all")
+        return self.constrained(found) if any(known.plan.core for known in alike) else found
+
     def constrained(self, plan: FfnPlan) -> FfnPlan:
-        """The plan with the always-on core, floors and caps that calibration learned."""
+        """The plan with the rules that calibration learned: the always-on core, floors and caps,
+        and, where not everyone is a candidate, implications.
+        """
         ffn = self.rules.weights.shape[1]
         floors, caps = [], []
         for layer, mode in enumerate(plan.modes):
@@ -159,7 +167,13 @@ class FfnProfile:
             bound = mode == "gate"
             floors.append(int(mean * self.rules.floors[layer]) if bound else 0)
             caps.append(min(ffn, math.ceil(mean * self.rules.caps[layer])) if bound else ffn)
-        return dataclasses.replace(plan, core=True, floors=tuple(floors), caps=tuple(caps))
+        return dataclasses.replace(
+            plan,
+            core=True,
+            floors=tuple(floors),
+            caps=tuple(caps),
+            implications=plan.candidates != "all" and self.rules.implied is not None,
+        )
 
     def parts(self) -> Parts:
         """What records must hold of every neuron for the plans that were measured."""

@@ -174,14 +174,12 @@ class _Measuring:
         predicted = dataclasses.replace(exact, candidates="predicted", sinks=4)
         resampled = dataclasses.replace(exact, candidates="resampled", sinks=4)
         full = decode_all(self._engine, exact, self._bench.unseen, self._bench.check)
-        plans = {"exact": exact}
-        if self._profile.sparse:
-            plans |= {"predicted": predicted, "resampled": resampled}
+        if self._found("exact") is None:
+            self._add("exact", "global", target, exact, full, full)
+        plans = {"predicted": predicted, "resampled": resampled} if self._profile.sparse else {}
         for name, plan in plans.items():
             if self._found(name) is None:
-                same = plan is exact
-                decoded = full if same else self._decoded(plan)
-                self._add(name, "global", target, plan, decoded, full)
+                self._add(name, "global", target, *self._ruled(plan, self._decoded(plan)), full)
         good = [
             setting
             for setting in self._profile.settings
@@ -205,7 +203,18 @@ class _Measuring:
         full = decoded
         if plan.candidates != "all":
             full = self._decoded(dataclasses.replace(plan, candidates="all"))
-        self._add(name, policy, target, plan, decoded, full)
+        self._add(name, policy, target, *self._ruled(plan, decoded), full)
+
+    def _ruled(self, plan: FfnPlan, decoded: Decoded) -> tuple[FfnPlan, Decoded]:
+        """The plan with the structural rules, where it surely loses less, by more than what they
+        make it read; else as it is.
+        """
+        ruled = self._profile.constrained(plan)
+        found = self._decoded(ruled)
+        change, error = compare(found.losses, decoded.losses)
+        more = self._parameters(found) - self._parameters(decoded)
+        helps = change + _SURE * error + budget.COMPUTE_PRICE * max(more, 0.0) < 0
+        return (ruled, found) if helps else (plan, decoded)
 
     def _reach(self, policy: str, allowed: float) -> float:
         """The largest share of neurons whose divergence stays within a budget."""
@@ -291,7 +300,8 @@ def _with_sharpness(engine: Engine, profile: FfnProfile, bench: Bench) -> FfnPro
 
 def _controls(policy: str, plan: FfnPlan) -> tuple[str, ...]:
     candidates = {"all": (), "predicted": ("prediction",), "resampled": ("resampling",)}
-    return ("potentials", *candidates[plan.candidates], *(("policy",) * (policy != "global")))
+    more = (("constraints", plan.core), ("policy", policy != "global"))
+    return ("potentials", *candidates[plan.candidates], *(name for name, has in more if has))
 
 
 def _reason(settings: Sequence[FfnSetting]) -> str:

@@ -125,15 +125,18 @@ def write_profile(folder: Path, profile: Profile) -> Path:
     return folder / FILE
 
 
-def read_profile(folder: Path, config: ModelConfig, weights_sha256: str) -> Profile | None:
+def read_profile(
+    folder: Path, config: ModelConfig, weights_sha256: str, *, whole: bool = False
+) -> Profile | None:
     """The profile of a model's folder, mapped into memory; None where there is none.
 
+    With `whole` all of it is read, and not only what was learned, to see that it is not damaged.
     Raises FormatError for a damaged one and for one of other weights.
     """
     path = folder / FILE
     if not path.exists():
         return None
-    file = Container.open(path)
+    file = Container.open(path, whole=whole)
     table = file.table
     if table.get("format") != FORMAT:
         raise file.error(f"not of format {FORMAT}")
@@ -158,7 +161,7 @@ def _read_head(file: Container, config: ModelConfig) -> HeadProfile:
     if not dims_fit or not 0 < limit <= config.vocab_size or setting.positions < 1:
         raise file.error("the head's settings do not fit this model")
     vocab, d = config.vocab_size, config.d_model
-    rows = file.array(_ROWS, "U8", (vocab, groups_of(d), ROW_GROUP_BYTES))
+    rows = file.array(_ROWS, "U8", (vocab, groups_of(d), ROW_GROUP_BYTES), copied=True)
     look = HeadLook(
         file.matrix(_ROTATION, dims, d),
         file.matrix(_LOOK, vocab, dims, ("int4",)),
