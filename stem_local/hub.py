@@ -126,7 +126,8 @@ def _keep_profile(target: str, staging: Path) -> None:
         return
     packed = open_packed(staging)
     with contextlib.suppress(StemError, OSError):
-        if read_profile(before.folder, packed.config, str(packed.info["weights_sha256"])):
+        weights = packed.info["weights_sha256"]
+        if read_profile(before.folder, packed.config, weights, whole=True):
             shutil.copyfile(before.folder / FILE, staging / FILE)
 
 

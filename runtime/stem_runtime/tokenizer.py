@@ -191,15 +191,17 @@ class Tokenizer:
         added = self._added.get(token)
         return added.content if added else self.token_bytes(token).decode("utf-8", "replace")
 
-    def save(self, folder: Path) -> None:
-        """Write tokenizer.json into `folder`; with `info` it loads equal."""
+    def save(self, folder: Path) -> Path:
+        """Write tokenizer.json into `folder` and return it; with `info` it loads equal."""
         spec = json.loads(self._backend.to_str())
         merges = spec["model"].get("merges") or []
         # "left right" loads in two thirds of the time of a pair, and cannot hold a space
         if not any(" " in part for pair in merges for part in pair):
             spec["model"]["merges"] = [" ".join(pair) for pair in merges]
         text = json.dumps(spec, ensure_ascii=False, separators=(",", ":"))
-        (folder / "tokenizer.json").write_text(text, encoding="utf-8")
+        path = folder / "tokenizer.json"
+        path.write_text(text, encoding="utf-8")
+        return path
 
     def _spell(self, token: int) -> bytes:
         try:

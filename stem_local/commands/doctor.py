@@ -245,11 +245,25 @@ def _models(device: dict[str, Any] | None) -> list[dict[str, Any]]:
         {
             "name": model.name,
             "size": model.size,
-            "damage": model.damage,
+            "damage": model.damage or _damaged_profile(model.folder),
             "placement": "" if model.damage or not device else _placement(model.folder, device),
         }
         for model in store.installed()
     ]
+
+
+def _damaged_profile(folder: Path) -> str | None:
+    """What is wrong with what calibration learned; the model runs without it."""
+    from stem_runtime.errors import StemError
+    from stem_runtime.formats.packed import open_packed
+
+    from ..sparsity import Calibrated
+
+    try:
+        calibrated = Calibrated(open_packed(folder), "")
+    except StemError as error:  # removed since by another process
+        return str(error)
+    return calibrated.problem if calibrated.damaged else None
 
 
 def _placement(folder: Path, device: dict[str, Any]) -> str:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from ..cli_types import installed
 from ..units import parameters, size
-from ._output import as_json, facts
+from ._output import Bar, as_json, facts
 
 if TYPE_CHECKING:
     from stem_runtime.formats.packed import PackedModel
@@ -18,8 +19,9 @@ if TYPE_CHECKING:
 
 @click.command()
 @click.argument("model", shell_complete=installed)
+@click.option("--verify", is_flag=True, help="Read all its files, to see that none is damaged.")
 @click.option("--json", "json_", is_flag=True, help="Print JSON.")
-def command(model: str, json_: bool) -> None:
+def command(model: str, verify: bool, json_: bool) -> None:
     """Show an installed model: shape, format, size, source, licence, activation and sparsity.
 
     MODEL is an installed name or a packed folder.
@@ -27,6 +29,7 @@ def command(model: str, json_: bool) -> None:
     \b
     Examples:
       stem-local show smollm2-135m
+      stem-local show smollm2-135m --verify
       stem-local show smollm2-135m --json
     """
     from stem_runtime.formats.packed import open_packed
@@ -37,8 +40,9 @@ def command(model: str, json_: bool) -> None:
     from .calibrate import settings_table
 
     packed = open_packed(store.resolve(model))
+    intact = _verified(packed) if verify else None
     calibrated = Calibrated(packed, choose().name)
-    known = _about(packed, calibrated)
+    known = {**_about(packed, calibrated), **({} if intact is None else {"intact": intact})}
     if json_:
         as_json(known)
         return
@@ -60,10 +64,19 @@ def command(model: str, json_: bool) -> None:
             ("context", f"{config['context_length']} tokens"),
             ("licence", known["license"]),
             ("source", known["origin"]),
+            ("intact", ", ".join(intact or ())),
         ]
     )
     if calibrated.ffn is not None:
         settings_table(calibrated.ffn.settings)
+
+
+def _verified(packed: PackedModel) -> list[str]:
+    """The files that were read whole. Raises FormatError for one that is damaged."""
+    from stem_runtime.verify import verify
+
+    with Bar() as bar:
+        return verify(packed, partial(bar.share, "Reading"))
 
 
 def _about(packed: PackedModel, calibrated: Calibrated) -> dict[str, Any]:

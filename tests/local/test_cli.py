@@ -263,6 +263,24 @@ def test_convert_replaces_what_a_killed_one_left(tmp_path: Path) -> None:
     assert stem("show", str(out)).exit_code == 0
 
 
+def test_show_verifies_what_is_on_the_disk(tmp_path: Path) -> None:
+    source = tmp_path / "tiny.gguf"
+    tiny_gguf(source, tiny_config())
+    out = tmp_path / "packed"
+    assert stem("convert", source, out).exit_code == 0
+    assert "intact" not in json.loads(stem("show", out, "--json").stdout)
+    names = ["model.safetensors", "tokenizer.json"]
+    assert json.loads(stem("show", out, "--verify", "--json").stdout)["intact"] == names
+    assert re.search(
+        r"^intact: +model\.saf.*, tokenizer", stem("show", out, "--verify").stdout, re.M
+    )
+    weights = bytearray((out / "model.safetensors").read_bytes())
+    weights[-100] ^= 1
+    (out / "model.safetensors").write_bytes(weights)
+    assert stem("show", out).exit_code == 0
+    fails(stem("show", out, "--verify", "--json"), 3, "not those that were written", "convert")
+
+
 @pytest.mark.real_model
 def test_the_real_model_from_its_file(real_model_gguf: Path) -> None:
     result = stem("pull", str(real_model_gguf), "--name", "real")
@@ -279,8 +297,13 @@ def test_doctor(monkeypatch: pytest.MonkeyPatch) -> None:
     found = json.loads(stem("doctor", "--json").stdout)
     assert found["kernels"]["variant"] in found["kernels"]["missing_for"]
     assert found["memory_bandwidth"]["gb_per_second"] == 12.3
-    assert found["models"][0]["name"] == "tiny"
+    assert (found["models"][0]["name"], found["models"][0]["damage"]) == ("tiny", None)
     assert found["folders"]["models"]["bytes"] > 60_000
+    (store.resolve("tiny") / "profile.safetensors").touch()
+    damaged = json.loads(stem("doctor", "--json").stdout)["models"][0]["damage"]
+    assert "profile.safetensors: the file is empty" in damaged
+    assert "tiny (damaged)" in stem("doctor").stdout
+    (store.resolve("tiny") / "profile.safetensors").unlink()
     shown = stem("doctor").stdout
     for word in ("kernels:", "threads:", "12.3 GB/s", "device:", "tiny (", " kB)", "free)"):
         assert word in shown

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import struct
 from collections.abc import Callable
@@ -25,6 +26,7 @@ from stem_runtime.sparsity.profile import (
     read_profile,
     write_profile,
 )
+from stem_runtime.verify import verify
 
 from .looks import SETTING, add_profile
 from .tiny import random_packed, tiny_config
@@ -43,7 +45,9 @@ def read(folder: Path) -> Profile | None:
 def split(folder: Path) -> tuple[dict[str, Any], bytes]:
     data = (folder / FILE).read_bytes()
     (size,) = struct.unpack("<Q", data[:8])
-    return json.loads(data[8 : 8 + size]), data[8 + size :]
+    header = json.loads(data[8 : 8 + size])
+    header.pop("__metadata__")
+    return header, data[8 + size :]
 
 
 def rewrite(folder: Path, change: Callable[[dict[str, Any]], object]) -> None:
@@ -147,6 +151,68 @@ def test_a_table_without_its_fields_is_refused(
     rewrite(folder, change)
     with pytest.raises(FormatError):
         read(folder)
+
+
+def flip(path: Path, place: int) -> None:
+    """Turn a bit of a byte around, as a failing disk does."""
+    data = bytearray(path.read_bytes())
+    data[place] ^= 4
+    path.write_bytes(data)
+
+
+@pytest.mark.parametrize(
+    ("name", "copied"),
+    [
+        ("profile.json", False),
+        ("head.rotation.tiles", False),
+        ("head.look.tiles", False),
+        ("head.rows", True),
+    ],
+)
+def test_flipped_bits_are_noticed(folder: Path, name: str, copied: bool) -> None:
+    """Those of what was learned at once, those of copied weights where all is to be read."""
+    add_profile(folder)
+    model = open_packed(folder)
+    header, data = split(folder)
+    first, last = header[name]["data_offsets"]
+    place = (first + last) // 2
+    if name == "profile.json":
+        place = data.index(b'"positions": ') + 13  # a digit that becomes another one
+    flip(folder / FILE, (folder / FILE).stat().st_size - len(data) + place)
+    if copied:
+        assert read(folder) is not None
+    else:
+        with pytest.raises(FormatError, match=f"tensor '{name}' are not those that were written"):
+            read(folder)
+    with pytest.raises(FormatError, match=rf"{name}.*calibrate the model again\.$"):
+        verify(model, lambda *_: None)
+
+
+def test_a_profile_without_checksums_is_refused(folder: Path) -> None:
+    add_profile(folder)
+    kept = safetensors.numpy.load_file(folder / FILE)
+    safetensors.numpy.save_file(kept, folder / FILE)
+    with pytest.raises(FormatError, match="calibrate the model again"):
+        read(folder)
+
+
+def test_all_files_are_verified(folder: Path) -> None:
+    told: list[tuple[int, int]] = []
+    model = open_packed(folder)
+    assert verify(model, lambda *step: told.append(step)) == ["model.safetensors"]
+    size = (folder / "model.safetensors").stat().st_size
+    assert told[-1] == (size, size)
+    add_profile(folder)
+    (folder / "tokenizer.json").write_bytes(b"{}")
+    model.info["tokenizer_sha256"] = hashlib.sha256(b"{}").hexdigest()
+    assert verify(model, lambda *_: None) == ["model.safetensors", "tokenizer.json", FILE]
+    for name in ("tokenizer.json", "model.safetensors"):
+        flip(folder / name, -1)
+        with pytest.raises(FormatError, match=rf"{name}: .* and convert the model again\.$"):
+            verify(model, lambda *_: None)
+    model.info["source"]["spec"] = "hf:a/b"
+    with pytest.raises(FormatError, match=r"stem-local pull hf:a/b --name .* --force"):
+        verify(model, lambda *_: None)
 
 
 def test_scales_that_are_no_numbers_are_refused(folder: Path) -> None:

@@ -12,6 +12,7 @@ What a matrix becomes:
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
@@ -72,7 +73,7 @@ def convert(
         with PackedWriter(out, opened.config, kinds) as writer:
             _write_tensors(writer, opened, steps, progress)
             tokenizer = opened.tokenizer()
-            tokenizer.save(out)
+            tokenizer_file = tokenizer.save(out)
             if opened.chat_template is not None:
                 path = out / CHAT_TEMPLATE
                 path.write_text(opened.chat_template, encoding="utf-8", newline="")
@@ -81,6 +82,7 @@ def convert(
                     "name": name,
                     "quant": _label(steps),
                     "tokenizer": tokenizer.info,
+                    "tokenizer_sha256": hashlib.sha256(tokenizer_file.read_bytes()).hexdigest(),
                     "source": dict(origin),
                     "license": opened.license or origin.get("license"),
                 }

@@ -22,6 +22,7 @@ DTYPES = {
 
 _MAX_HEADER = 100_000_000  # the bound that the safetensors format itself sets
 _MAX_TEXT = 64_000_000
+_METADATA = "__metadata__"
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,16 +85,8 @@ def read_header(data: mmap.mmap, where: str) -> dict[str, TensorEntry]:
     Every tensor lies within the file, has the size that its dtype and shape ask for, and shares
     no byte with another. Raises FormatError otherwise.
     """
-    if len(data) < 8:
-        raise FormatError(f"{where}: {len(data)} bytes are too few for a safetensors file.")
-    size = int.from_bytes(data[:8], "little")
-    if size > min(_MAX_HEADER, len(data) - 8):
-        raise FormatError(
-            f"{where}: the header claims {size} bytes of a {len(data)} byte file; "
-            "it is truncated or not safetensors."
-        )
-    table = parse_json(data[8 : 8 + size], f"{where}: header")
-    table.pop("__metadata__", None)
+    table, size = _table(data, where)
+    table.pop(_METADATA, None)
     entries = {
         name: _entry(name, value, 8 + size, len(data), where) for name, value in table.items()
     }
@@ -106,11 +99,30 @@ def read_header(data: mmap.mmap, where: str) -> dict[str, TensorEntry]:
     return ordered
 
 
+def read_metadata(data: mmap.mmap, where: str) -> dict[str, Any]:
+    """What a mapped safetensors file says besides its tensors. Raises FormatError."""
+    found = _table(data, where)[0].get(_METADATA, {})
+    return found if isinstance(found, dict) else {}
+
+
 def view(data: mmap.mmap, entry: TensorEntry, dtype: str) -> NDArray[Any]:
     """A read-only array over the mapped bytes, as `dtype` (a NumPy code) and the entry's shape."""
     raw = np.frombuffer(data, np.uint8, entry.nbytes, entry.start)
     raw.flags.writeable = False
     return raw.view(dtype).reshape(entry.shape)
+
+
+def _table(data: mmap.mmap, where: str) -> tuple[dict[str, Any], int]:
+    """The header as it stands, and its size in bytes."""
+    if len(data) < 8:
+        raise FormatError(f"{where}: {len(data)} bytes are too few for a safetensors file.")
+    size = int.from_bytes(data[:8], "little")
+    if size > min(_MAX_HEADER, len(data) - 8):
+        raise FormatError(
+            f"{where}: the header claims {size} bytes of a {len(data)} byte file; "
+            "it is truncated or not safetensors."
+        )
+    return parse_json(data[8 : 8 + size], f"{where}: header"), size
 
 
 def _entry(name: str, value: Any, base: int, total: int, where: str) -> TensorEntry:
