@@ -44,8 +44,8 @@ T = TypeVar("T")
 class Container:
     """A profile's file, mapped into memory and checked as it is read. `table` is its settings.
 
-    Of what was learned the bytes are compared with their checksums. Copies of weights are as long
-    as these, which nobody reads at a start either: theirs are compared where `whole` asks for it.
+    What was learned is compared with its checksums. Copies of weights are as long as these, which
+    nobody reads at a start either: of them no byte is touched unless `whole` asks for it.
     """
 
     path: Path
@@ -114,7 +114,7 @@ class Container:
         tiles = self.array(name, "U8", tiles_shape(rows, cols, kind), copied=copied)
         found = PackedMatrix.of_tiles(name, rows, cols, kind, tiles)
         halves = (found.scales,) if found.minima is None else (found.scales, found.minima)
-        if not all(np.isfinite(values).all() for values in halves):
+        if (self.whole or not copied) and not all(np.isfinite(part).all() for part in halves):
             raise self.error(f"tensor {name!r} has scales that are no numbers")
         return found
 
