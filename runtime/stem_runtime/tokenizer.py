@@ -108,6 +108,12 @@ class Tokenizer:
         """What `from_file` needs besides the file."""
         return {"bos": self.bos, "eos": sorted(self.eos), "add_bos": self.add_bos}
 
+    @property
+    def last_id(self) -> int:
+        """The largest id that texts can have, but for those of tokens that were added."""
+        ids = self._backend.get_vocab(with_added_tokens=False).values()
+        return max(*ids, self.bos if self.add_bos and self.bos is not None else 0, 0)
+
     @cached_property
     def control(self) -> dict[str, int]:
         """Texts of the control tokens and their ids."""

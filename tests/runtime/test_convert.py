@@ -24,7 +24,7 @@ from stem_runtime.quant.ggml import to_float
 from stem_runtime.tokenizer import Tokenizer
 
 from .files import GgufTensor, encode, expected_values, family_of, tiny_gguf, tiny_hf
-from .tiny import CHATML, tiny_config
+from .tiny import CHATML, tiny_config, tiny_tokenizer
 
 FAMILIES = ("llama", "qwen2", "qwen3", "gemma3", "minicpm")
 
@@ -235,6 +235,19 @@ def test_missing_tensors_are_refused(tmp_path: Path) -> None:
     (tmp_path / "m" / "config.json").write_text(json.dumps(config))
     with pytest.raises(FormatError, match=r"lm_head\.weight' is missing"):
         convert(tmp_path / "m", tmp_path / "out", name="x", origin={})
+
+
+def test_a_tokenizer_of_another_model_is_refused(tmp_path: Path) -> None:
+    tiny_hf(tmp_path / "m", tiny_config(vocab_size=320))
+    spec = tiny_tokenizer(320)
+    path = tmp_path / "m" / "tokenizer.json"
+    padding = {**spec["added_tokens"][0], "id": 320, "content": "<pad>"}
+    path.write_text(json.dumps({**spec, "added_tokens": [*spec["added_tokens"], padding]}))
+    assert converted(tmp_path / "m").config.vocab_size == 320
+    path.write_text(json.dumps(tiny_tokenizer(321)))
+    with pytest.raises(FormatError, match="ids up to 320 and the weights are for 320 tokens"):
+        convert(tmp_path / "m", tmp_path / "out", name="x", origin={})
+    assert not (tmp_path / "out").exists()
 
 
 def test_arguments_that_make_no_sense_are_refused(tmp_path: Path) -> None:

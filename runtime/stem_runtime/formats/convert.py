@@ -29,6 +29,7 @@ from ..families import TensorSpec, check_tensors
 from ..quant import TILE, Kind, PlainMatrix, pack
 from ..quant.ggml import FLOATS, KEPT_AS, BlockType, keep, to_float
 from ..quant.rounding import quantize
+from ..tokenizer import Tokenizer
 from .packed import INFO, PARTIAL, WEIGHTS, PackedWriter
 from .raw import RawTensor
 from .source import CHAT_TEMPLATE, Source, open_source
@@ -73,6 +74,7 @@ def convert(
         with PackedWriter(out, opened.config, kinds) as writer:
             _write_tensors(writer, opened, steps, progress)
             tokenizer = opened.tokenizer()
+            _check_ids(opened, tokenizer)
             tokenizer_file = tokenizer.save(out)
             if opened.chat_template is not None:
                 path = out / CHAT_TEMPLATE
@@ -130,6 +132,16 @@ def _label(steps: list[_Step]) -> str:
             rows, cols = step.spec.shape
             sizes[label] = sizes.get(label, 0) + rows * cols
     return max(sizes, key=lambda label: sizes[label])
+
+
+def _check_ids(source: Source, tokenizer: Tokenizer) -> None:
+    """Raises FormatError where texts have ids without weights; added tokens may, as paddings do."""
+    last, rows = tokenizer.last_id, source.config.vocab_size
+    if last >= rows:
+        raise FormatError(
+            f"{source.where}: the tokenizer has ids up to {last} and the weights are for {rows} "
+            "tokens; one of them belongs to another model, get both from the same source."
+        )
 
 
 def _write_tensors(
