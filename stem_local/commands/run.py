@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -96,6 +97,8 @@ def command(
     text = full_prompt(prompt, piped_input())
     if text is None and (raw or as_json):
         raise UsageError("--raw and --json need a prompt: give one, or pipe it in.")
+    if text is None and (sys.stdin is None or sys.stdin.closed):
+        raise UsageError("There is no input to chat with; give a prompt.")
     options = {name: value for name, value in sampling.items() if value is not None}
     if stop:
         options["stop"] = stop

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -186,6 +187,11 @@ def test_a_chat_has_no_json_and_no_raw(
     invoke: Invoke, monkeypatch: pytest.MonkeyPatch, flag: str
 ) -> None:
     assert "need a prompt" in str(chat(invoke, monkeypatch, args=flag).exception)
+
+
+def test_a_chat_needs_input(invoke: Invoke, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(run, "sys", SimpleNamespace(stdin=None))
+    assert "no input to chat with" in str(chat(invoke, monkeypatch).exception)
 
 
 def test_a_model_cannot_take_over_the_terminal() -> None:
