@@ -21,7 +21,7 @@ from stem_local.errors import (
     StemError,
 )
 
-from . import quick_escape, themes
+from . import terminal_driver, themes
 from .dialogue import model_of
 from .screens.chat import ChatScreen
 from .seat import Seat
@@ -86,7 +86,7 @@ class ChatApp(App[None]):
         self.set_keymap(dict(config.keys))
 
     def get_driver_class(self) -> type[Driver]:
-        return quick_escape.driver(super().get_driver_class())
+        return terminal_driver.driver(super().get_driver_class())
 
     def get_default_screen(self) -> Screen[Any]:
         return ChatScreen(self.settings)
