@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import io
 import os
 import sys
@@ -17,6 +18,7 @@ import click
 from stem_runtime.errors import StemError
 
 from ._version import __version__
+from .errors import DiskSpaceError
 
 if TYPE_CHECKING:
     from click.shell_completion import CompletionItem
@@ -164,6 +166,9 @@ def failure(error: Exception) -> Failure:
         return Failure(str(error), error.exit_code)
     if isinstance(error, OSError):
         where = f" ({error.filename})" if error.filename else ""
+        if error.errno == errno.ENOSPC:
+            full = f"The disk is full{where}; make room and try again."
+            return Failure(full, DiskSpaceError.exit_code)
         return Failure(f"{error.strerror or error}{where}", 1)
     about = f"{type(error).__name__}: {error} (a fault of STEM Local; STEM_DEBUG=1 shows where)"
     return Failure(about, _INTERNAL_ERROR)

@@ -7,6 +7,7 @@ ever run or installed.
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import importlib.util
 import os
@@ -23,7 +24,7 @@ import filelock
 from stem_runtime import paths
 
 from .catalog import WheelSource
-from .errors import OfflineError, SourceError
+from .errors import DiskSpaceError, OfflineError, SourceError
 from .progress import Meter, Reporter
 from .stopping import NEVER, Stop
 
@@ -116,6 +117,10 @@ def _run_pip(source: WheelSource, folder: Path, meter: Meter) -> None:
         log.seek(0)
         said = log.read(1 << 20).decode("utf-8", "replace")
     if process.returncode or not (folder / source.file).is_file():
+        if f"[Errno {errno.ENOSPC}]" in said:
+            raise DiskSpaceError(
+                f"The disk filled up while pip got {source.requirement}; make room and pull again."
+            )
         raise OfflineError(f"pip could not get {source.requirement}: {_reason(said)}")
     meter.reach(source.size)
 
@@ -134,8 +139,10 @@ def _pip() -> tuple[list[str], dict[str, str]]:
 def _reason(said: str) -> str:
     if "Retrying" in said:
         return "the package index could not be reached"
-    errors = re.findall(r"^ERROR: (.+)$", said, re.MULTILINE)
-    return errors[-1][:200] if errors else "it gave no reason"
+    # of what it did not expect pip tells after a traceback
+    errors = re.findall(r"^ERROR: (?!Exception:)(.+)$", said, re.MULTILINE) or said.split("\n")
+    last = next((line.strip() for line in reversed(errors) if line.strip()), "it gave no reason")
+    return last[:200]
 
 
 def _largest(folder: Path) -> int:

