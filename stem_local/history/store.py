@@ -146,6 +146,7 @@ class History:
         state: State | None = None,
         stats: Mapping[str, Any] | None = None,
         forgotten: int | None = None,
+        model: str | None = None,
     ) -> None:
         """Change what is given of a message; cheap enough for several times a second.
 
@@ -160,6 +161,8 @@ class History:
             changes["stats"] = rows.stored_fields(stats, "figures")
         if forgotten is not None:
             changes["forgotten"] = forgotten
+        if model is not None:
+            changes["model"] = model
         if not changes:
             return
         with self._database.write() as connection:

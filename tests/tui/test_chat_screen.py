@@ -57,9 +57,14 @@ def test_the_screen_is_drawn_before_the_model_is_open(model: Scripted) -> None:
         await chatting.send("Hi")
         await chatting.until(lambda: len(chatting.entries) == 2)
         assert chatting.chat.answering
+        model.hold()
         model.release_opening()
-        await chatting.until(lambda: not chatting.chat.answering)
+        await chatting.until(model.started.is_set)
+        assert "● tiny" in chatting.screen
+        await chatting.let_go()
         assert chatting.said == ["Hi", "Hello there."]
+        kept = chatting.chat.history.get(chatting.chat.conversation)
+        assert kept.entries[-1].model == "tiny"
 
     run_chat(model, test, opened=False)
 

@@ -125,6 +125,7 @@ class Dialogue:
             state=entry.state,
             stats=entry.stats,
             forgotten=entry.forgotten,
+            model=entry.model,
         )
 
     def step(self, entry: int, step: int) -> None:

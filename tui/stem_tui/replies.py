@@ -74,6 +74,10 @@ class Replies:
         chat = self._chat
         try:
             model = await chat.app.seat.ready()
+            # asked before it was open, the question knew of none, or of the one before
+            entry = replace(entry, model=model.name)
+            chat.dialogue.put(entry)
+            chat.transcript.answered_by(entry)
             self._answering = Answering(self._starter(model))
             entry = await follow(
                 self._answering, entry, chat.transcript.extend, self._show, self._save

@@ -110,6 +110,12 @@ class Transcript(MessageList, inherit_bindings=False):
         if entry.role == "user":
             self.go_to_end()
 
+    def answered_by(self, entry: Entry) -> None:
+        """The answer that is streaming comes from the model that `entry` names."""
+        if self._answer is not None:
+            self._answer.entry = entry
+            self.changed(self._answer)
+
     async def extend(self, text: str) -> None:
         """More text of the answer that is streaming."""
         if self._answer is not None:
