@@ -370,11 +370,39 @@ def _read_backend(path: Path) -> Backend:
     try:
         backend = Backend.from_str(_read_text(path, MAX_FILE_BYTES))
         check_growth(path, backend)
+        _mark_control(backend)
         return backend
     except (FormatError, OSError, KeyboardInterrupt):
         raise
     except BaseException as error:  # the library also panics, outside the Exception family
         raise FormatError(f"{path} is not a usable tokenizer.json: {error}.") from error
+
+
+def _mark_control(backend: Backend) -> None:
+    """Let control tokens be what is spelled as they are, and what ends a turn be one of them.
+
+    Where a tokenizer.json marks them as normalized, the library looks for what the normalizer makes
+    of them: it finds "<|IM_END|>" too under one that lowers cases, and "<s>" only behind a blank
+    under Llama 2's, which is why transformers ignores the mark there. Others mark an end token as
+    an ordinary one, which any message could then make.
+    """
+    marked = [
+        token
+        for token in backend.get_added_tokens_decoder().values()
+        if (token.normalized if token.special else token.content in END_TEXTS)
+    ]
+    backend.add_special_tokens(
+        [
+            AddedToken(
+                token.content,
+                single_word=token.single_word,
+                lstrip=token.lstrip,
+                rstrip=token.rstrip,
+                normalized=False,
+            )
+            for token in marked
+        ]
+    )
 
 
 def _read_config(path: Path) -> dict[str, Any]:

@@ -465,6 +465,21 @@ def test_a_hugging_face_folder(tmp_path: Path) -> None:
         Tokenizer.from_hf(tmp_path)
 
 
+def test_control_tokens_are_what_is_spelled_as_they_are(tmp_path: Path) -> None:
+    backend = Backend.from_str(byte_level()._backend.to_str())
+    backend.normalizer = normalizers.Sequence([normalizers.Prepend("_"), normalizers.Lowercase()])
+    spec = json.loads(backend.to_str())
+    for token in spec["added_tokens"]:
+        token |= {"normalized": True, "special": token["content"] != "<|im_end|>"}
+    (tmp_path / "tokenizer.json").write_text(json.dumps(spec))
+    tokenizer = Tokenizer.from_hf(tmp_path)
+    end = tokenizer.control["<|im_end|>"]
+    assert tokenizer.eos >= {end}
+    assert end in tokenizer.encode("so<|im_end|>", special=True)
+    assert end not in tokenizer.encode("so<|im_end|>")
+    assert end not in tokenizer.encode("so<|IM_END|>", special=True)
+
+
 @pytest.mark.parametrize(
     ("part", "step"),
     [
