@@ -78,6 +78,7 @@ def pull(
             report.note(f"{target} is installed already (--force gets it anew).")
             model = current
         else:
+            _compile_ahead()
             with _source(wanted, report, stop, force=force) as source:
                 meter = Meter(report, "pack", 1, stop)
                 model = store.install(
@@ -88,6 +89,15 @@ def pull(
 
         learn(model, report, cancel)
     return model
+
+
+def _compile_ahead() -> None:
+    """Make the kernels while the model comes, so that its first answer need not wait for both."""
+    from stem_runtime.kernels import compile_ahead
+
+    # who loads the model is told what is wrong
+    with contextlib.suppress(StemError):
+        compile_ahead()
 
 
 def _current(target: str, wanted: Spec, quant: str | None) -> InstalledModel | None:

@@ -14,7 +14,7 @@ from .cache_kinds import CacheKind, check_kind
 from .errors import Cancelled as Cancelled
 from .errors import UsageError
 from .formats.packed import PackedModel
-from .kernels import choose
+from .kernels import STEP, choose
 from .kernels.cpu import layout as L
 from .kernels.jit import load_unit
 from .kv_cache import KVCache
@@ -60,7 +60,7 @@ class Engine:
         self.kv_cache = kv_cache
         self.threads = count_threads(threads)
         self.kernels = choose(kernels)
-        entries = load_unit("stem_runtime.kernels.cpu.step", self.kernels.name, notify)
+        entries = load_unit(STEP, self.kernels.name, notify)
         self._work = Workspace(model, self.threads, self.kernels.token_block)
         if head is not None:
             self._work.set_look(head)

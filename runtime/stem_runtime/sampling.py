@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .errors import StemError, UsageError
+from .kernels import SAMPLE
 from .kernels.cpu import sample_args as word
 from .sampling_params import MAX_VOCAB, SamplingParams
 
@@ -53,7 +54,7 @@ class Sampler:
 
         p, vocab = self.params, self.vocab_size
         if not _entries:
-            _entries.update(load_unit("stem_runtime.kernels.cpu.sample", "", notify))
+            _entries.update(load_unit(SAMPLE, "", notify))
         self._choose = _entries["choose"]
         blocks = -(-vocab // word.BLOCK)
         self._peaks, self._heap = np.empty(blocks, np.float32), np.empty(blocks, np.float32)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import select
 import shutil
 import subprocess
 import sys
@@ -110,6 +112,55 @@ def test_threads_at_once_get_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
     for thread in threads:
         thread.join()
     assert results == [[3, 5, 7, 9]] * 3
+
+
+def test_what_is_compiled_ahead_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    compiled: list[str] = []
+    begun, waited_for = threading.Event(), threading.Event()
+    compile_apart = jit._compile
+
+    def compile_late(module: str, variant: str) -> bytes:
+        compiled.append(variant)
+        begun.set()
+        waited_for.wait(60)
+        return compile_apart(module, variant)
+
+    monkeypatch.setattr(jit, "_compile", compile_late)
+    jit.compile_ahead(("small_unit", "x"), ("small_unit", "y"))
+    assert begun.wait(60)
+    entries = jit.load_unit("small_unit", "x", lambda _: waited_for.set())
+    assert fill(entries) == [3, 5, 7, 9]
+    assert fill(jit.load_unit("small_unit", "y")) == [3, 5, 7, 9]
+    assert compiled == ["x", "y"]
+
+
+def test_what_fails_ahead_is_told_when_it_is_wanted(small_unit: Path) -> None:
+    small_unit.write_text("import nowhere_to_be_found\n" + UNIT)
+    jit.compile_ahead(("small_unit", ""))
+    with pytest.raises(KernelError, match="nowhere_to_be_found"):
+        jit.load_unit("small_unit")
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no named pipes in folders")
+def test_compiling_ahead_ends_with_the_program(small_unit: Path, tmp_path: Path) -> None:
+    pipe, begun = tmp_path / "pipe", tmp_path / "begun"
+    os.mkfifo(pipe)
+    small_unit.write_text(
+        f"held = open({str(pipe)!r}, 'w')\nopen({str(begun)!r}, 'w')\nimport time; time.sleep(600)"
+    )
+    end = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    program = f"""
+from pathlib import Path
+from stem_runtime.kernels import jit
+jit.compile_ahead(("small_unit", ""))
+while not Path({str(begun)!r}).exists():
+    pass
+"""
+    out, error = start(program).communicate()
+    assert (out, error) == ("", "")
+    assert select.select([end], [], [], 60)[0], "the compiler still runs"
+    assert os.read(end, 1) == b""
+    os.close(end)
 
 
 @pytest.fixture
@@ -241,7 +292,7 @@ def _frozen(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 HINDRANCES: dict[str, Callable[[pytest.MonkeyPatch], None]] = {
-    "no processes": lambda patch: patch.setattr(subprocess, "run", _refuse),
+    "no processes": lambda patch: patch.setattr(subprocess, "Popen", _refuse),
     "frozen": _frozen,
     "embedded": lambda patch: patch.setattr(sys, "executable", "/opt/editor/editor.exe"),
     "unknown": lambda patch: patch.setattr(sys, "executable", ""),

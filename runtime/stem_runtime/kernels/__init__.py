@@ -13,6 +13,9 @@ from .host import host_cpu
 OVERRIDE = "STEM_KERNELS"
 """Environment variable that names a variant instead of the best one."""
 
+STEP, SAMPLE = f"{__name__}.cpu.step", f"{__name__}.cpu.sample"
+"""The compiled units of the CPU: `jit.load_unit` takes their names."""
+
 _NEEDS: dict[str, tuple[frozenset[str], ...]] = {
     "avx512vnni": (frozenset({"avx512f", "avx512bw", "avx512vl", "avx512dq", "avx512vnni"}),),
     "avx2vnni": (
@@ -98,6 +101,16 @@ def choose(override: str | None = None) -> KernelChoice:
     passed = [f"{n} needs {missing[n]}" for n in better if (n == "neon") == arm]
     why = f"the best that this {platform.machine()} CPU runs"
     return KernelChoice(name, why + (f" ({'; '.join(passed)})" if passed else ""))
+
+
+def compile_ahead() -> None:
+    """Begin to compile what this machine lacks of the CPU's kernels, aside; returns at once.
+
+    Raises KernelError as `choose` does.
+    """
+    from . import jit
+
+    jit.compile_ahead((STEP, choose().name), (SAMPLE, ""))
 
 
 def choose_device(wanted: str = "auto", limit: int | None = None) -> DeviceChoice:

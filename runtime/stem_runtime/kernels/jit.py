@@ -9,6 +9,8 @@ importing numba and reading its own cache would cost a warm start most of a seco
 
 from __future__ import annotations
 
+import atexit
+import contextlib
 import ctypes
 import hashlib
 import importlib.util
@@ -16,6 +18,7 @@ import os
 import subprocess
 import sys
 import tempfile
+import threading
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -30,6 +33,7 @@ Entry = Callable[[int, int], None]
 
 _PROTOTYPE = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_int64)
 _DIGEST_SIZE = 32
+_compiling: dict[Path, threading.Lock] = {}
 _engines: list[Any] = []  # code lives as long as its engine, and entries are kept by everyone
 
 
@@ -41,19 +45,51 @@ def load_unit(
     `module` is the full module name, `variant` goes to its `entries`. `notify` receives one
     sentence if a compilation (seconds) has to be waited for. Raises KernelError.
     """
-    path = cache_dir() / "kernels" / f"{module.rpartition('.')[2]}-{_key(module, variant)}.o"
-    code = _read(path)
-    if code is None:
-        if notify:
-            notify(f"Compiling the {variant or 'CPU'} kernels for this machine (once)...")
-        code = _compile(module, variant)
-        _write(path, code)
+    path = _place(module, variant)
+    code = _code(path, module, variant, notify)
     try:
         return _link(code)
     except RuntimeError as error:
         raise KernelError(
             f"The compiled kernels in {path} could not be loaded ({error}); delete that file."
         ) from error
+
+
+def compile_ahead(*units: tuple[str, str]) -> None:
+    """Begin to compile those (module, variant) that this machine lacks, one after another, aside.
+
+    Returns at once. `load_unit` waits for what is under way instead of compiling it once more, and
+    tells what fails.
+    """
+    wanted = [(_place(*unit), *unit) for unit in units]
+
+    def work() -> None:
+        with contextlib.suppress(KernelError):
+            for path, module, variant in wanted:
+                _code(path, module, variant)
+
+    if _can_start_python():
+        threading.Thread(target=work, daemon=True, name="stem-compile").start()
+
+
+def _place(module: str, variant: str) -> Path:
+    return cache_dir() / "kernels" / f"{module.rpartition('.')[2]}-{_key(module, variant)}.o"
+
+
+def _code(
+    path: Path, module: str, variant: str, notify: Callable[[str], None] | None = None
+) -> bytes:
+    """What `path` holds, compiled before where that is nothing that can be used."""
+    code = _read(path)
+    if code is None and notify:
+        notify(f"Compiling the {variant or 'CPU'} kernels for this machine (once)...")
+    if code is None:
+        with _compiling.setdefault(path, threading.Lock()):
+            code = _read(path)
+            if code is None:
+                code = _compile(module, variant)
+                _write(path, code)
+    return code
 
 
 def _compile(module: str, variant: str) -> bytes:
@@ -63,22 +99,35 @@ def _compile(module: str, variant: str) -> bytes:
         environment = os.environ | {"PYTHONPATH": os.pathsep.join(search)}
         command = [sys.executable, "-P", "-m", f"{__package__}.compiler", module, variant]
         try:
-            done = subprocess.run(
-                command,
-                env=environment,
-                stdin=subprocess.DEVNULL,
-                capture_output=True,
-                check=False,
-                creationflags=getattr(subprocess, "CREATE_NO_WINDOW", 0),
-            )
+            status, out, said = _run(command, environment)
         except OSError:
             return _compile_here(module, variant)
-        code = unsealed(done.stdout)
-        if done.returncode == 0 and code is not None:
+        code = unsealed(out)
+        if status == 0 and code is not None:
             return code
-        why = done.stderr.decode(errors="replace") or f"exit status {done.returncode}"
-        raise _failed(variant, why)
+        raise _failed(variant, said.decode(errors="replace") or f"exit status {status}")
     return _compile_here(module, variant)
+
+
+def _run(command: list[str], environment: dict[str, str]) -> tuple[int, bytes, bytes]:
+    """A program's exit status and what it wrote. It does not outlive this one."""
+    with subprocess.Popen(
+        command,
+        env=environment,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        creationflags=getattr(subprocess, "CREATE_NO_WINDOW", 0),
+    ) as process:
+        atexit.register(process.kill)
+        try:
+            out, said = process.communicate()
+        except BaseException:
+            process.kill()
+            raise
+        finally:
+            atexit.unregister(process.kill)
+        return process.returncode, out, said
 
 
 def _can_start_python() -> bool:
