@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING
 
 from stem_local.errors import UsageError
@@ -21,6 +23,7 @@ class Seat:
         """`opener` opens the model of that name, None for the default one; it may block."""
         self._opener = opener
         self._opening: asyncio.Task[Model] | None = None
+        self._closed = threading.Event()
         self.model: Model | None = None
 
     @property
@@ -43,13 +46,18 @@ class Seat:
         return self.model
 
     async def close(self) -> None:
-        """Let go of the model."""
+        """Let go of the model, and wait no more for one that is being opened."""
+        self._closed.set()
         model, self.model = self.model, None
         if model is not None:
             await asyncio.to_thread(model.close)
 
     async def _open(self, name: str | None) -> Model:
-        model = await asyncio.to_thread(self._opener, name)
+        from stem_local.stopping import Stop
+
+        opening = Stop(self._closed.is_set, "The chat was left before the model was open.")
+        # the first time kernels are compiled, for which nobody who leaves should wait
+        model = await asyncio.to_thread(opening.run, partial(self._opener, name))
         old, self.model = self.model, model
         if old is not None:
             await asyncio.to_thread(old.close)
