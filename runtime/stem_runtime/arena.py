@@ -32,17 +32,22 @@ class Arena:
     record lies.
     """
 
-    def __init__(self, records: Sequence[U8 | None], gate_bytes: Sequence[int], width: int) -> None:
-        """`records` uint8 [ffn, record_bytes] of every layer that has candidates, which begin with
-        rows of gate of `gate_bytes`; `width` is the number of neurons rounded up to groups.
+    def __init__(
+        self,
+        records: Sequence[U8 | None],
+        rows: Sequence[I64],
+        gate_bytes: Sequence[int],
+        width: int,
+    ) -> None:
+        """`records` uint8 [n, record_bytes] of every layer that has candidates begin with rows of
+        gate of `gate_bytes`. `rows` int64 [ffn] say whose is which, -1 for neurons without one;
+        `width` is the number of neurons rounded up to groups.
         """
-        self._records, self._cuts = records, list(gate_bytes)
+        self._records, self._rows, self._cuts = records, rows, list(gate_bytes)
         self._home = np.zeros((len(records), width), np.int64)
-        for layer, found in enumerate(records):
+        for home, found, whose in zip(self._home, records, rows, strict=True):
             if found is not None:
-                self._home[layer, : len(found)] = found.ctypes.data + found.shape[1] * np.arange(
-                    len(found)
-                )
+                home[: len(whose)] = found.ctypes.data + found.shape[1] * whose.clip(0)
         self.places, self.gate_places = self._home.copy(), self._home.copy()
         self._slots: I64 = np.full(self._home.shape, -1, np.int64)
         self._owners: I64 = np.zeros(self._slots.size, np.int64)
@@ -63,6 +68,7 @@ class Arena:
 
     def keep(self, layer: int, members: Bools) -> None:
         """Hold the records of the neurons in `members` [ffn] and of no others of this layer."""
+        members = members & (self._rows[layer] >= 0)
         slots = self._slots[layer, : len(members)]
         gone, new = np.flatnonzero((slots >= 0) & ~members), np.flatnonzero((slots < 0) & members)
         free = slots[gone]
@@ -79,14 +85,15 @@ class Arena:
         """Let go of all memory."""
         for layer, found in enumerate(self._records):
             if found is not None:
-                self.keep(layer, np.zeros(len(found), np.bool_))
+                self.keep(layer, np.zeros(len(self._rows[layer]), np.bool_))
 
     def _fill(self, layer: int, neurons: I64, slots: I64) -> None:
         records, cut = self._records[layer], self._cuts[layer]
         if records is None or not len(neurons):
             return
-        self._gates.write(slots, records, neurons, 0, cut)
-        self._rests.write(slots, records, neurons, cut, records.shape[1])
+        rows = self._rows[layer][neurons]
+        self._gates.write(slots, records, rows, 0, cut)
+        self._rests.write(slots, records, rows, cut, records.shape[1])
         self._own(layer * self._slots.shape[1] + neurons, slots)
 
     def _close(self, holes: I64) -> None:
@@ -124,10 +131,10 @@ class _Slots:
         self._rows: U8 = np.frombuffer(self._memory, np.uint8, count * each).reshape(count, each)
         self.address, self.each = self._rows.ctypes.data, each
 
-    def write(self, slots: I64, records: U8, neurons: I64, start: int, stop: int) -> None:
+    def write(self, slots: I64, records: U8, rows: I64, start: int, stop: int) -> None:
         for first in range(0, len(slots), _AT_ONCE):
             some = slice(first, first + _AT_ONCE)
-            self._rows[slots[some], : stop - start] = records[neurons[some], start:stop]
+            self._rows[slots[some], : stop - start] = records[rows[some], start:stop]
 
     def move(self, sources: I64, targets: I64) -> None:
         self._rows[targets] = self._rows[sources]

@@ -10,13 +10,13 @@ from numpy.typing import NDArray
 
 from .errors import UsageError
 from .formats.packed import PackedModel
-from .kernels import choose
+from .kernels import STEP, choose
 from .kernels.cpu import layout as L
 from .kernels.jit import load_unit
 from .kv_cache import KVCache
 from .neuron_tables import NeuronTables, Words, bits
 from .quant import GROUP, groups_of
-from .sparsity.neurons import LayerNeurons, Neurons, mask_of
+from .sparsity.neurons import LayerNeurons, Neurons, mask_of, with_dead
 from .sparsity.plan import FfnPlan
 from .team import Team
 from .threads import count_threads
@@ -56,7 +56,8 @@ class HostFfns:
         self._shape = config.n_layers, groups_of(config.ffn_dim)
         if owned.shape != self._shape or owned.dtype != np.uint32:
             raise UsageError("These masks of neurons belong to a model of another shape.")
-        self._tables = NeuronTables(model, neurons, self.threads)
+        # prompts are computed here with all owned neurons, the dead ones too
+        self._tables = NeuronTables(model, with_dead(model, neurons), self.threads)
         self._owned = owned & mask_of(np.ones(config.ffn_dim, np.bool_))
         self._alive = self._owned & np.stack([_alive(*pair) for pair in enumerate(neurons.layers)])
         self._ones = np.ones(GROUP * self._shape[1], np.float32)
@@ -65,7 +66,7 @@ class HostFfns:
         self._resampled = np.zeros((config.n_layers, 1), np.bool_)
         self._offered = np.zeros_like(self._owned)
         self.kernels = choose(kernels)
-        entries = load_unit("stem_runtime.kernels.cpu.step", self.kernels.name, notify)
+        entries = load_unit(STEP, self.kernels.name, notify)
         self._work = Workspace(model, self.threads, self.kernels.token_block)
         self._tables.point(self._work.args)
         self._point(config.d_model)

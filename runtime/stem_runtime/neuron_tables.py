@@ -203,10 +203,10 @@ class NeuronTables:
 
     def _keep(self, index: int, layer: LayerNeurons) -> _Layer:
         ffn, down = self._model.config.ffn_dim, self._matrix(index, "down")
-        record = sum(self._record_sizes(index, layer.stored.parts))
+        record, rows = sum(self._record_sizes(index, layer.stored.parts)), layer.rows()
         shared = L.shared_bytes(KINDS[down.kind], self._model.config.d_model)
         shapes: list[tuple[NDArray[np.generic], tuple[int, ...]]] = [
-            (layer.stored.records, (ffn, record)),
+            (layer.stored.records, (int(rows.max()) + 1, record)),
             (layer.stored.shared, (self._groups, shared)),
             (layer.weights, (ffn,)),
             (layer.norms, (ffn,)),
@@ -242,8 +242,8 @@ class NeuronTables:
         gate, up, _ = self._record_sizes(index, neurons.stored.parts)
         records, shared = neurons.stored.records, neurons.stored.shared
         words[L.F_SHARED], words[L.F_SHARED_BYTES] = shared.ctypes.data, shared.shape[1]
-        places, count = self._places[index], np.arange(len(records))
-        places[: len(records)] = records.ctypes.data + records.shape[1] * count
+        rows, places = neurons.rows().clip(0), self._places[index]  # nobody reads the dead ones'
+        places[: len(rows)] = records.ctypes.data + records.shape[1] * rows
         words[L.F_PLACES] = words[L.F_GATE_PLACES] = places.ctypes.data
         words[L.F_RECORD_BYTES], words[L.F_GATE_ROWS] = (
             records.shape[1],

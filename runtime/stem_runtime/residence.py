@@ -124,7 +124,9 @@ class Residence:
             pairs = list(zip(self._layers, self._spans, strict=True))
             records = [None if s is None or n is None else n.stored.records for n, s in pairs]
             cuts = [int(cut) for cut in self._words[:, L.F_UP]]
-            self.arena = Arena(records, cuts, GROUP * len(self._everyone))
+            nobody = np.zeros(0, np.int64)
+            rows = [nobody if layer is None else layer.rows() for layer in self._layers]
+            self.arena = Arena(records, rows, cuts, GROUP * len(self._everyone))
             for layer, found in enumerate(records):
                 if found is not None:
                     row = self._words[layer]

@@ -40,12 +40,18 @@ def at(address: int, count: int) -> bytes:
     return ctypes.string_at(address, count)
 
 
-def check(arena: Arena, records: list[np.ndarray], cuts: list[int], sets: np.ndarray) -> None:
+def check(
+    arena: Arena,
+    records: list[np.ndarray],
+    whose: list[np.ndarray],
+    cuts: list[int],
+    sets: np.ndarray,
+) -> None:
     """Every record is where the tables say, and those of the sets side by side in the arena."""
     gates, rests = [], []
     for layer, rows in enumerate(records):
         cut, size = cuts[layer], rows.shape[1]
-        for neuron, row in enumerate(rows):
+        for neuron, row in zip(np.flatnonzero(whose[layer] >= 0), rows, strict=True):
             gate = int(arena.gate_places[layer, neuron])
             rest = int(arena.places[layer, neuron]) + cut
             assert at(gate, cut) + at(rest, size - cut) == row.tobytes()
@@ -57,7 +63,7 @@ def check(arena: Arena, records: list[np.ndarray], cuts: list[int], sets: np.nda
     wide = max(rows.shape[1] - cut for rows, cut in zip(records, cuts, strict=True))
     for found, each in ((gates, max(cuts)), (rests, wide)):
         assert sorted(found) == [min(found) + each * slot for slot in range(len(found))]
-    assert arena.held == len(gates) == sets.sum()
+    assert arena.held == len(gates) == (sets & (np.array(whose) >= 0)).sum()
 
 
 @settings(max_examples=40, deadline=None)
@@ -65,24 +71,29 @@ def check(arena: Arena, records: list[np.ndarray], cuts: list[int], sets: np.nda
 def test_an_arena_has_what_it_should_and_no_more(seed: int, layers: int, ffn: int) -> None:
     rng = np.random.default_rng(seed)
     cuts = rng.choice([64, 128], layers).tolist()
-    records = [rng.integers(0, 256, (ffn, cut + 192), np.uint8) for cut in cuts]
-    arena = Arena(records, cuts, -(-ffn // 32) * 32)
+    alive = rng.random((layers, ffn)) < rng.choice([0.7, 1])
+    whose = [np.where(some, np.cumsum(some) - 1, -1) for some in alive]
+    records = [
+        rng.integers(0, 256, (some.sum(), cut + 192), np.uint8)
+        for some, cut in zip(alive, cuts, strict=True)
+    ]
+    arena = Arena(records, whose, cuts, -(-ffn // 32) * 32)
     sets = np.zeros((layers, ffn), np.bool_)
     for _ in range(8):
         layer = int(rng.integers(layers))
         sets[layer] = rng.random(ffn) < rng.choice([0, 0.2, 0.8, 1])
         arena.keep(layer, sets[layer])
-        check(arena, records, cuts, sets)
-    assert arena.nbytes == sets.sum() * (max(cuts) + 192)
+        check(arena, records, whose, cuts, sets)
+    assert arena.nbytes == (sets & alive).sum() * (max(cuts) + 192)
     arena.clear()
-    check(arena, records, cuts, np.zeros_like(sets))
+    check(arena, records, whose, cuts, np.zeros_like(sets))
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux takes pages at once")
 def test_a_smaller_set_gives_its_memory_back() -> None:
     """What lies behind the last slot is no longer in memory, and so reads as zeros."""
     records = np.full((1000, 4096), 7, np.uint8)
-    arena = Arena([records], [1024], 1024)
+    arena = Arena([records], [np.arange(1000)], [1024], 1024)
     arena.keep(0, np.ones(1000, np.bool_))
     rests = int(arena.places[0].min(where=arena.places[0] > 0, initial=1 << 62)) + 1024
     assert set(at(rests, 1000 * 3072)) == {7}

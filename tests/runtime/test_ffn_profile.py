@@ -109,6 +109,33 @@ def test_the_engine_decodes_with_what_is_read(
     assert np.array_equal(*logits)
 
 
+def test_dead_neurons_are_dropped(made: tuple[PackedModel, FfnProfile], tmp_path: Path) -> None:
+    """The file is smaller, answers are the same, and files that hold the dead too are read."""
+    model, profile = made
+    alive = profile.rules.alive & np.uint32(0x5A5A5A5A)
+    rules = dataclasses.replace(profile.rules, alive=alive)
+    found, sizes = [], []
+    for masks in (None, alive):
+        stored = tuple(
+            layer_weights(model, layer, "gate", None if masks is None else masks[layer])
+            for layer in (0, 1)
+        )
+        kept = dataclasses.replace(profile, rules=rules, stored=stored)
+        path = write_profile(tmp_path, Profile(model.info["weights_sha256"], None, kept))
+        sizes.append(path.stat().st_size)
+        again = read(tmp_path, model)
+        assert same(again.stored, stored)
+        with Engine(model, threads=1, neurons=again.neurons(model)) as engine:
+            engine.set_plan(again.settings[1].plan)
+            cache = engine.new_cache(16)
+            engine.prefill(cache, [5, 6, 7, 8, 9])
+            found.append(engine.decode(cache, 10, sparse=True).copy())
+    dead = 2 * 96 - int(np.bitwise_count(alive).sum())
+    assert dead > 50
+    assert sizes[0] - sizes[1] >= dead * stored[0].records.shape[1]
+    assert np.array_equal(*found)
+
+
 def test_a_profile_without_weights_is_small(
     made: tuple[PackedModel, FfnProfile], tmp_path: Path
 ) -> None:

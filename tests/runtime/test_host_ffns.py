@@ -19,12 +19,12 @@ from stem_runtime.host_ffns import HostFfns
 from stem_runtime.kernels import available, oracle
 from stem_runtime.kv_cache import KVCache
 from stem_runtime.quant import Kind, pack, unpack_plain
-from stem_runtime.sparsity.neurons import Neurons, record_sizes
+from stem_runtime.sparsity.neurons import Neurons, layer_weights, record_sizes
 from stem_runtime.sparsity.plan import FfnPlan, Mode
 from stem_runtime.threads import MAX_THREADS
 
 from .host_split import F32, Asked, ask, judge, known, masks, some_inputs
-from .skipping import mask_of, neurons_of
+from .skipping import changed, mask_of, neurons_of
 from .sparse_steps import (
     ACTIVE,
     CANDIDATES,
@@ -202,6 +202,19 @@ def test_what_is_elsewhere_is_not_read(models: Models, rng: np.random.Generator)
     for mode, more in PLANS.values():
         plan = plan_of(1, mode, 0.1, 0.05, core=True, **more)
         judge(Asked(model, spoiled, owned, plan, owned), some_inputs(rng, model))
+
+
+def test_dead_neurons_have_records_here(models: Models, rng: np.random.Generator) -> None:
+    """Prompts are read with them, whether a profile has dropped them or not."""
+    model = models()
+    alive = mask_of(np.arange(FFN) % 3 > 0)
+    whole, owned = neurons_of(model, alive=alive), masks([np.ones(FFN, np.bool_)])
+    few = changed(whole, 0, stored=layer_weights(model, 0, "gate", alive))
+    x, found = some_inputs(rng, model)[0], []
+    for neurons in (whole, few):
+        with closing(HostFfns(model, neurons, owned, threads=1)) as ffns:
+            found.append(ffns.add(0, x).copy())
+    np.testing.assert_array_equal(*found)
 
 
 @pytest.mark.parametrize("name", PLANS)

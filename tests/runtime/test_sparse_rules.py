@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from stem_runtime.engine import Engine
 from stem_runtime.formats.packed import PackedModel
 from stem_runtime.kernels.cpu.ffn import REST_TOKENS
+from stem_runtime.sparsity.neurons import layer_weights, with_dead
 from stem_runtime.sparsity.plan import Candidates, FfnPlan, Mode
 
 from .skipping import Truth, changed, mask_of, neurons_of
@@ -79,6 +80,27 @@ def test_dead_neurons_are_never_computed(models: Models, mode: Mode) -> None:
     steps = judge(model, neurons, plan_of(1, mode, 0.0, core=True))
     assert np.all(steps.counts[:, 0, CANDIDATES] == alive.sum())
     assert not steps.heat[:, 0, ~alive].any()
+
+
+@pytest.mark.parametrize("candidates", ["all", "resampled"])
+def test_dead_neurons_need_no_records(models: Models, candidates: Candidates) -> None:
+    """The same bits come out with the records of the others alone, in fewer bytes."""
+    model = models()
+    alive = np.arange(FFN) % 3 > 0
+    whole = neurons_of(model, alive=mask_of(alive), core=mask_of(bits(0, 1)))
+    few = changed(whole, 0, stored=layer_weights(model, 0, "gate", mask_of(alive)))
+    layers = [neurons.layers[0] for neurons in (whole, few)]
+    sizes = [0 if layer is None else len(layer.stored.records) for layer in layers]
+    assert sizes == [FFN, alive.sum()]
+    chosen = np.random.default_rng(1).random((1, len(TOKENS), FFN)) < 0.5
+    plan = plan_of(1, "gate", 0.05, 0.1, candidates=candidates, core=True)
+    found = []
+    for neurons in (whole, few, with_dead(model, few)):
+        with Engine(model, threads=1, neurons=neurons) as engine:
+            found.append(run(engine, plan, chosen=chosen))
+    for other in found[1:]:
+        np.testing.assert_array_equal(found[0].logits, other.logits)
+        np.testing.assert_array_equal(found[0].counts, other.counts)
 
 
 def bounded(model: PackedModel, plan: FfnPlan, threads: int) -> Steps:

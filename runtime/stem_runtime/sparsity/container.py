@@ -70,6 +70,11 @@ class Container:
     def has(self, name: str) -> bool:
         return name in self._entries
 
+    def length(self, name: str) -> int:
+        """A tensor's rows, 0 where there is none."""
+        entry = self._entries.get(name)
+        return entry.shape[0] if entry is not None and entry.shape else 0
+
     def array(
         self, name: str, dtype: str, shape: tuple[int, ...], *, copied: bool = False
     ) -> NDArray[Any]:

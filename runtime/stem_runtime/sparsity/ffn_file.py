@@ -82,13 +82,14 @@ def read_ffn(file: Container, config: ModelConfig) -> FfnProfile:
     if len({setting.name for setting in settings}) != len(settings):
         raise file.error("two settings have one name")
     layers = range(config.n_layers)
+    rules = _rules(file, config)
     return FfnProfile(
         settings,
         tuple(file.settings(PolicyTrial, values) for values in table["trials"]),
         _tables(file, config),
-        _rules(file, config),
+        rules,
         tuple(_predictor(file, config, i, rank) for i in layers) if rank else None,
-        tuple(_stored(file, config, i, parts) for i in layers) if parts else None,
+        tuple(_stored(file, config, i, parts, rules.alive[i]) for i in layers) if parts else None,
         reason,
     )
 
@@ -211,9 +212,14 @@ def _predictor(file: Container, config: ModelConfig, layer: int, rank: int) -> P
     )
 
 
-def _stored(file: Container, config: ModelConfig, layer: int, parts: Parts) -> LayerWeights:
+def _stored(
+    file: Container, config: ModelConfig, layer: int, parts: Parts, alive: NDArray[np.uint32]
+) -> LayerWeights:
     name, ffn = f"ffn.{layer}.", config.ffn_dim
-    records = file.width(name + "records", "U8", ffn, _MAX_RECORD, copied=True)
+    # profiles from before the dead were dropped have everyone's
+    whole = file.length(name + "records") == ffn
+    count = ffn if whole else int(np.bitwise_count(alive).sum())
+    records = file.width(name + "records", "U8", count, _MAX_RECORD, copied=True)
     shared = file.width(name + "shared", "U8", groups_of(ffn), _MAX_RECORD, copied=True)
     if parts == "down":
         return LayerWeights(records, shared, parts)

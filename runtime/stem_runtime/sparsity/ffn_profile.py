@@ -187,8 +187,8 @@ class FfnProfile:
         """
         wanted, stored = parts or self.parts(), self.stored
         if stored is None or PARTS.index(stored[0].parts) < PARTS.index(wanted):
-            layers = range(self.tables.layers)
-            stored = tuple(layer_weights(model, layer, wanted) for layer in layers)
+            alive = enumerate(self.rules.alive)
+            stored = tuple(layer_weights(model, layer, wanted, mask) for layer, mask in alive)
         return self.joined(stored)
 
     def joined(self, stored: Sequence[LayerWeights]) -> Neurons:

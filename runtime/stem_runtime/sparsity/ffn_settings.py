@@ -76,7 +76,8 @@ def measure_ffn(model: PackedModel, profile: FfnProfile, bench: Bench) -> FfnPro
         return dataclasses.replace(profile, reason=_reason(profile.settings))
     parts = parts_for(setting.plan for setting in paying)
     layers = range(model.config.n_layers)
-    stored = tuple(layer_weights(model, layer, parts) for layer in layers)
+    alive = profile.rules.alive
+    stored = tuple(layer_weights(model, layer, parts, alive[layer]) for layer in layers)
     return dataclasses.replace(profile, stored=stored)
 
 

@@ -2,11 +2,12 @@
 
 The same bits as in the tiles of the packed model, in another order.
 
-Records, uint8 [ffn, record_bytes], hold what belongs to one neuron in one stretch of memory: its
+Records, uint8 [n, record_bytes], hold what belongs to one neuron in one stretch of memory: its
 row of gate, its row of up (both only where they are read one by one) and its column of down, each
-padded to a multiple of 64 bytes. What 32 columns share lies apart, uint8 [groups, shared_bytes]:
-float16 scales [width], for int4m float16 minima [width]. Nearly every group has a neuron that
-fires, so that these are read one after the other, which is faster than in between.
+padded to a multiple of 64 bytes. They are in the order of the neurons, of all or of those alone
+that calibration saw fire. What 32 columns share lies apart, uint8 [groups, shared_bytes]: float16
+scales [width], for int4m float16 minima [width]. Nearly every group has a neuron that fires, so
+that these are read one after the other, which is faster than in between.
 
 A row is quants, float16 scales and for int4m float16 minima, of an even number of groups of 32
 columns. int4 has 16 bytes a group: byte i holds column i in its low nibble and column 16 + i in
@@ -40,6 +41,7 @@ U8 = NDArray[np.uint8]
 U32 = NDArray[np.uint32]
 F32 = NDArray[np.float32]
 I32 = NDArray[np.int32]
+I64 = NDArray[np.int64]
 
 KINDS = {"int4": L.INT4, "int4m": L.INT4_MINIMA, "int8": L.INT8}
 
@@ -63,8 +65,9 @@ class Predictor:
 
 @dataclass(frozen=True, slots=True)
 class LayerWeights:
-    """A layer's weights neuron by neuron: `records` uint8 [ffn, record_bytes] hold `parts`, and
-    `shared` uint8 [groups, shared_bytes] what groups of columns share.
+    """A layer's weights neuron by neuron: `records` uint8 [n, record_bytes] hold `parts` of all
+    neurons or of those that are alive, and `shared` uint8 [groups, shared_bytes] what groups of
+    columns share.
 
     "down" is enough where every gate and up is computed, "up" where every gate is, "gate" where
     candidates alone are. `gates`, wanted unless every up is computed too, is the gate projection in
@@ -97,6 +100,14 @@ class LayerNeurons:
     predictor: Predictor | None = None
     sharpness: tuple[float, float] = (0.0, 1.0)
 
+    def rows(self) -> I64:
+        """Whose record is which row, int64 [ffn]: -1 for dead neurons where those have none."""
+        count = len(self.weights)
+        if len(self.stored.records) == count:
+            return np.arange(count)
+        alive = bits_of(self.alive, count)
+        return np.where(alive, np.cumsum(alive) - 1, -1)
+
 
 @dataclass(frozen=True, slots=True)
 class Neurons:
@@ -110,6 +121,16 @@ class Neurons:
         if layers and layers[-1] is not None:
             layers[-1] = dataclasses.replace(layers[-1], implied=None)
         return Neurons(tuple(layers))
+
+
+def with_dead(model: PackedModel, neurons: Neurons) -> Neurons:
+    """The same neurons with everyone's records, for those who compute dead ones too."""
+    layers = list(neurons.layers)
+    for index, layer in enumerate(layers):
+        if layer is not None and layer.rows().min() < 0:
+            stored = layer_weights(model, index, layer.stored.parts)
+            layers[index] = dataclasses.replace(layer, stored=stored)
+    return Neurons(tuple(layers))
 
 
 def rows_of(matrix: PackedMatrix) -> U8:
@@ -138,11 +159,19 @@ def shared_of(matrix: PackedMatrix) -> U8:
     return np.concatenate(parts, axis=1)
 
 
-def layer_weights(model: PackedModel, layer: int, parts: Parts) -> LayerWeights:
-    """A layer's FFN neuron by neuron, copied from the tiles of the packed model."""
+def layer_weights(
+    model: PackedModel, layer: int, parts: Parts, alive: U32 | None = None
+) -> LayerWeights:
+    """A layer's FFN neuron by neuron, copied from the tiles of the packed model.
+
+    With a mask of who is `alive` the dead are dropped, unless all are.
+    """
     gate, up, down = (model.matrix(f"layers.{layer}.{name}") for name in ("gate", "up", "down"))
     rows = [rows_of(matrix) for matrix in (gate, up)[2 - PARTS.index(parts) :]]
-    records = _aligned(np.concatenate([*rows, columns_of(down)], axis=1))
+    records = np.concatenate([*rows, columns_of(down)], axis=1)
+    if alive is not None and alive.any():
+        records = records[bits_of(alive, len(records))]
+    records = _aligned(records)
     shared = _aligned(shared_of(down))
     if parts == "down":
         return LayerWeights(records, shared, parts)
