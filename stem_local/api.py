@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import os
 import sys
-import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Literal, Unpack, overload
 
 from stem_runtime.cache_kinds import DEFAULT, CacheKind, check_kind
 from stem_runtime.errors import KernelError
+from stem_runtime.forking import new_lock
 from stem_runtime.formats.packed import open_packed
 from stem_runtime.kernels import Device, DeviceChoice, choose_device, on_cpu
 from stem_runtime.kernels import choose as choose_kernels
@@ -31,13 +31,11 @@ DEFAULT_CONTEXT = 8192
 """Tokens a model's KV cache holds unless asked otherwise, or its own limit where that is less."""
 
 _loaded: dict[Path, Model] = {}
-_loading = threading.Lock()
+_loading = new_lock()
 
 
 def _forget() -> None:
     """Let a forked process load models of its own, since threads do not come along."""
-    global _loading
-    _loading = threading.Lock()
     _loaded.clear()
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -13,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self, Unpack, cast, overload
 from weakref import WeakKeyDictionary
 
 from stem_runtime.errors import FormatError, UsageError
+from stem_runtime.forking import new_lock
 from stem_runtime.kernels import DeviceChoice
 
 from . import scoring
@@ -100,14 +100,14 @@ class Model:
         self.tokenizer = tokenizer
         self.context = context
         self.notify = notify
-        self.engine_lock = threading.Lock()
+        self.engine_lock = new_lock()
         self.resamplers: WeakKeyDictionary[KVCache, tuple[tuple[Mode, ...], Resampler]]
         self.resamplers = WeakKeyDictionary()
         self._engine: Engine | None = engine
         self._equipped = equipped
         self._device, self._threads = device, threads
         self._plan: FfnPlan | None = None
-        self._cache_lock = threading.Lock()
+        self._cache_lock = new_lock()
         self._idle_cache: KVCache | None = None
 
     def __enter__(self) -> Self:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Iterator, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
@@ -13,6 +12,7 @@ from numpy.typing import NDArray
 from .cache_kinds import CacheKind, check_kind
 from .errors import Cancelled as Cancelled
 from .errors import UsageError
+from .forking import new_lock
 from .formats.packed import PackedModel
 from .kernels import STEP, choose
 from .kernels.cpu import layout as L
@@ -67,7 +67,7 @@ class Engine:
         if neurons is not None:
             self._work.set_neurons(neurons)
         self._team = Team(entries, self._work.args, self.threads, self)
-        self._lock = threading.Lock()
+        self._lock = new_lock()
         self._closed = False
 
     def new_cache(self, capacity: int, kind: CacheKind | None = None) -> KVCache:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import codecs
 import json
 import re
-import threading
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -20,6 +19,7 @@ from tokenizers import Tokenizer as Backend
 
 from . import tokenizer_gguf
 from .errors import FormatError, UnsupportedError, UsageError
+from .forking import new_lock
 from .tokenizer_bounds import check_growth
 from .tokenizer_gguf import END_TEXTS
 
@@ -50,7 +50,7 @@ class Tokenizer:
         self._added: dict[int, AddedToken] = backend.get_added_tokens_decoder()
         self._spelling = _Spelling(backend)
         self._bytes: dict[int, bytes] = {}
-        self._lock = threading.Lock()
+        self._lock = new_lock()
 
     @classmethod
     def from_file(cls, path: Path, info: Mapping[str, Any]) -> Tokenizer:

@@ -572,11 +572,15 @@ def test_a_forked_process_loads_its_own(tiny: Path, monkeypatch: pytest.MonkeyPa
     answers = multiprocessing.get_context("fork").SimpleQueue()
 
     def answer() -> None:
+        with pytest.raises(UsageError, match="before the process was forked"):
+            shared.generate("Hi")
+        shared.close()
         with api._shared(tiny) as model:
             answers.put(model.generate("Hi", temperature=0, max_tokens=4).text)
 
     shared = api._shared(tiny)
-    with api._loading:  # as another thread may that does not come along
+    # as another thread may that does not come along
+    with api._loading, shared.engine_lock, shared.engine._lock, shared.tokenizer._lock:
         process = multiprocessing.get_context("fork").Process(target=answer, daemon=True)
         process.start()
         process.join(60)
