@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,6 +34,8 @@ def check(path: Path) -> None:
         raise UsageError(f"A plot is a file ending in {' or '.join(SUFFIXES)}, not {path.name!r}.")
     if not path.parent.is_dir():
         raise UsageError(f"{path.parent} is not a folder, so that no plot can be written there.")
+    if path.is_dir() or not os.access(path if path.exists() else path.parent, os.W_OK):
+        raise UsageError(f"{path} cannot be written; give the plot another name.")
     _matplotlib()
 
 

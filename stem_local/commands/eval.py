@@ -111,12 +111,12 @@ def command(
             progress=bar.share,
             cancel=cancelled,
         )
-    if plot is not None:
-        draw(report, plot)
     if json_:
         as_json(report.to_dict())
     else:
         show(report)
+    if plot is not None:  # last, so that a full disk does not cost what was measured
+        draw(report, plot)
 
 
 def label_task(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import struct
 import sys
@@ -281,6 +282,7 @@ def test_the_verb_prints_json(folder: Path, tmp_path: Path) -> None:
         (["--tokens=1"], 2, "tokens must be a whole number from 2 up"),
         (["--plot=picture.jpg"], 2, "ending in .png or .svg, not 'picture.jpg'"),
         (["--plot=nowhere/p.png"], 2, "nowhere is not a folder"),
+        (["--plot=folder.png"], 2, "folder.png cannot be written"),
         (["--squad=missing.json"], 3, "missing.json: cannot be read"),
         (["--tsv", str(SQUAD)], 3, "should have one column 'sentence'"),
     ],
@@ -289,10 +291,24 @@ def test_the_verb_refuses_in_one_line(
     folder: Path, args: list[str], code: int, says: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(folder.parent)
+    Path("folder.png").mkdir(exist_ok=True)
     result = stem("eval", folder, "--threads=1", *args)
     assert (result.exit_code, result.stdout) == (code, "")
     assert says in result.stderr
     assert result.stderr.count("\n") == 1
+
+
+def test_a_plot_that_cannot_be_drawn_costs_nothing_that_was_measured(
+    folder: Path, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(plot, "draw", full)
+    args = ["--text", text, "--tokens=64", "--sparsity=off", "--threads=1", "--json"]
+    result = stem("eval", folder, *args, "--plot", tmp_path / "p.png")
+    assert result.exit_code == 15
+    assert json.loads(result.stdout)["rows"][0]["text"]["tokens"] == 63
 
 
 def test_an_interrupted_evaluation_exits_130(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
