@@ -41,6 +41,8 @@ def with_system(messages: Sequence[Message], system: str | None) -> list[Message
         check_messages(messages)
     if system is None:
         return list(messages)
+    if not isinstance(system, str):
+        raise UsageError(f"system is a text, not {shown(system)}.")
     if messages and messages[0]["role"] == "system":
         raise UsageError("The messages begin with a system message already; drop `system`.")
     return [{"role": "system", "content": system}, *messages]
@@ -137,7 +139,7 @@ class Session:
         started = time.perf_counter()
         parsed = Options.parse({**self._options, **options}, "stream")
         parsed = parsed.with_stops(self._model.template.stop)
-        head, turns = split_turns([*self.messages, question(text)])
+        head, turns = split_turns([*with_system(self.messages, None), question(text)])
         self.forgotten = min(self.forgotten, len(turns) - 1)
         kept = head + [m for turn in turns[self.forgotten :] for m in turn]
         tokens, dropped = fit(self._model, kept, parsed)

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from functools import cached_property
 from operator import index
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Self, Unpack, cast, overload
+from typing import TYPE_CHECKING, Any, Literal, NoReturn, Self, Unpack, cast, overload
 from weakref import WeakKeyDictionary
 
 from stem_runtime.errors import FormatError, UsageError
@@ -119,6 +119,9 @@ class Model:
     def __repr__(self) -> str:
         state = "closed" if self._engine is None else f"context={self.context}"
         return f"<Model {self.name} {state}>"
+
+    def __getstate__(self) -> NoReturn:
+        raise UsageError("A model cannot be copied or pickled; load it where it is needed.")
 
     @property
     def engine(self) -> Engine:

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import copy
 import math
 import multiprocessing
+import pickle
 import subprocess
 import sys
 import threading
@@ -310,6 +312,9 @@ def test_control_tokens_spelled_in_a_message_stay_text(varied: Made) -> None:
         (lambda m: m.generate("Hi", max_tokens=np.True_), "max_tokens"),  # type: ignore[call-overload]
         (lambda m: m.generate("Hi", sparsity=np.float32("nan")), "sparsity"),  # type: ignore[call-overload]
         (lambda m: m.chat(forgotten=-1), "forgotten"),
+        (lambda m: m.chat(system=5), "system is a text, not 5"),  # type: ignore[arg-type]
+        (copy.copy, "cannot be copied or pickled"),
+        (pickle.dumps, "cannot be copied or pickled"),
         (lambda m: m.chat(forgotten=1.5), "forgotten"),  # type: ignore[arg-type]
         (lambda m: m.generate("Hi", temperature=-1), "temperature"),
         (lambda m: m.generate("Hi", seed=10**5000), "not a number of thousands of digits"),

@@ -65,6 +65,14 @@ def test_a_session_can_go_on_from_messages(hello: Made) -> None:
         hello[0].chat(messages=[{"role": "user"}])
 
 
+def test_messages_that_were_edited_are_checked(hello: Made) -> None:
+    chat = hello[0].chat(temperature=0)
+    for wrong in ("Hi", {"content": "Hi"}):
+        chat.messages = [wrong]  # type: ignore[list-item]
+        with pytest.raises(UsageError, match=r"messages\[0\] must have role and content"):
+            chat.send("One")
+
+
 def test_clear_keeps_the_system_message(hello: Made) -> None:
     chat = hello[0].chat(system="Be kind.", temperature=0)
     chat.send("One")
