@@ -3,12 +3,22 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from operator import index
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NoReturn, Self, Unpack, cast, overload
+from typing import (
+    TYPE_CHECKING,
+    Any,
+    Literal,
+    NoReturn,
+    Self,
+    SupportsIndex,
+    Unpack,
+    cast,
+    overload,
+)
 from weakref import WeakKeyDictionary
 
 from stem_runtime.errors import FormatError, UsageError
@@ -267,12 +277,12 @@ class Model:
         """Token ids of a text. With `special`, names of special tokens in it become those."""
         return self.tokenizer.encode(text, special=special)
 
-    def detokenize(self, tokens: Sequence[int]) -> str:
-        """Text of token ids, special tokens left out."""
+    def detokenize(self, tokens: Iterable[SupportsIndex]) -> str:
+        """Text of token ids, special tokens left out. UsageError for one outside the vocabulary."""
         return self.tokenizer.decode(self._checked_ids(tokens))
 
-    def logits(self, token_ids: Sequence[int]) -> NDArray[np.float32]:
-        """Logits after each token of a sequence: float32 [n, vocab].
+    def logits(self, token_ids: Iterable[SupportsIndex]) -> NDArray[np.float32]:
+        """Logits after each token of a sequence, a list or an array: float32 [n, vocab].
 
         Raises UsageError for an empty sequence or an id outside the vocabulary, ContextFullError
         for more tokens than the context.
@@ -360,7 +370,7 @@ class Model:
             raise UsageError("A raw prompt is a text, and takes no system message.")
         return check_room(self, encode_raw(self, prompt))
 
-    def _checked_ids(self, token_ids: Sequence[int]) -> list[int]:
+    def _checked_ids(self, token_ids: Iterable[SupportsIndex]) -> list[int]:
         try:
             ids = [index(token) for token in token_ids]
         except TypeError as error:

@@ -443,6 +443,7 @@ def test_logits_are_those_after_every_token(varied: Made) -> None:
     for place in range(len(ids)):
         exact = random_logits(ids[: place + 1], model.config.vocab_size)
         np.testing.assert_array_equal(logits[place], exact)
+    np.testing.assert_array_equal(model.logits(np.array(ids, np.uint64)), logits)
     with pytest.raises(ContextFullError, match="201 tokens"):
         model.logits([5] * 201)
 
