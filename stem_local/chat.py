@@ -81,7 +81,7 @@ def fit(model: Model, messages: Sequence[Message], options: Options) -> tuple[li
     if options.context_policy == "stop":
         return check_room(model, tokens, ", or choose the context policy drop_oldest"), 0
     if len(tokens) + min(options.max_tokens, model.context // 4) <= model.context:
-        return tokens, 0
+        return check_room(model, tokens), 0
     head, turns = split_turns(messages)
 
     def without(dropped: int) -> list[int]:
@@ -95,7 +95,12 @@ def fit(model: Model, messages: Sequence[Message], options: Options) -> tuple[li
 
 
 def check_room(model: Model, tokens: list[int], hint: str = "") -> list[int]:
-    """Return the tokens if at least one more fits. Raises ContextFullError."""
+    """Return the tokens if at least one more fits.
+
+    Raises ContextFullError, UsageError where there are none: a vocabulary may lack all of a text.
+    """
+    if not tokens:
+        raise UsageError(f"The prompt has nothing in it that {model.name} has a token for.")
     if len(tokens) < model.context:
         return tokens
     if model.context < model.config.context_length:

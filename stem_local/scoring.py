@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 WHOLE_HEAD = "likelihoods need the whole head"
 
 _BLOCK_BYTES = 32 << 20
+_LARGEST = math.log(sys.float_info.max)
 
 
 def logits(model: Model, ids: list[int]) -> NDArray[np.float32]:
@@ -63,7 +65,8 @@ def perplexity(model: Model, text: str, window: int, choice: Choice | None) -> f
     found = [losses(model, part, choice) for part in parts if len(part) > 1]
     if not found:
         raise UsageError("The text is too short: no token of it has another before it.")
-    return math.exp(np.concatenate(found).mean())
+    loss = float(np.concatenate(found).mean())
+    return math.exp(loss) if loss < _LARGEST else math.inf
 
 
 def _fitting(model: Model, ids: list[int]) -> list[int]:

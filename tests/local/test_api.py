@@ -25,7 +25,7 @@ from stem_local.model import Model
 from stem_local.sparsity import Choice
 from stem_runtime import energy
 from stem_runtime.chat_template import ChatTemplate
-from stem_runtime.errors import ContextFullError, FormatError, UsageError
+from stem_runtime.errors import ContextFullError, FormatError, StemError, UsageError
 from stem_runtime.kernels import DeviceChoice, jit
 from tests.local.fakes import CHUNK, FakeEngine, fake_model, random_logits
 from tests.runtime.tiny import random_packed, tiny_config
@@ -604,6 +604,15 @@ def test_without_the_default_model_a_script_is_told_how_to_get_it() -> None:
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return random_packed(tmp_path_factory.mktemp("api") / "tiny", tiny_config())
+
+
+@pytest.mark.parametrize("policy", ["stop", "drop_oldest"])
+def test_prompts_of_no_tokens_or_as_many_as_the_context(tmp_path: Path, policy: Any) -> None:
+    folder = random_packed(tmp_path / "tiny", tiny_config())
+    for rendered, error in (("", "has nothing in it"), ("ab", "2 tokens long")):
+        (folder / "chat_template.jinja").write_text(f"{{{{ '{rendered}' }}}}")
+        with stem_local.load(folder, context=2) as model, pytest.raises(StemError, match=error):
+            model.generate("Hi", context_policy=policy)
 
 
 def test_loading_checks_the_context(tiny: Path) -> None:
