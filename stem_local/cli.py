@@ -15,7 +15,7 @@ from typing import IO, TYPE_CHECKING, Any
 
 import click
 
-from stem_runtime.errors import StemError
+from stem_runtime.errors import Cancelled, StemError
 
 from ._version import __version__
 from .errors import DiskSpaceError
@@ -147,7 +147,7 @@ def _told_in_one_line() -> Iterator[None]:
     """Turn whatever ends a verb into Failure, or into the exit code of an interruption."""
     try:
         yield
-    except (KeyboardInterrupt, click.Abort):
+    except (KeyboardInterrupt, click.Abort, Cancelled):
         click.echo("interrupted", err=True)
         raise click.exceptions.Exit(INTERRUPTED) from None
     except (Failure, click.exceptions.Exit, click.exceptions.NoArgsIsHelpError, BrokenPipeError):

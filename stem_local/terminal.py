@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from stem_runtime.errors import StemError
+from stem_runtime.errors import Cancelled, StemError
 
 if TYPE_CHECKING:
     from .chat import Session
@@ -36,7 +36,10 @@ def tell(text: str) -> None:
 
 @contextmanager
 def interruptible() -> Iterator[threading.Event]:
-    """Let Ctrl-C set the event instead of raising; a second one raises as ever."""
+    """Let Ctrl-C set the event instead of raising; a second one raises as ever.
+
+    What fails once it was pressed raises Cancelled: processes that were started get the key too.
+    """
     event = threading.Event()
 
     def on_interrupt(number: int, frame: object) -> None:
@@ -48,6 +51,10 @@ def interruptible() -> Iterator[threading.Event]:
     previous = signal.signal(signal.SIGINT, on_interrupt)
     try:
         yield event
+    except StemError as error:
+        if event.is_set():
+            raise Cancelled("interrupted") from error
+        raise
     finally:
         signal.signal(signal.SIGINT, previous)
 

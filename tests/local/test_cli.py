@@ -20,6 +20,7 @@ from stem_local.cli import VERBS, main
 from stem_local.commands import _output, rm
 from stem_local.errors import NotInstalledError
 from stem_runtime import bandwidth
+from stem_runtime.errors import Cancelled
 from stem_runtime.formats.packed import open_packed
 from stem_runtime.gpu.memory import bytes_needed
 from stem_runtime.kernels import DeviceChoice
@@ -119,9 +120,12 @@ def test_debug_shows_where(monkeypatch: pytest.MonkeyPatch) -> None:
     assert result.stderr.splitlines()[-1].startswith("error: ")
 
 
-def test_an_interruption_exits_130(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("kind", [KeyboardInterrupt, Cancelled])
+def test_an_interruption_exits_130(
+    kind: type[BaseException], monkeypatch: pytest.MonkeyPatch
+) -> None:
     def interrupted(*_: object, **__: object) -> None:
-        raise KeyboardInterrupt
+        raise kind
 
     monkeypatch.setattr(pulling, "pull", interrupted)
     result = stem("pull")

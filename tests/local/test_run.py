@@ -16,6 +16,7 @@ from stem_local import api, cli, hub, oneshot, terminal
 from stem_local.commands import run
 from stem_local.errors import NotInstalledError
 from stem_local.model import Model
+from stem_runtime.errors import Cancelled, KernelError
 from tests.local.fakes import FakeEngine, fake_model, interrupt_after, reopened
 from tests.runtime.tiny import random_packed, tiny_config
 
@@ -137,6 +138,22 @@ def test_interrupting_keeps_the_partial_answer(invoke: Invoke, made: Made) -> No
     result = invoke("tiny", "Hi")
     assert (result.stdout, result.exit_code) == ("Hello \n", 130)
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_what_fails_after_an_interrupt_is_the_interrupt(
+    invoke: Invoke, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As the compiler of the kernels does: it is a process that gets the key as well."""
+
+    def fails(*_: object, **__: object) -> None:
+        signal.raise_signal(signal.SIGINT)
+        raise KernelError("The kernels could not be compiled.")
+
+    for module in (run, terminal):
+        monkeypatch.setattr(module, "print_answer", fails)
+    result = invoke("tiny", "Hi")
+    assert isinstance(result.exception, Cancelled)
+    assert chat(invoke, monkeypatch, "Hi", "/exit").stderr.endswith("\ninterrupted\n")
 
 
 def test_a_second_interrupt_does_not_wait() -> None:
