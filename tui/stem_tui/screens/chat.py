@@ -39,9 +39,16 @@ class ChatScreen(Conversing):
         Transcript { height: 1fr; }
         /* a narrow window has no room beside the settings, so they lie over the chat */
         &.-narrow SettingsPanel { layer: over; }
+        /* of a few rows those go first that neither say nor ask anything */
+        &.-short, &.-flat {
+            StemMeter, ContextGauge { display: none; }
+            MessageArea { max-height: 3; }
+        }
+        &.-flat { TitleBar, KeyLine { display: none; } }
     }
     """
     HORIZONTAL_BREAKPOINTS = [(0, "-narrow"), (72, "-wide")]  # noqa: RUF012 (as Screen has it)
+    VERTICAL_BREAKPOINTS = [(0, "-flat"), (7, "-short"), (11, "-tall")]  # noqa: RUF012
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("f1", "help", "Help", id="chat.help"),
         Binding("f2", "models", "Models", id="chat.models"),
@@ -49,7 +56,7 @@ class ChatScreen(Conversing):
         Binding("f4", "settings", "Settings", id="chat.settings"),
         Binding("ctrl+n", "new", "New chat", id="chat.new"),
         Binding("ctrl+r", "regenerate", "Answer again", show=False, id="chat.regenerate"),
-        Binding("escape", "escape", "Stop", id="chat.stop"),
+        Binding("escape", "escape", "Stop", show=False, id="chat.stop"),
         Binding("pageup", "page(-1)", "Page up", show=False, id="chat.page_up"),
         Binding("pagedown", "page(1)", "Page down", show=False, id="chat.page_down"),
         Binding("ctrl+up", "select", "Go to the messages", show=False, id="chat.select"),

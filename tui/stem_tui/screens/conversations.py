@@ -13,10 +13,11 @@ from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 from textual.content import Content
 from textual.timer import Timer
-from textual.widgets import Footer, Input, OptionList, Static
+from textual.widgets import Input, OptionList, Static
 
 from stem_local.errors import StemError
 
+from ..widgets.key_line import KeyLine
 from .confirm import ConfirmScreen
 from .conversation_files import export, import_file
 from .conversation_rows import FOUND, NEWEST, Key, Row, conversation_row, hit_row
@@ -131,7 +132,7 @@ class ConversationsScreen(Dialog[int | None]):
         yield Static(id="header")
         yield OptionList(id="list")
         yield Static(id="status")
-        yield Footer(show_command_palette=False)
+        yield KeyLine()
 
     def on_mount(self) -> None:
         # The search box keeps the focus; up and down reach the list from there.

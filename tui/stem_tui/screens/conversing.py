@@ -12,7 +12,6 @@ from textual.app import ComposeResult
 from textual.containers import Horizontal, Vertical
 from textual.notifications import SeverityLevel
 from textual.screen import Screen
-from textual.widgets import Footer
 
 from stem_local.errors import HistoryError, StemError, UsageError
 
@@ -20,6 +19,7 @@ from ..dialogue import Dialogue
 from ..replies import Replies
 from ..widgets.composer import Composer
 from ..widgets.gauge import ContextGauge
+from ..widgets.key_line import KeyLine
 from ..widgets.meter import StemMeter
 from ..widgets.title_bar import TitleBar
 from ..widgets.transcript import Transcript
@@ -54,7 +54,7 @@ class Conversing(Screen[None]):
             yield StemMeter()
             yield ContextGauge()
             yield Composer(editor=self.app.config.editor)
-        yield Footer(show_command_palette=False)
+        yield KeyLine()
 
     def on_mount(self) -> None:
         self._show_settings()

@@ -11,9 +11,10 @@ from textual.binding import Binding, BindingType
 from textual.containers import VerticalScroll
 from textual.content import Content
 from textual.screen import Screen
-from textual.widgets import Footer, Static
+from textual.widgets import Static
 
 from ..keys import KeyAction, areas
+from ..widgets.key_line import KeyLine
 from .dialog import Dialog
 
 if TYPE_CHECKING:
@@ -55,7 +56,7 @@ class HelpScreen(Dialog[None]):
     def parts(self) -> ComposeResult:
         with VerticalScroll():
             yield Static()
-        yield Footer(show_command_palette=False)
+        yield KeyLine()
 
     def on_mount(self) -> None:
         self._keys = areas(self.app, self._below)

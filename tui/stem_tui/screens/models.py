@@ -10,7 +10,7 @@ from textual import on, work
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 from textual.content import Content
-from textual.widgets import DataTable, Footer, Input, Static
+from textual.widgets import DataTable, Input, Static
 
 from stem_local import library, machine, spec, store
 from stem_local.catalog import DEFAULT_MODEL
@@ -18,6 +18,7 @@ from stem_local.errors import StemError
 from stem_local.library import CacheKind, Choosable
 from stem_local.units import size
 
+from ..widgets.key_line import KeyLine
 from .confirm import ConfirmScreen
 from .dialog import Dialog, one_line
 from .model_jobs import Job, Kind, ModelJobs, sentence
@@ -117,7 +118,7 @@ class ModelsScreen(Dialog[str | None]):
         )
         yield Static(id="job", markup=False)
         yield Static(id="said", markup=False)
-        yield Footer(show_command_palette=False)
+        yield KeyLine()
 
     def on_mount(self) -> None:
         self._jobs = ModelJobs.of(self.app)

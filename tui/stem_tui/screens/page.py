@@ -7,10 +7,11 @@ from typing import ClassVar
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 from textual.containers import VerticalScroll
-from textual.widgets import Footer, Markdown
+from textual.widgets import Markdown
 
 from stem_local.terminal import printable
 
+from ..widgets.key_line import KeyLine
 from .confirm import ConfirmScreen
 from .dialog import Dialog
 
@@ -45,7 +46,7 @@ class PageScreen(Dialog[None]):
     def parts(self) -> ComposeResult:
         with VerticalScroll():
             yield Markdown(self._markdown, open_links=False)
-        yield Footer(show_command_palette=False)
+        yield KeyLine()
 
     async def on_markdown_link_clicked(self, event: Markdown.LinkClicked) -> None:
         address = event.href

@@ -108,8 +108,8 @@ class Composer(Vertical):
         Binding("ctrl+g", "edit_outside", "Write in your editor", show=False, id="composer.editor"),
     ]
 
-    editing: reactive[bool] = reactive(False)
-    busy: reactive[bool] = reactive(False)
+    editing: reactive[bool] = reactive(False, init=False)
+    busy: reactive[bool] = reactive(False, init=False)
 
     def __init__(self, *, editor: str | None = None, id: str | None = None) -> None:  # noqa: A002
         super().__init__(id=id)
@@ -208,14 +208,17 @@ class Composer(Vertical):
         else:
             self._insert(chosen)
 
+    def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
+        """There is something to leave, or the key means what the screen does with it."""
+        del parameters
+        return action != "leave" or self._suggestions.open or self.editing
+
     def action_leave(self) -> None:
         if self._suggestions.open:
             self._suggestions.dismiss()
-        elif self.editing:
+        else:
             self._end_editing()
             self.post_message(self.Cancelled())
-        else:
-            raise SkipAction
 
     def action_previous(self) -> None:
         if self._suggestions.open:
@@ -285,12 +288,17 @@ class Composer(Vertical):
     def watch_editing(self) -> None:
         self._label()
 
+    def watch_busy(self) -> None:
+        self._label()
+
     def _label(self) -> None:
         title = subtitle = ""
         if self.editing:
             leave = self._key("composer.leave")
             title = "editing an earlier message: sending makes a branch"
             title += f", {leave} leaves it" if leave else ""
+        if self.busy and (stop := self._key("chat.stop")):
+            subtitle = f"{stop} stops the answer"
         if multiline.is_open(self.text):
             subtitle = f"a block of lines: end it with {multiline.QUOTES} to send it"
         self.area.border_title, self.area.border_subtitle = title, subtitle

@@ -25,7 +25,7 @@ class TitleBar(Widget):
     unsaved = reactive("")
 
     def render(self) -> RenderResult:
-        parts = [self.model or "no model", self.title or "new chat"]
-        if self.unsaved:
-            parts.append(f"({self.unsaved})")
-        return Content(" · ".join(parts))
+        unsaved = f" · ({self.unsaved})" if self.unsaved else ""
+        name = Content(f"{self.model or 'no model'} · {self.title or 'new chat'}")
+        room = max(self.size.width - len(unsaved), 0)
+        return name.truncate(room, ellipsis=True) + unsaved
