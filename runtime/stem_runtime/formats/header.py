@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import mmap
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -40,6 +41,19 @@ def map_file(path: Path) -> mmap.mmap:
     try:
         with path.open("rb") as file:
             return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    except ValueError:
+        raise FormatError(f"{path}: the file is empty; fetch it again.") from None
+    except OSError as error:
+        raise FormatError(f"{path}: cannot be read ({error.strerror or error}).") from None
+
+
+def load_file(path: Path) -> mmap.mmap:
+    """A whole file as `map_file` gives it, in memory that is not bound to it."""
+    try:
+        with path.open("rb") as file:
+            data = mmap.mmap(-1, os.fstat(file.fileno()).st_size)
+            file.readinto(data)
+            return data
     except ValueError:
         raise FormatError(f"{path}: the file is empty; fetch it again.") from None
     except OSError as error:

@@ -21,6 +21,7 @@ from ..config import ModelConfig
 from ..errors import FormatError, UsageError
 from ..families.common import validate
 from ..quant import GROUP_BYTES, TILE, Kind, PackedMatrix, tiles_shape
+from ..renaming import rename
 from .header import TensorEntry, map_file, read_header, read_json, view
 
 FORMAT = 1
@@ -290,7 +291,7 @@ class PackedWriter:
             os.fsync(file.fileno())
         self._file.close()
         for name in (WEIGHTS, INFO):
-            _partial(self._folder / name).replace(self._folder / name)
+            rename(_partial(self._folder / name), self._folder / name)
 
     def _write(self, place: int, array: NDArray[Any]) -> None:
         self._file.seek(place)

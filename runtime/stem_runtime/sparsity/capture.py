@@ -19,6 +19,7 @@ from ..engine import Cancelled, Engine
 from ..errors import FormatError
 from ..formats.packed import PackedModel
 from ..paths import cache_dir
+from ..renaming import rename
 from ..sampling import Sampler, SamplingParams
 
 WINDOW = 512
@@ -235,7 +236,7 @@ def _put(path: Path, write: Callable[[BinaryIO], None]) -> None:
     partial = path.with_name(f"{path.name}.{os.getpid()}")
     with partial.open("wb") as file:
         write(file)
-    partial.replace(path)
+    rename(partial, path)
 
 
 def _held(path: Path, shape: tuple[int, ...]) -> bool:

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from ..errors import FormatError
 from ..formats.header import (
     TensorEntry,
+    load_file,
     map_file,
     parse_json,
     read_header,
@@ -26,6 +27,7 @@ from ..formats.header import (
 )
 from ..formats.packed import ALIGNMENT, PARTIAL
 from ..quant import GROUP_BYTES, Kind, PackedMatrix, tiles_shape
+from ..renaming import rename
 
 TABLE = "profile.json"
 
@@ -33,6 +35,7 @@ MAX_TEXT = 200
 """Longest string of a table."""
 
 _MAX_TABLE = 1 << 22
+_MAPS = os.name != "nt"  # Windows replaces no file that is mapped, as one of a model in use is
 _DTYPES = {"U8": "u1", "F32": "<f4", "I32": "<i4", "U32": "<u4"}
 _NAMES = {np.dtype(code): name for name, code in _DTYPES.items()}
 
@@ -45,7 +48,8 @@ class Container:
     """A profile's file, mapped into memory and checked as it is read. `table` is its settings.
 
     What was learned is compared with its checksums. Copies of weights are as long as these, which
-    nobody reads at a start either: of them no byte is touched unless `whole` asks for it.
+    nobody reads at a start either: of them no byte is touched unless `whole` asks for it. Windows
+    alone reads all of the file into memory.
     """
 
     path: Path
@@ -58,7 +62,7 @@ class Container:
     @classmethod
     def open(cls, path: Path, *, whole: bool = False) -> Self:
         """Raises FormatError for a file that is damaged or has no table."""
-        data = map_file(path)
+        data = map_file(path) if _MAPS else load_file(path)
         entries, checksums = read_header(data, str(path)), read_metadata(data, str(path))
         entry = entries.get(TABLE)
         if entry is None or entry.dtype != "U8" or entry.nbytes > _MAX_TABLE:
@@ -156,7 +160,7 @@ def write_container(path: Path, table: dict[str, Any], arrays: Arrays) -> None:
                 file.write(part)
             file.flush()
             os.fsync(file.fileno())
-        partial.replace(path)
+        rename(partial, path)
     finally:
         partial.unlink(missing_ok=True)
 
