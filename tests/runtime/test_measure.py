@@ -17,6 +17,7 @@ from stem_runtime.sparsity.measure import (
     Passage,
     decode_all,
     dense_losses,
+    in_turns,
     log_softmax,
     race,
     read_losses,
@@ -167,6 +168,15 @@ def test_a_race_times_both_sides(
     runs = [asked[i : i + 40] for i in range(0, len(asked), 40)]
     assert [run[0][1] for run in runs] == [True, False, False, True]
     assert [token for token, _ in runs[0]] == [token for token, _ in runs[1]]
+
+
+def test_a_machine_that_is_slow_for_a_while_changes_no_ratio() -> None:
+    """Though one side has most of its turns in that time, and the other has not."""
+    slow = np.array([1, 4, 1, 4, 1, 4, 1, 4, 1])
+    dense, sparse = 100 / slow, 150 / slow
+    sparse[4] /= 4  # others began between the two runs of this turn
+    assert in_turns(dense.tolist(), sparse.tolist()) == pytest.approx((100, 150))
+    assert in_turns([100, 110, 90], [80, 88, 72]) == pytest.approx((100, 80))
 
 
 def test_everything_can_be_stopped(silu: tuple[Engine, FfnProfile]) -> None:

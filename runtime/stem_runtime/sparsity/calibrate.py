@@ -7,7 +7,6 @@ import shutil
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from statistics import median
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -24,7 +23,7 @@ from .ffn_profile import FfnProfile
 from .ffn_settings import Bench, measure_ffn
 from .head import blocks, head_of
 from .head_fit import DIMS, dims_for, fit_look, split
-from .measure import PROMPT, Passage
+from .measure import PROMPT, Passage, in_turns
 from .neurons import Parts
 from .profile import HeadProfile, HeadSetting, Profile, read_profile, write_profile
 from .run import Run
@@ -270,7 +269,7 @@ def _known(parts: Sequence[Part]) -> list[Part]:
 
 
 def _race(engine: Engine, texts: Sequence[Sequence[int]], report: Progress) -> tuple[float, float]:
-    """Tokens per second of decoding without and with the look: medians of runs that take turns."""
+    """Tokens per second of decoding without and with the look, from runs that take turns."""
     longest = sorted(texts, key=len)[-_TEXTS:]
     speeds: dict[bool, list[float]] = {False: [], True: []}
     cache = engine.new_cache(min(len(longest[-1]), _PROMPT + DECODED))
@@ -288,4 +287,4 @@ def _race(engine: Engine, texts: Sequence[Sequence[int]], report: Progress) -> t
             count = cache.length - start
             speeds[look].append(count / (time.perf_counter() - began))
     report("Timing", ROUNDS, ROUNDS)
-    return median(speeds[False]), median(speeds[True])
+    return in_turns(speeds[False], speeds[True])

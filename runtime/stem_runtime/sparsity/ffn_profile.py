@@ -44,8 +44,8 @@ class FfnSetting:
     `active_neurons` is the share of neurons whose down row was read, `active_parameters` the share
     of the FFNs' weights, `recall` the share of the contribution that the candidates held (1 where
     everyone is one). `perplexity_change` is relative to dense (0.01 is +1%), token by token over
-    `positions`. Speeds are tokens per second of whole decode steps with a dense head, medians of
-    runs that took turns, with `threads` threads of the `kernels` variant.
+    `positions`. Speeds are tokens per second of whole decode steps with a dense head, of runs
+    that took turns (see `measure.in_turns`), with `threads` threads of the `kernels` variant.
     """
 
     name: str

@@ -160,7 +160,7 @@ def decode_all(engine: Engine, plan: FfnPlan, passages: Sequence[Passage], check
 def race(
     engine: Engine, plan: FfnPlan, passages: Sequence[Passage], check: Check
 ) -> tuple[float, float]:
-    """Tokens per second of decoding dense and under a plan: medians of runs that take turns."""
+    """Tokens per second of decoding dense and under a plan, from runs that take turns."""
     speeds: dict[bool, list[float]] = {False: [], True: []}
     longest = sorted(passages, key=lambda passage: -len(passage.tokens))[:4]
     for turn in range(ROUNDS):
@@ -168,7 +168,17 @@ def race(
             check()
             passage = longest[turn % len(longest)]
             speeds[sparse].append(_speed(engine, plan if sparse else None, passage))
-    return median(speeds[False]), median(speeds[True])
+    return in_turns(speeds[False], speeds[True])
+
+
+def in_turns(dense: Sequence[float], sparse: Sequence[float]) -> tuple[float, float]:
+    """The speeds of two sides that took turns: the median of one, and how the other relates to it.
+
+    That is the median of the turns' ratios. Whoever else is at work slows both sides of a turn, but
+    maybe not as many turns of either.
+    """
+    usual = median(dense)
+    return usual, usual * median(b / a for a, b in zip(dense, sparse, strict=True))
 
 
 def log_softmax(logits: F32) -> F32:

@@ -39,8 +39,8 @@ class HeadSetting:
     `misses` of `positions` had the full head's winner left out. `mean_rows` rows per token are
     computed in full. `default_mass` is the share kept of the probability that the default sampling
     settings draw from, `warm_mass` the same at temperature 1. `head_bytes` are read per token, of
-    the full head's `dense_head_bytes`. Speeds are tokens per second of whole decode steps, medians
-    of runs that took turns, with `threads` threads of the `kernels` variant.
+    the full head's `dense_head_bytes`. Speeds are tokens per second of whole decode steps, of runs
+    that took turns (see `measure.in_turns`), with `threads` threads of the `kernels` variant.
     """
 
     dims: int
