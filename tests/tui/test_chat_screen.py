@@ -281,6 +281,41 @@ def test_a_new_chat_stops_the_answer_of_the_old_one_and_keeps_it(model: Scripted
     assert sorted(conversation[0] for conversation in saved()) == ["One", "Two"]
 
 
+def delete_elsewhere(chatting: Chatting) -> None:
+    history = History.open()
+    history.delete(chatting.chat.conversation)
+    history.close()
+
+
+def test_a_chat_that_another_window_deletes_goes_on(model: Scripted) -> None:
+    async def test(chatting: Chatting) -> None:
+        await chatting.ask("One")
+        delete_elsewhere(chatting)
+        await chatting.ask("Two")
+        assert "deleted elsewhere; it is saved anew" in chatting.told
+
+    run_chat(model, test)
+    assert saved() == [["One", "Hello there.", "Two", "Hello there."]]
+
+
+def test_a_chat_that_is_deleted_while_it_answers_keeps_the_answer(model: Scripted) -> None:
+    async def test(chatting: Chatting) -> None:
+        await chatting.send_held("One", after=1)
+        delete_elsewhere(chatting)
+        await chatting.let_go()
+        await chatting.until(lambda: "saved anew" in chatting.told)
+        assert chatting.screen.count("Hello there.") == 1
+        await chatting.press("f3")
+        await chatting.until(lambda: "Conversations" in chatting.screen)
+        delete_elsewhere(chatting)
+        await chatting.press("escape")
+        await chatting.send("/export")
+        await chatting.until(lambda: "to which file" in chatting.screen)
+
+    run_chat(model, test)
+    assert saved() == [["One", "Hello there."]]
+
+
 def test_what_the_command_line_says_holds_for_a_resumed_chat(model: Scripted) -> None:
     async def first(chatting: Chatting) -> None:
         await chatting.send("/set temperature 0.3")

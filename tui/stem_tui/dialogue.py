@@ -142,6 +142,15 @@ class Dialogue:
     def saved_settings(self) -> dict[str, Any]:
         return {**self.settings.to_dict(), "model": self.model}
 
+    def deleted(self) -> bool:
+        """Whether the conversation is no longer saved: another window may have deleted it."""
+        if self.id is not None:
+            try:
+                self.history.outline(self.id)
+            except UsageError:
+                return True
+        return False
+
     def move(self, history: History) -> None:
         """Go on in another history, with the open branch; what is saved in the old one stays."""
         if self.entries:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, TypeVar
 
@@ -190,7 +191,8 @@ class Conversing(Screen[None]):
 
     async def retitle(self) -> None:
         """Draw the title that the conversation has now."""
-        await asyncio.to_thread(self.dialogue.read_title)
+        with suppress(UsageError):  # deleted elsewhere: the title stays
+            await asyncio.to_thread(self.dialogue.read_title)
         self.query_one(TitleBar).title = self.dialogue.title
 
     # What the app tells it.
@@ -215,12 +217,20 @@ class Conversing(Screen[None]):
             await asyncio.to_thread(self.history.close)
 
     async def kept(self, change: Callable[[Dialogue], T]) -> T:
-        """Change the conversation in a thread; where it cannot be saved it goes on in memory."""
+        """Change the conversation in a thread; where it cannot be saved it goes on in memory.
+
+        One that was deleted meanwhile is saved anew, with what is shown of it.
+        """
         await self.app.history_opened.wait()
         try:
             return await asyncio.to_thread(change, self.dialogue)
         except HistoryError as error:
             await self.app.go_on_unsaved(error)
+        except UsageError:
+            if not await asyncio.to_thread(self.dialogue.deleted):
+                raise
+            await self.history_changed(self.history)
+            self.tell("This chat was deleted elsewhere; it is saved anew.", "warning")
         return await asyncio.to_thread(change, self.dialogue)
 
     def require_idle(self) -> None:

@@ -14,14 +14,19 @@ from .command import SlashCommand, Suggestion
 if TYPE_CHECKING:
     from stem_local.history import Conversation
 
+    from ..dialogue import Dialogue
     from ..screens.chat import ChatScreen
 
 
 async def opened(chat: ChatScreen) -> Conversation:
     """The chat's conversation as it is saved. UsageError where nothing was said yet."""
-    if chat.conversation is None:
-        raise UsageError("This chat has no messages yet.")
-    return await asyncio.to_thread(chat.history.get, chat.conversation)
+
+    def get(dialogue: Dialogue) -> Conversation:
+        if dialogue.id is None:
+            raise UsageError("This chat has no messages yet.")
+        return dialogue.history.get(dialogue.id)
+
+    return await chat.kept(get)
 
 
 async def _regen(chat: ChatScreen, _: str) -> None:
