@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from stem_runtime.errors import KernelError, UsageError
-from stem_runtime.formats.header import read_text
 from stem_runtime.kernels import Device, DeviceChoice, choose_device, on_cpu
 
 from . import store
 from .chat import encode_messages, question
+from .texts import own_text
 
 if TYPE_CHECKING:
     from stem_runtime.formats.packed import PackedModel
@@ -92,7 +92,7 @@ def calibrate(
     from stem_runtime.sparsity.calibrate import calibrate as run
     from stem_runtime.sparsity.calibrate import calibrate_head
 
-    packed, material = material_of(model, [_own_text(Path(path)) for path in text], kernels, notify)
+    packed, material = material_of(model, [own_text(Path(path)) for path in text], kernels, notify)
     place = choose_device(device if kernels is None else "cpu")
     if head_only:
         if problem := no_look(packed, place):
@@ -186,10 +186,3 @@ def _lack(packed: PackedModel, device: DeviceChoice) -> str:
 
 def _prompts(model: Model) -> list[list[int]]:
     return [encode_messages(model, [question(prompt)]) for prompt in PROMPTS]
-
-
-def _own_text(path: Path) -> str:
-    text = read_text(path)
-    if not text.strip():
-        raise UsageError(f"{path} has no text in it; leave it out or give another file.")
-    return text

@@ -38,6 +38,7 @@ VERBS = {
 }
 """Every verb and its line in the group's help, which is shown without importing the verb."""
 
+_CODE_PAGES = os.name == "nt"
 _INTERNAL_ERROR = 70
 INTERRUPTED = 130
 
@@ -63,7 +64,7 @@ class Told(click.Command):
         parent: click.Context | None = None,
         **extra: Any,
     ) -> click.Context:
-        _replace_missing_streams()
+        _prepare_streams()
         with _told_in_one_line():
             return super().make_context(info_name, args, parent, **extra)
 
@@ -128,18 +129,24 @@ def main(debug: bool) -> None:
     """
     if debug:
         os.environ["STEM_DEBUG"] = "1"
-    for stream in (sys.stdout, sys.stderr):
-        # A console that cannot show a character should not end an answer.
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="replace")
 
 
-def _replace_missing_streams() -> None:
-    """Let what is written go nowhere if a program was started without output (`>&-`, pythonw)."""
+def _prepare_streams() -> None:
+    """Let standard output and error take every text.
+
+    A console that cannot show a character should not end an answer. Pipes and files get UTF-8 on
+    Windows too, where Python before 3.15 gives them a code page. And what is written goes nowhere
+    if a program was started without output (`>&-`, pythonw).
+    """
     for name in ("stdout", "stderr"):
-        if getattr(sys, name) is None:
+        stream = getattr(sys, name)
+        if stream is None:
             nowhere = Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115
             setattr(sys, name, nowhere)
+        elif isinstance(stream, io.TextIOWrapper):
+            by_system = not stream.isatty() and not os.environ.get("PYTHONIOENCODING")
+            encoding = "utf-8" if _CODE_PAGES and by_system else None
+            stream.reconfigure(encoding=encoding, errors="replace")
 
 
 @contextlib.contextmanager

@@ -30,7 +30,8 @@ def piped_input() -> str | None:
     data = sys.stdin.buffer.read(MAX_INPUT + 1)
     if len(data) > MAX_INPUT:
         raise UsageError(f"Standard input is over {MAX_INPUT >> 20} MB; no context holds that.")
-    return data.decode("utf-8", errors="replace")
+    # Windows marks the start of a text, and ends its lines otherwise
+    return data.decode("utf-8-sig", errors="replace").replace("\r\n", "\n")
 
 
 def full_prompt(prompt: str | None, piped: str | None) -> str | None:

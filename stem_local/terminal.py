@@ -9,7 +9,7 @@ import sys
 import threading
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -85,8 +85,15 @@ def print_json(chunks: Iterable[Chunk]) -> Completion:
         "finish_reason": completion.finish_reason,
         "stats": completion.stats.to_dict(),
     }
-    click.echo(json.dumps(fields, ensure_ascii=False))
+    echo_json(fields)
     return completion
+
+
+def echo_json(value: Any, indent: int | None = None) -> None:
+    """Write JSON to standard output, with escapes for what that cannot encode."""
+    encoding = (getattr(sys.stdout, "encoding", None) or "utf-8").lower()
+    readable = encoding.replace("_", "-") in ("utf-8", "utf8")
+    click.echo(json.dumps(value, indent=indent, ensure_ascii=not readable))
 
 
 def printable(text: str) -> str:

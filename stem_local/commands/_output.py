@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 import sys
 import time
@@ -14,13 +13,13 @@ import click
 
 from ..cli import INTERRUPTED
 from ..progress import LEARN, learning
-from ..terminal import interruptible
+from ..terminal import echo_json, interruptible
 from ..units import size
 
 
 def as_json(value: Any) -> None:
     """Print a value as JSON on standard output."""
-    click.echo(json.dumps(value, indent=2, ensure_ascii=False))
+    echo_json(value, indent=2)
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> None:

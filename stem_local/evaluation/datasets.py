@@ -76,7 +76,7 @@ def read_table(path: Path, task: LabelTask) -> list[Labelled]:
 
     A label is the number of a word in `task.words`, or the word itself. Raises FormatError.
     """
-    lines = [line.rstrip("\r") for line in read_text(path).removeprefix("\ufeff").split("\n")]
+    lines = [line.rstrip("\r") for line in read_text(path).split("\n")]
     header = lines[0].split("\t")
     columns = [_column(header, name, path) for name in (task.sentence_column, task.label_column)]
     labels = {**{str(i): i for i in range(len(task.words))}, **_numbered(task.words)}

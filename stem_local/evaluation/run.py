@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from stem_runtime.errors import UsageError
-from stem_runtime.formats.header import read_text
 from stem_runtime.limits import Limit
 
 from ..ablation import workloads
 from ..sparsity import Sparsity, check_sparsity
+from ..texts import own_text
 from .cost import measure
 from .datasets import LabelTask, read_squad, read_table, spread
 from .follow import Follow
@@ -58,7 +58,7 @@ def evaluate(
     task = task or LabelTask()
     own = list(workloads().values())
     # every file is read before the first is worked on, so that a bad one is told at once
-    read = [_text(Path(path)) for path in texts]
+    read = [own_text(Path(path)) for path in texts]
     questions = spread(read_squad(Path(squad)), limit) if squad is not None else []
     sentences = spread(read_table(Path(table), task), limit) if table is not None else []
     if not (read or questions or sentences):
@@ -93,10 +93,3 @@ def _distinct(sparsities: Sequence[Sparsity]) -> list[Sparsity]:
     if not chosen:
         raise UsageError("Name at least one sparsity to evaluate.")
     return chosen
-
-
-def _text(path: Path) -> str:
-    text = read_text(path)
-    if not text.strip():
-        raise UsageError(f"{path} has no text in it; leave it out or give another file.")
-    return text

@@ -70,7 +70,7 @@ def read_text(path: Path) -> str:
     if len(text) > _MAX_TEXT:
         raise FormatError(f"{path}: larger than the {_MAX_TEXT} bytes that are read as text.")
     try:
-        return text.decode("utf-8")
+        return text.decode("utf-8-sig")  # editors on Windows begin a file with a mark
     except UnicodeDecodeError:
         raise FormatError(f"{path}: not UTF-8 text.") from None
 
