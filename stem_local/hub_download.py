@@ -48,6 +48,7 @@ _CHUNK = 1 << 18
 
 _READ = 1 << 22
 
+_COMMIT = re.compile(r"[0-9a-f]{40}")
 _SAFE_NAME = re.compile(r"[\w+-][\w.+-]{0,199}")
 
 
@@ -131,7 +132,10 @@ def plan(spec: Spec, stop: Stop = NEVER) -> Plan:
     card = getattr(info, "card_data", None)
     named = card.get("license") if card else None
     license_name = named if isinstance(named, str) else None
-    return Plan(spec.repo, str(info.sha), files, license_name)
+    commit = str(info.sha)
+    if not _COMMIT.fullmatch(commit):
+        raise SourceError(f"The Hub lists {spec.repo} at an unusable commit, {commit!r:.100}.")
+    return Plan(spec.repo, commit, files, license_name)
 
 
 @contextlib.contextmanager
@@ -251,11 +255,11 @@ def _is(path: Path, file: RemoteFile, stop: Stop) -> bool:
 def _remote(sibling: Any) -> RemoteFile:
     lfs = sibling.lfs
     size = lfs.size if lfs else sibling.size
-    file = RemoteFile(
-        sibling.rfilename, int(size or 0), lfs.sha256 if lfs else None, sibling.blob_id
-    )
+    file = RemoteFile(sibling.rfilename, size, lfs.sha256 if lfs else None, sibling.blob_id)
     if not _SAFE_NAME.fullmatch(file.name):
         raise SourceError(f"The Hub lists a file with an unusable name, {file.path!r:.100}.")
+    if type(size) is not int or size < 0:
+        raise SourceError(f"The Hub lists {file.path!r:.100} with an unusable size, {size!r:.40}.")
     return file
 
 

@@ -59,7 +59,7 @@ def explained(repo: str, revision: str | None) -> Iterator[None]:
 def _is_network(error: Exception) -> bool:
     """Connection trouble, a transfer cut short, or an answer that no Hub gives (a login page)."""
     cut_short = isinstance(error, OSError) and error.errno is None
-    nonsense = isinstance(error, (ValueError, KeyError))
+    nonsense = isinstance(error, (ValueError, KeyError, TypeError, AttributeError))
     transport = type(error).__module__.partition(".")[0] in _TRANSPORTS
     return cut_short or nonsense or transport or isinstance(error, (ConnectionError, TimeoutError))
 

@@ -24,7 +24,8 @@ class FakeHub:
 
     `errors` maps a repo to (status, X-Error-Code) for its API, `gated` holds repos whose files are
     refused. `cut_after` ends each transfer of a file after that many bytes, as often as `cuts`
-    says. `wrong_bytes` serves other bytes than were announced. `ranges` records what was asked.
+    says. `wrong_bytes` serves other bytes than were announced. `changes` are made to what the API
+    says of a repo, `page` answers everything. `ranges` records what was asked.
     """
 
     repos: dict[str, dict[str, bytes]] = field(default_factory=dict)
@@ -35,6 +36,7 @@ class FakeHub:
     cut_after: int = 0
     cuts: int = 0
     wrong_bytes: bool = False
+    changes: dict[str, object] = field(default_factory=dict)
     page: bytes | None = None
     url: str = ""
     ranges: list[tuple[str, str | None]] = field(default_factory=list)
@@ -99,6 +101,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
                 "sha": COMMIT,
                 "siblings": siblings,
                 "cardData": {"license": "mit"},
+                **self.hub.changes,
             }
             self._answer(200, json.dumps(about).encode())
 

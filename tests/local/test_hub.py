@@ -187,8 +187,9 @@ def test_unknown_repositories_revisions_and_files() -> None:
         pull("hf:owner/-bad-")
 
 
-def test_a_login_page_is_not_taken_for_a_hub(hub: FakeHub) -> None:
-    hub.page = b"<html>Welcome to the hotel</html>"
+@pytest.mark.parametrize("page", [b"<html>Welcome to the hotel</html>", b"[1, 2]", b"7"])
+def test_a_login_page_is_not_taken_for_a_hub(hub: FakeHub, page: bytes) -> None:
+    hub.page = page
     with pytest.raises(OfflineError, match="could not be reached"):
         pull(GGUF)
 
@@ -211,6 +212,23 @@ def test_a_name_that_would_leave_the_folder_is_refused(hub: FakeHub) -> None:
     hub.repos[GGUF_REPO] = {"sub/..\\a.gguf": b"x"}
     with pytest.raises(SourceError, match="unusable name"):
         pull(GGUF)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"sha": "../../../../.."},
+        {"sha": None},
+        {"siblings": [{"rfilename": "a.gguf", "size": -1}]},
+        {"siblings": [{"rfilename": "a.gguf", "size": "much"}]},
+        {"siblings": [{"rfilename": "a.gguf"}]},
+    ],
+)
+def test_listings_that_cannot_be_are_refused(hub: FakeHub, changes: dict[str, object]) -> None:
+    hub.changes = changes
+    with pytest.raises(SourceError, match=r"unusable (commit|size)"):
+        pull(GGUF)
+    assert downloads() == []
 
 
 def in_hub_cache(home: Path, repo: str, folder: Path) -> None:
@@ -401,7 +419,7 @@ def test_a_full_disk_is_noticed_before_starting(
 CHILD = """
 import os, sys
 import stem_local.hub, stem_local.hub_download, stem_local.store, stem_local.wheel
-import stem_runtime.formats.packed, pathlib
+import stem_runtime.formats.packed
 home, name, count, spec = sys.argv[1:]
 place = eval(home)
 real, left = getattr(place, name), [int(count)]
@@ -421,8 +439,8 @@ KILLS = [
     ("stem_local.hub", "_convert", 1, True),
     ("stem_runtime.formats.packed.PackedWriter", "matrix", 5, True),
     ("stem_runtime.formats.packed.PackedWriter", "finish", 1, False),
-    ("pathlib.Path", "rename", 1, False),
-    ("pathlib.Path", "rename", 1, True),
+    ("stem_local.store", "rename", 1, False),
+    ("stem_local.store", "rename", 1, True),
     ("stem_local.store", "_sync", 1, False),
     ("stem_local.store", "_sync", 1, True),
     ("stem_local.hub_download.shutil", "rmtree", 2, False),
