@@ -6,6 +6,7 @@ import json
 import os
 from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pyperclip
@@ -49,6 +50,9 @@ class Chat(Screen[None]):
     def compose(self) -> ComposeResult:
         yield Transcript()
         yield Composer()
+
+    async def kept(self, change: Callable[[Any], Any]) -> Any:
+        return change(SimpleNamespace(id=self.conversation, history=self.history))
 
     @property
     def composer(self) -> Composer:
