@@ -90,7 +90,7 @@ class Calibrated:
             weights = str(packed.info.get("weights_sha256"))
             profile = read_profile(packed.folder, packed.config, weights)
         except FormatError as error:
-            return None, str(error), True
+            return None, str(error).removesuffix("."), True  # others end the sentence
         if profile is None:
             name = packed.info["name"]
             return None, f"not calibrated; run stem-local calibrate {name}", False
