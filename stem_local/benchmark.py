@@ -80,7 +80,7 @@ def time_starts(folder: Path, threads: int | None, kernels: str | None) -> dict[
 
     Cold has an empty kernel cache and compiles; warm is the median of three after it.
     """
-    with tempfile.TemporaryDirectory(prefix="stem-bench-") as home:
+    with tempfile.TemporaryDirectory(prefix="stem-bench-", ignore_cleanup_errors=True) as home:
         extra = [f"--threads={threads}"] if threads else []
         extra += [f"--kernels={kernels}"] if kernels else []
         times = [first_token(folder, extra, home) for _ in range(4)]

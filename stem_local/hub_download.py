@@ -162,7 +162,7 @@ def fetched(
             _fetch(plan, file, folder / file.name, meter, before, stop)
             before += file.size
         yield folder / plan.files[0].name if len(plan.files) == 1 else folder
-        shutil.rmtree(folder)
+        shutil.rmtree(folder, ignore_errors=True)  # what stays is there for the next pull
 
 
 def _fetch(

