@@ -99,6 +99,17 @@ def test_escape_stops_the_answer_and_keeps_what_came(model: Scripted) -> None:
     assert model.reply.startswith(saved()[0][1])
 
 
+def test_escape_leads_from_the_messages_back_to_writing_before_it_stops(model: Scripted) -> None:
+    async def test(chatting: Chatting) -> None:
+        await chatting.send_held("Hi", after=1)
+        await chatting.press("ctrl+up", "escape")
+        assert chatting.chat.composer.area.has_focus
+        await chatting.let_go()
+        assert chatting.said == ["Hi", "Hello there."]
+
+    run_chat(model, test)
+
+
 def test_escape_stops_a_prompt_being_read(model: Scripted) -> None:
     async def test(chatting: Chatting) -> None:
         await chatting.send_held("A question that is longer than one part of the prompt")

@@ -121,7 +121,7 @@ class ChatScreen(Conversing):
 
     @on(Transcript.Left)
     def _messages_left(self) -> None:
-        self.action_escape()
+        self.composer.focus()
 
     @on(StemMeter.SparsityRequested)
     def _sparsity_requested(self, event: StemMeter.SparsityRequested) -> None:
