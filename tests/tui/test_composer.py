@@ -493,6 +493,8 @@ def test_what_is_no_file_is_refused(tmp_path: Path) -> None:
         attachments.read_text("a\0b")
     with pytest.raises(UsageError, match="cannot be read"):
         attachments.read_text("x" * 5000)
+    with pytest.raises(UsageError, match=r"cannot be read: .*[^.]\.$"):
+        attachments.read_text("~nobody-of-that-name/notes.txt")
 
 
 @pytest.mark.parametrize("device", ["/dev/zero", "/dev/stdin"])

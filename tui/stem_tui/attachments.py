@@ -31,7 +31,7 @@ def read_text(path: str | Path) -> Attachment:
     except FileNotFoundError:
         raise UsageError(f"There is no file {file!s:.200}.") from None
     except (OSError, ValueError, RuntimeError) as error:
-        reason = getattr(error, "strerror", None) or error
+        reason = str(getattr(error, "strerror", None) or error).removesuffix(".")
         raise UsageError(f"{file!s:.200} cannot be read: {reason}.") from None
     if len(data) > MAX_FILE:
         limit = units.size(MAX_FILE)
