@@ -134,7 +134,6 @@ class Engine:
             raise UsageError(f"One step reads at most {most} tokens, not {len(tokens)}.")
         with self._lock:
             self._check(cache, tokens)
-            self._work.reserve_logits(L.STEP_TOKENS)
             self._run_step(cache, tokens, look)
             return self._work.logits[: len(tokens), : self.config.vocab_size]
 
@@ -229,7 +228,6 @@ class Engine:
             vocab = self.config.vocab_size
             out = np.empty((len(tokens), vocab), np.float32)
             for start, part in self._chunks(tokens):
-                self._work.reserve_logits(len(part))
                 self._run_chunk(cache, part, 0, sparse)
                 out[start : start + len(part)] = self._work.logits[: len(part), :vocab]
             return out

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import weakref
 
@@ -37,7 +38,11 @@ class Team:
         self._words[L.YIELD] = yield_address()
         args[L.TEAM], args[L.THREADS] = self._words.ctypes.data, threads
         self._address = args.ctypes.data
-        self._wake = [threading.Semaphore(0) for _ in range(threads)]
+        self._pid = os.getpid()
+        # held but when a worker is to wake; Ctrl-C cannot fall into what a plain lock does
+        self._wake = [threading.Lock() for _ in range(threads)]
+        for lock in self._wake:
+            lock.acquire()
         self._workers = [
             threading.Thread(target=self._work, args=(tid,), daemon=True, name=f"stem-{tid}")
             for tid in range(1, threads)
@@ -64,7 +69,8 @@ class Team:
 
     def check(self) -> None:
         """Raises UsageError in a process that was forked from the one that started the workers."""
-        if not all(worker.is_alive() for worker in self._workers):
+        # asked whether a thread is alive during Ctrl-C, CPython takes it for dead from then on
+        if os.getpid() != self._pid:
             raise UsageError("This model was loaded before the process was forked; load it again.")
 
     def interrupt(self, stop: bool = True) -> None:
@@ -93,7 +99,7 @@ class Team:
         """Wake those that the last job found asleep; waking one twice does no harm."""
         asleep = int(self._words[L.JOB + 1])
         for tid in range(1, len(self._wake)):
-            if asleep >> tid & 1:
+            if asleep >> tid & 1 and self._wake[tid].locked():
                 self._wake[tid].release()
 
     def _work(self, tid: int) -> None:

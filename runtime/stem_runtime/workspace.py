@@ -71,7 +71,7 @@ class Workspace:
         fit = int(_CHUNK_WORK / model.parameters) // 16 * 16
         self.chunk = min(_CHUNK, max(64, fit))
         self.row: Floats = np.zeros((1, self._d_pad), np.float32)
-        self._rope_length = 0
+        self._room = self._logits_room = 0
         self._set_sizes()
         self._layers = np.zeros((config.n_layers, L.LAYER_WORDS), np.int64)
         self._set_weights()
@@ -82,7 +82,7 @@ class Workspace:
         self._no_neurons = np.zeros(config.n_layers, np.float32)
         self.args[L.SHARPNESS] = self._no_neurons.ctypes.data
         self.logits: Floats
-        self.reserve_logits(1)
+        self._reserve_logits(L.STEP_TOKENS)
 
     def aim(
         self,
@@ -93,10 +93,13 @@ class Workspace:
         sparse: bool = False,
     ) -> None:
         """Point the next step at a cache, the tokens after it and the first wanted logits."""
-        if cache.room > self._rope_length:
+        if cache.room > self._room:
+            self._room = 0  # until all is made, since Ctrl-C can fall in between
             self._set_rope(cache.room)
             self._set_partials(cache.room)
+            self._room = cache.room
         count = len(tokens)
+        self._reserve_logits(max(L.STEP_TOKENS, count - logits_from))
         self._tokens[:count] = tokens
         args = self.args
         args[L.N_TOKENS], args[L.POSITION], args[L.LOGITS_FROM] = count, cache.length, logits_from
@@ -138,17 +141,18 @@ class Workspace:
             raise UsageError("What this cache knows of neurons belongs to another model.")
         return array.ctypes.data
 
-    def reserve_logits(self, rows: int) -> None:
-        if not hasattr(self, "logits") or len(self.logits) < rows:
+    def _reserve_logits(self, rows: int) -> None:
+        if rows > self._logits_room:
+            self._logits_room = 0
             width = 16 * int(self._head[L.TILES])
             self.logits = np.zeros((rows, width), np.float32)
             self.args[L.LOGITS] = self.logits.ctypes.data
+            self._logits_room = rows
 
     def reserve_prefill(self) -> None:
         """Make the buffers of prefill at its first use; decoding alone does without them."""
         if self._has_prefill:
             return
-        self._has_prefill = True
         tokens = _round_up(self.chunk, self._block)
         self.args[L.X] = self._new_floats(tokens * self._d_pad)
         self.args[L.Y] = self._new_floats(tokens * self._d_pad)
@@ -157,6 +161,7 @@ class Workspace:
         groups = max(self._d_pad, self._attended_pad) // 32
         self.args[L.ACTS] = self._new_acts(groups * tokens)
         self.args[L.HIDDEN] = self._new_acts(self._hidden_groups * tokens)
+        self._has_prefill = True
 
     @contextmanager
     def states(self, count: int) -> Iterator[Floats]:
@@ -292,7 +297,6 @@ class Workspace:
                 addresses[local] = table.ctypes.data
         for words, window in zip(self._layers, config.layer_windows, strict=True):
             words[L.ROPE] = addresses[bool(window) and True in addresses]
-        self._rope_length = length
 
     def _set_partials(self, length: int) -> None:
         """Where decoding leaves the attention of every chunk of positions."""

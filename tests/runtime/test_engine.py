@@ -6,6 +6,7 @@ import itertools
 import multiprocessing
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -294,6 +295,34 @@ def test_ctrl_c_between_waking_the_team_and_joining_it(
     assert cache.tokens == case.tokens[:20]
     assert_near(tiny.prefill(cache, case.tokens[20:])[None], case.logits[-1:])
     assert_near(decode_all(tiny, case.tokens[:8]), case.logits[:8])
+
+
+def test_ctrl_c_while_room_is_made_is_made_up_for(
+    cases: Cases, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    case, zeros, left = cases("llama"), np.zeros, 0
+
+    def stop(*args: Any, **more: Any) -> Any:
+        nonlocal left
+        left -= 1
+        if left == 0:
+            raise KeyboardInterrupt
+        return zeros(*args, **more)
+
+    for when in itertools.count(1):
+        with Engine(case.model, threads=2) as engine:
+            cache, left = engine.new_cache(80), when
+            with monkeypatch.context() as patch, suppress(KeyboardInterrupt):
+                patch.setattr(np, "zeros", stop)
+                engine.prefill(cache, case.tokens)
+            cache.truncate(0)
+            logits = engine.logits(cache, case.tokens)
+            assert_near(logits, case.logits)
+            cache.truncate(len(case.tokens) - 1)
+            assert_near(engine.decode(cache, case.tokens[-1])[None], case.logits[-1:])
+        if left > 0:
+            break
+    assert when > 10
 
 
 def test_a_closed_engine_says_so(cases: Cases) -> None:
