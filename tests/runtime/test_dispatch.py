@@ -129,6 +129,14 @@ def test_linux_on_arm_tells_in_its_own_words(monkeypatch: pytest.MonkeyPatch) ->
     assert on(monkeypatch, "linux", "aarch64", {}) == {"neon"}
 
 
+def test_what_linux_on_arm_does_not_list_is_kept_from_llvm(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A Graviton3 under Firecracker is called neoverse-v1 and faults at its SVE instructions."""
+    cpuinfo(monkeypatch, "fp asimd asimddp")
+    assert on(monkeypatch, "linux", "aarch64", {"neon": True}) == {"neon", "dotprod"}
+    told = host._host()[2].split(",")
+    assert {"+dotprod", "-sve", "-sve2", "-i8mm", "-bf16", "-lse"} <= set(told)
+
+
 def test_x86_is_as_llvm_says(monkeypatch: pytest.MonkeyPatch) -> None:
     assert on(monkeypatch, "linux", "x86_64", {"avx2": True, "avx512f": False}) == {"avx2"}
     assert on(monkeypatch, "darwin", "x86_64", None) == frozenset()

@@ -10,8 +10,24 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-_LINUX_ARM = {"asimd": "neon", "asimddp": "dotprod", "asimdhp": "fullfp16"}
-"""LLVM's names of what /proc/cpuinfo lists; LLVM itself does not translate all of these."""
+_LINUX_ARM = {
+    "asimd": "neon",
+    "asimddp": "dotprod",
+    "asimdhp": "fullfp16",
+    "asimdfhm": "fp16fml",
+    "asimdrdm": "rdm",
+    "atomics": "lse",
+    "bf16": "bf16",
+    "fcma": "complxnum",
+    "i8mm": "i8mm",
+    "jscvt": "jsconv",
+    "sha3": "sha3",
+    "sm4": "sm4",
+    "sve": "sve",
+    "sve2": "sve2",
+}
+"""LLVM's names of what /proc/cpuinfo lists: LLVM does not translate all of these, and says of none
+that it is missing, though a hypervisor or kernel may hide what a CPU of that name has."""
 
 
 @cache
@@ -45,7 +61,7 @@ def _host() -> tuple[str, str, str]:
     name = os.environ.get("NUMBA_CPU_NAME") or str(binding.get_host_cpu_name())
     flags = os.environ.get("NUMBA_CPU_FEATURES")
     if flags is None:
-        found = dict(_llvm_features()) | dict.fromkeys(_arm_features(), True)
+        found = _llvm_features() | _arm_features()
         # a hypervisor may hide what the CPU's name promises, so what is missing is said too
         flags = ",".join(f"{'+' if there else '-'}{flag}" for flag, there in sorted(found.items()))
     return str(binding.get_process_triple()), name, flags
@@ -59,17 +75,17 @@ def _llvm_features() -> dict[str, bool]:
     return {}
 
 
-def _arm_features() -> frozenset[str]:
+def _arm_features() -> dict[str, bool]:
     """What matters to kernels on 64-bit Arm, where LLVM may not find it by itself."""
     if platform.machine().lower() not in ("arm64", "aarch64"):
-        return frozenset()
+        return {}
     if sys.platform == "darwin":
-        return frozenset(_LINUX_ARM.values())  # every Mac with such a CPU
+        return dict.fromkeys(("neon", "dotprod", "fullfp16"), True)  # every Mac with such a CPU
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
-        return frozenset({"neon"})
+        return {"neon": True}
     # cores may differ; the process can be moved to any
     listed = [set(line.partition(":")[2].split()) for line in lines if line.startswith("Features")]
     common = set.intersection(*listed) if listed else {"asimd"}
-    return frozenset(name for flag, name in _LINUX_ARM.items() if flag in common)
+    return {name: flag in common for flag, name in _LINUX_ARM.items()}
