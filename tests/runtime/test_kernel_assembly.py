@@ -65,8 +65,8 @@ TARGETS = {
             "vcvtph2ps .*%ymm",
             "%zmm|%k[0-7]|vpdpbusd",
         ),
-        Target("neon", "aarch64-unknown-linux-gnu", "neoverse-n1", r"sdot v\d+\.4s", "fcvtl2? "),
-        Target("neon", "arm64-apple-darwin23.0.0", "apple-m1", r"sdot(\.4s| v\d+\.4s)", "fcvtl2? "),
+        Target("neon", "aarch64-unknown-linux-gnu", "neoverse-n1", "sdot", "fcvtl2? "),
+        Target("neon", "arm64-apple-darwin23.0.0", "apple-m1", "sdot", "fcvtl2? "),
         Target("portable", "x86_64-unknown-linux-gnu", "x86-64", "pmaddwd|pmuludq", "", "ymm|zmm"),
         Target("portable", "aarch64-unknown-linux-gnu", "cortex-a53", r"mla v\d+\.4s", "", "sdot"),
     )
@@ -172,11 +172,17 @@ SPILL = r"st[rp] q\d+.*\[sp|vmov\w+ %[yz]mm\d+, -?\d*\(%r[sb]p\)"
 
 
 def test_sums_stay_in_registers(target: Target, probe: dict[str, list[str]]) -> None:
-    """One token never needs the stack; a block of them may keep weights there, not sums."""
-    for name, tokens in tiles(target.variant):
-        spills, dots = count(probe[name], SPILL), count(probe[name], target.dot)
-        if target.variant in ("neon", "avx512vnni"):
-            assert spills <= (0 if tokens == 1 else dots // 2), name
+    """And weights too, but for the few that the last of 32 wide registers are short of."""
+    if target.variant in ("neon", "avx512vnni", "avx2vnni"):
+        for name, tokens in tiles(target.variant):
+            few = 16 if tokens == 16 else 0
+            assert count(probe[name], SPILL) <= few, name
+
+
+def test_arm_takes_activations_from_any_lane(target: Target, probe: dict[str, list[str]]) -> None:
+    if target.variant == "neon":
+        for name, tokens in tiles(target.variant):
+            assert count(probe[name], r"sdot .*\[[0-3]\]$") >= 32 * tokens, name
 
 
 def test_sums_of_single_neurons_stay_in_registers(

@@ -132,6 +132,22 @@ def test_tiles_equal_the_oracle(
     assert np.all(out[:, :, 16:] == 7), "what is behind a tile's output"
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_largest_products_do_not_overflow(probe: Probe, kind: Kind) -> None:
+    top, groups = 255 if kind == "int8" else 15, 2
+    quants, ones = np.full((16, 32 * groups), top, np.uint8), np.ones((16, groups), np.float16)
+    minima = 0 * ones if kind == "int4m" else None
+    tile = pack(PlainMatrix(kind, quants, ones, minima), "", 32 * groups).joined()[0]
+    for tokens in (1, probe.isa.tokens):
+        x = np.full((groups, tokens, 32), 127, np.int8)
+        sums = np.full((groups, tokens), 127 * 32, np.int32)
+        scale, out = np.ones((groups, tokens), np.float32), np.zeros((tokens, 16), np.float32)
+        block = (x, scale, -8 * sums, sums.astype(np.float32))
+        probe(f"tile_{KINDS[kind]}_{tokens}", tile, *block, groups, out, 64)
+        weight = {"int4": 15 - 8, "int4m": 15, "int8": 255 - 128}[kind]
+        assert np.all(out == weight * 127 * 32 * groups)
+
+
 def test_one_token_equals_many_bit_for_bit(probe: Probe) -> None:
     rng = np.random.default_rng(5)
     shapes = itertools.product(KINDS.items(), (2, 4, probe.isa.tokens))

@@ -7,19 +7,42 @@ weights stored with 128 added, and `bias8` says how much of that offset is still
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
-from .simd import I8, I16, Builder, Value, call, concat, const, ir, lanes, splat
+from .simd import (
+    I8,
+    I16,
+    I32,
+    I64,
+    LANES,
+    V8I32,
+    Builder,
+    Value,
+    call,
+    concat,
+    const,
+    ir,
+    lanes,
+    load,
+    splat,
+)
 
 Piece = Callable[[Builder, Value, Value, Value], Value]
 """(builder, int32 [n], weight bytes [4n], activation bytes [4n]) -> int32 [n], one register."""
 
 
+_PAIRS, _QUADS = ir.VectorType(I16, 16), ir.VectorType(I32, 8)
+
+
 @dataclass(frozen=True, slots=True)
 class Isa:
     """One kernel variant. `width` is the lanes of a register, `tokens` how many tokens share each
-    load of a weight in prefill."""
+    load of a weight in prefill, `block_rows` how many rows of a tile a block of tokens goes
+    through at once, so that sums stay in registers. `by_lane`: the product takes 4 bytes for all
+    lanes from any lane of a register. `pairs4`: `piece4` as sums of two bytes' products, which
+    are exact in 16 bits for the 32 columns of a group.
+    """
 
     name: str
     width: int
@@ -27,7 +50,46 @@ class Isa:
     piece8: Piece
     bias8: int
     tokens: int
+    block_rows: int
     native_half: bool
+    by_lane: bool = False
+    pairs4: Piece | None = None
+
+    def rows(self, tokens: int) -> int:
+        """How many rows of a tile a block of tokens goes through at once."""
+        return LANES if tokens == 1 else self.block_rows
+
+    def together(self, tokens: int) -> int:
+        """How many tokens get a weight before the next one: all, unless weights fill registers."""
+        return 1 if self.block_rows == LANES else tokens
+
+    def inputs(self, b: Builder, address: Value) -> list[Value]:
+        """A group of activations, 4 bytes in an int32 each."""
+        if self.by_lane:
+            words = load(b, address, V8I32)
+            return [b.extract_element(words, const(I32, i)) for i in range(8)]
+        return [load(b, b.add(address, const(I64, 4 * i)), I32) for i in range(8)]
+
+    def dots4(
+        self, b: Builder, starts: list[Value], weights: Iterable[Value], inputs: list[list[Value]]
+    ) -> list[Value]:
+        """`dot4` of a group: weights by 4 columns; for each token a start and its `inputs`."""
+        piece = self.pairs4
+        if piece is None:
+            return _all(b, self.dot4, starts, weights, inputs)
+        pairs = ir.VectorType(I16, 2 * starts[0].type.count)
+
+        def add(b: Builder, acc: Value, w: Value, x: Value) -> Value:
+            return self._dot(b, piece, acc, w, x)
+
+        sums = _all(b, add, [const(pairs, 0)] * len(starts), weights, inputs)
+        return [_join_pairs(b, start, pair) for start, pair in zip(starts, sums, strict=True)]
+
+    def dots8(
+        self, b: Builder, starts: list[Value], weights: Iterable[Value], inputs: list[list[Value]]
+    ) -> list[Value]:
+        """`dot8` of a group, likewise."""
+        return _all(b, self.dot8, starts, weights, inputs)
 
     def dot4(self, b: Builder, acc: Value, w: Value, x: Value) -> Value:
         return self._dot(b, self.piece4, acc, w, x)
@@ -37,16 +99,29 @@ class Isa:
 
     def _dot(self, b: Builder, piece: Piece, acc: Value, w: Value, x: Value) -> Value:
         """`x` is an int32 of 4 bytes for all lanes, or bytes for each lane like `w`."""
-        width = min(self.width, acc.type.count)
+        rows = w.type.count // 4
+        width = min(self.width, rows)
         shared = isinstance(x.type, ir.IntType)
         if shared:
             x = b.bitcast(splat(b, x, width), ir.VectorType(I8, 4 * width))
-        parts = []
-        for start in range(0, acc.type.count, width):
+        parts, each = [], acc.type.count // rows
+        for start in range(0, rows, width):
             here = x if shared else lanes(b, x, 4 * start, 4 * width)
             part = lanes(b, w, 4 * start, 4 * width)
-            parts.append(piece(b, lanes(b, acc, start, width), part, here))
+            parts.append(piece(b, lanes(b, acc, each * start, each * width), part, here))
         return concat(b, parts)
+
+
+def _all(
+    b: Builder,
+    dot: Piece,
+    sums: list[Value],
+    weights: Iterable[Value],
+    inputs: list[list[Value]],
+) -> list[Value]:
+    for column, weight in enumerate(weights):
+        sums = [dot(b, acc, weight, x[column]) for acc, x in zip(sums, inputs, strict=True)]
+    return sums
 
 
 def _signed(b: Builder, w: Value) -> Value:
@@ -60,10 +135,19 @@ def _dpbusd(b: Builder, acc: Value, w: Value, x: Value) -> Value:
 
 
 def _madd(b: Builder, acc: Value, unsigned: Value, signed: Value) -> Value:
-    wide = ir.VectorType(I16, 16)
-    pairs = call(b, "llvm.x86.avx2.pmadd.ub.sw", wide, [unsigned, signed])
-    quads = call(b, "llvm.x86.avx2.pmadd.wd", acc.type, [pairs, const(wide, 1)])
-    return b.add(acc, quads)
+    return _join_pairs(b, acc, _madd_pairs(b, const(_PAIRS, 0), unsigned, signed))
+
+
+def _madd_pairs(b: Builder, acc: Value, unsigned: Value, signed: Value) -> Value:
+    return b.add(acc, call(b, "llvm.x86.avx2.pmadd.ub.sw", _PAIRS, [unsigned, signed]))
+
+
+def _join_pairs(b: Builder, acc: Value, pairs: Value) -> Value:
+    quads = []
+    for start in range(0, pairs.type.count, _PAIRS.count):
+        part = lanes(b, pairs, start, _PAIRS.count)
+        quads.append(call(b, "llvm.x86.avx2.pmadd.wd", _QUADS, [part, const(_PAIRS, 1)]))
+    return b.add(acc, concat(b, quads))
 
 
 def _madd_signed(b: Builder, acc: Value, w: Value, x: Value) -> Value:
@@ -94,10 +178,10 @@ def _multiply(b: Builder, acc: Value, w: Value, x: Value) -> Value:
 VARIANTS = {
     isa.name: isa
     for isa in (
-        Isa("avx512vnni", 16, _dpbusd, _dpbusd, 128, 16, True),
-        Isa("avx2vnni", 8, _dpbusd, _dpbusd, 128, 4, True),
-        Isa("avx2", 8, _madd, _madd_signed, 0, 4, True),
-        Isa("neon", 4, _sdot, _sdot_signed, 0, 4, True),
-        Isa("portable", 16, _multiply, _multiply, 128, 4, False),
+        Isa("avx512vnni", 16, _dpbusd, _dpbusd, 128, 16, 16, True),
+        Isa("avx2vnni", 8, _dpbusd, _dpbusd, 128, 4, 8, True),
+        Isa("avx2", 8, _madd, _madd_signed, 0, 4, 8, True, pairs4=_madd_pairs),
+        Isa("neon", 4, _sdot, _sdot_signed, 0, 4, 8, True, by_lane=True),
+        Isa("portable", 16, _multiply, _multiply, 128, 4, 8, False),
     )
 }

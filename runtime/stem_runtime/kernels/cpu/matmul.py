@@ -7,22 +7,21 @@ token of the block. The order of the float operations is the same in all, so the
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from . import layout as L
 from .isa import Isa
 from .simd import (
     F32,
+    I8,
     I16,
     I32,
     I64,
+    LANES,
     V8F32,
     V8I32,
-    V16F32,
-    V16I16,
-    V16I32,
     V32I8,
-    V64I8,
     Builder,
     Value,
     const,
@@ -30,6 +29,7 @@ from .simd import (
     fma,
     half_to_float,
     i64_at,
+    ir,
     kernel,
     load,
     offset,
@@ -72,55 +72,111 @@ def emit_tile(
     out: Value,
     stride: Value,
 ) -> None:
-    start = [const(V16F32, 0.0)] * tokens
+    for first in range(0, LANES, isa.rows(tokens)):
+        _emit_rows(
+            b,
+            isa,
+            kind,
+            tokens,
+            0 if first else ahead,
+            first,
+            tile,
+            x,
+            x_scales,
+            x_bias,
+            x_sums,
+            groups,
+            b.add(out, const(I64, 4 * first)),
+            stride,
+        )
+
+
+def _emit_rows(
+    b: Builder,
+    isa: Isa,
+    kind: int,
+    tokens: int,
+    ahead: int,
+    first: int,
+    tile: Value,
+    x: Value,
+    x_scales: Value,
+    x_bias: Value,
+    x_sums: Value,
+    groups: Value,
+    out: Value,
+    stride: Value,
+) -> None:
+    """As many rows of the tile, from `first` on, as have their sums in registers together."""
+    rows = isa.rows(tokens)
+    floats = ir.VectorType(F32, rows)
 
     def halves(address: Value) -> Value:
-        return half_to_float(b, load(b, address, V16I16), isa.native_half)
+        bits = load(b, b.add(address, const(I64, 2 * first)), ir.VectorType(I16, rows))
+        return half_to_float(b, bits, isa.native_half)
 
-    with counted_loop(b, groups, start) as (group, accs, results):
+    with counted_loop(b, groups, [const(floats, 0.0)] * tokens) as (group, accs, results):
         here = offset(b, tile, group, L.GROUP_BYTES[kind])
         if ahead:
             fetch_lines(b, b.add(here, const(I64, ahead)), L.GROUP_BYTES[kind])
         scale, minimum = halves(here), None
         if kind == L.INT4_MINIMA:
             minimum = halves(b.add(here, const(I64, 32)))
-        weights = _unpack(b, kind, here)
-        for token, acc in enumerate(accs):
-            item = b.add(b.mul(group, const(I64, tokens)), const(I64, token))
-            dot = _dot(b, isa, kind, weights, offset(b, x, item, 32), offset(b, x_bias, item, 4))
-            x_scale = splat(b, load(b, offset(b, x_scales, item, 4), F32))
-            acc = fma(b, b.sitofp(dot, V16F32), b.fmul(scale, x_scale), acc)
-            if minimum is not None:
-                acc = fma(b, minimum, splat(b, load(b, offset(b, x_sums, item, 4), F32)), acc)
-            results.append(acc)
+        step = isa.together(tokens)
+        for t in range(0, tokens, step):
+            items = [
+                b.add(b.mul(group, const(I64, tokens)), const(I64, t + i)) for i in range(step)
+            ]
+            weights = _unpack(b, kind, here, first, rows)
+            dots = _dots(b, isa, kind, weights, rows, x, x_bias, items)
+            for item, dot, acc in zip(items, dots, accs[t : t + step], strict=True):
+                x_scale = splat(b, load(b, offset(b, x_scales, item, 4), F32), rows)
+                acc = fma(b, b.sitofp(dot, floats), b.fmul(scale, x_scale), acc)
+                if minimum is not None:
+                    x_sum = splat(b, load(b, offset(b, x_sums, item, 4), F32), rows)
+                    acc = fma(b, minimum, x_sum, acc)
+                results.append(acc)
     for token, acc in enumerate(results):
         store(b, acc, b.add(out, b.mul(stride, const(I64, token))))
 
 
-def _unpack(b: Builder, kind: int, address: Value) -> list[Value]:
+def _unpack(b: Builder, kind: int, address: Value, first: int, rows: int) -> Iterator[Value]:
+    """Bytes of 4 columns of the rows, for each 4 of the group's 32."""
     count = 8 if kind == L.INT8 else 4
-    first = L.GROUP_BYTES[kind] - 64 * count
-    chunks = [load(b, b.add(address, const(I64, first + 64 * c)), V64I8) for c in range(count)]
-    if kind == L.INT8:
-        return chunks
-    weights = []
-    for chunk in chunks:
-        weights.append(b.and_(chunk, const(V64I8, 15)))
-        weights.append(b.lshr(chunk, const(V64I8, 4)))
-    return weights
-
-
-def _dot(b: Builder, isa: Isa, kind: int, weights: list[Value], x: Value, bias: Value) -> Value:
-    """Integer dot products of 16 rows with one token's group, the weights' offset removed."""
-    acc = const(V16I32, 0)
-    if kind == L.INT4 or (kind == L.INT8 and isa.bias8):
-        acc = splat(b, load(b, bias, I32))
+    start = L.GROUP_BYTES[kind] - 64 * count + 4 * first
+    part = ir.VectorType(I8, 4 * rows)
+    for c in range(count):
+        chunk = load(b, b.add(address, const(I64, start + 64 * c)), part)
         if kind == L.INT8:
-            acc = b.shl(acc, const(V16I32, 4))  # -8 * sum becomes -128 * sum
-    dot = isa.dot8 if kind == L.INT8 else isa.dot4
-    for c, weight in enumerate(weights):
-        acc = dot(b, acc, weight, load(b, b.add(x, const(I64, 4 * c)), I32))
-    return acc
+            yield chunk
+        else:
+            yield b.and_(chunk, const(part, 15))
+            yield b.lshr(chunk, const(part, 4))
+
+
+def _dots(
+    b: Builder,
+    isa: Isa,
+    kind: int,
+    weights: Iterable[Value],
+    rows: int,
+    x: Value,
+    x_bias: Value,
+    items: list[Value],
+) -> list[Value]:
+    """Integer dot products of rows with the group of each token, the weights' offset removed."""
+    words = ir.VectorType(I32, rows)
+    starts = []
+    for item in items:
+        start = const(words, 0)
+        if kind == L.INT4 or (kind == L.INT8 and isa.bias8):
+            start = splat(b, load(b, offset(b, x_bias, item, 4), I32), rows)
+            if kind == L.INT8:
+                start = b.shl(start, const(words, 4))  # -8 * sum becomes -128 * sum
+        starts.append(start)
+    inputs = [isa.inputs(b, offset(b, x, item, 32)) for item in items]
+    dots = isa.dots8 if kind == L.INT8 else isa.dots4
+    return dots(b, starts, weights, inputs)
 
 
 def row_kernel(isa: Isa) -> Any:

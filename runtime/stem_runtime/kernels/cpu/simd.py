@@ -85,7 +85,7 @@ def concat(b: Builder, parts: list[Value]) -> Value:
 
 def fma(b: Builder, x: Value, y: Value, z: Value) -> Value:
     """x * y + z, rounded once where the CPU can, twice where that would be a library call."""
-    return call(b, "llvm.fmuladd.v16f32", V16F32, [x, y, z])
+    return call(b, f"llvm.fmuladd.v{x.type.count}f32", x.type, [x, y, z])
 
 
 def fmax(b: Builder, x: Value, y: Value) -> Value:
@@ -140,14 +140,16 @@ def exp(b: Builder, x: Value) -> Value:
 
 
 def half_to_float(b: Builder, bits: Value, native: bool) -> Value:
-    """float16 bits (16 x i16) to float32; `native` where the CPU converts by itself."""
+    """float16 bits (i16) to float32; `native` where the CPU converts by itself."""
+    n = bits.type.count
+    floats, words = ir.VectorType(F32, n), ir.VectorType(I32, n)
     if native:
-        return b.fpext(b.bitcast(bits, V16HALF), V16F32)
-    wide = b.zext(bits, V16I32)
-    magnitude = b.shl(b.and_(wide, const(V16I32, 0x7FFF)), const(V16I32, 13))
-    scaled = b.fmul(b.bitcast(magnitude, V16F32), const(V16F32, 2.0**112))
-    sign = b.shl(b.and_(wide, const(V16I32, 0x8000)), const(V16I32, 16))
-    return b.bitcast(b.or_(b.bitcast(scaled, V16I32), sign), V16F32)
+        return b.fpext(b.bitcast(bits, ir.VectorType(HALF, n)), floats)
+    wide = b.zext(bits, words)
+    magnitude = b.shl(b.and_(wide, const(words, 0x7FFF)), const(words, 13))
+    scaled = b.fmul(b.bitcast(magnitude, floats), const(floats, 2.0**112))
+    sign = b.shl(b.and_(wide, const(words, 0x8000)), const(words, 16))
+    return b.bitcast(b.or_(b.bitcast(scaled, words), sign), floats)
 
 
 def float_to_half(b: Builder, x: Value, native: bool) -> Value:
