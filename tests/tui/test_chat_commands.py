@@ -277,8 +277,8 @@ async def regenerate_key(chatting: Chatting) -> None:
 
 async def stop_key(chatting: Chatting) -> None:
     await chatting.send_held("Hi")
-    # from the messages too
-    await chatting.press("ctrl+up", "escape")
+    # from the messages it first leads back
+    await chatting.press("ctrl+up", "escape", "escape")
     await chatting.let_go()
     assert chatting.entries[-1].state == "stopped"
 
