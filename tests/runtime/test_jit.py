@@ -141,6 +141,23 @@ def test_what_fails_ahead_is_told_when_it_is_wanted(small_unit: Path) -> None:
         jit.load_unit("small_unit")
 
 
+def test_what_ends_a_compilation_ends_the_wait_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ctrl-C ends the process that compiles: whoever waits must not begin anew."""
+    begun, waited_for = threading.Event(), threading.Event()
+
+    def interrupted(_module: str, variant: str) -> bytes:
+        begun.set()
+        waited_for.wait(60)
+        raise jit._failed(variant, "KeyboardInterrupt")
+
+    monkeypatch.setattr(jit, "_compile", interrupted)
+    jit.compile_ahead(("small_unit", "x"))
+    assert begun.wait(60)
+    monkeypatch.setattr(jit, "_compile", _refuse)
+    with pytest.raises(KernelError, match=r"x kernels could not be compiled \(KeyboardInterrupt"):
+        jit.load_unit("small_unit", "x", lambda _: waited_for.set())
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="no named pipes in folders")
 def test_compiling_ahead_ends_with_the_program(small_unit: Path, tmp_path: Path) -> None:
     pipe, begun = tmp_path / "pipe", tmp_path / "begun"
@@ -150,9 +167,13 @@ def test_compiling_ahead_ends_with_the_program(small_unit: Path, tmp_path: Path)
     )
     end = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
     program = f"""
+import atexit, threading
 from pathlib import Path
 from stem_runtime.kernels import jit
+register, registered = atexit.register, threading.Event()
+atexit.register = lambda *args: (register(*args), registered.set())
 jit.compile_ahead(("small_unit", ""))
+registered.wait(60)
 while not Path({str(begun)!r}).exists():
     pass
 """

@@ -20,6 +20,7 @@ import sys
 import tempfile
 import threading
 from collections.abc import Callable
+from concurrent.futures import Future
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -33,7 +34,7 @@ Entry = Callable[[int, int], None]
 
 _PROTOTYPE = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_int64)
 _DIGEST_SIZE = 32
-_compiling: dict[Path, threading.Lock] = {}
+_compiling: dict[Path, Future[bytes]] = {}
 _engines: list[Any] = []  # code lives as long as its engine, and entries are kept by everyone
 
 
@@ -59,7 +60,7 @@ def compile_ahead(*units: tuple[str, str]) -> None:
     """Begin to compile those (module, variant) that this machine lacks, one after another, aside.
 
     Returns at once. `load_unit` waits for what is under way instead of compiling it once more, and
-    tells what fails.
+    raises what ends it.
     """
     wanted = [(_place(*unit), *unit) for unit in units]
 
@@ -81,14 +82,24 @@ def _code(
 ) -> bytes:
     """What `path` holds, compiled before where that is nothing that can be used."""
     code = _read(path)
-    if code is None and notify:
+    if code is not None:
+        return code
+    if notify:
         notify(f"Compiling the {variant or 'CPU'} kernels for this machine (once)...")
-    if code is None:
-        with _compiling.setdefault(path, threading.Lock()):
-            code = _read(path)
-            if code is None:
-                code = _compile(module, variant)
-                _write(path, code)
+    mine: Future[bytes] = Future()
+    compiling = _compiling.setdefault(path, mine)
+    if compiling is not mine:
+        return compiling.result()
+    try:
+        code = _read(path) or _compile(module, variant)
+        _write(path, code)
+        mine.set_result(code)
+    except BaseException as error:
+        told = error if isinstance(error, KernelError) else _failed(variant, type(error).__name__)
+        mine.set_exception(told)
+        raise
+    finally:
+        del _compiling[path]
     return code
 
 
