@@ -130,7 +130,7 @@ def test_linux_on_arm_tells_in_its_own_words(monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_what_linux_on_arm_does_not_list_is_kept_from_llvm(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A Graviton3 under Firecracker is called neoverse-v1 and faults at its SVE instructions."""
+    """Such a CPU keeps a name that promises SVE, and faults at the first instruction of it."""
     cpuinfo(monkeypatch, "fp asimd asimddp")
     assert on(monkeypatch, "linux", "aarch64", {"neon": True}) == {"neon", "dotprod"}
     told = host._host()[2].split(",")

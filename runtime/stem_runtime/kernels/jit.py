@@ -27,6 +27,7 @@ from typing import Any
 
 from ..errors import KernelError
 from ..paths import cache_dir
+from ..renaming import rename
 from .host import host_cpu, host_triple
 
 Entry = Callable[[int, int], None]
@@ -225,6 +226,6 @@ def _write(path: Path, code: bytes) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
             file.write(sealed(code))
-        Path(file.name).replace(path)
+        rename(Path(file.name), path)
     except OSError:
         return
