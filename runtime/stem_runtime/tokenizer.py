@@ -18,8 +18,9 @@ from tokenizers import AddedToken
 from tokenizers import Tokenizer as Backend
 
 from . import tokenizer_gguf
-from .errors import FormatError, UnsupportedError, UsageError
+from .errors import FormatError, UsageError
 from .forking import new_lock
+from .spelling import Spelling, state
 from .tokenizer_bounds import check_growth
 from .tokenizer_gguf import END_TEXTS
 
@@ -27,7 +28,6 @@ MAX_FILE_BYTES = 128 << 20
 MAX_CONFIG_BYTES = 16 << 20
 MAX_TEXT_CHARS = 1 << 25
 _REPLACEMENT = "\ufffd".encode()
-_BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 
 
 class Tokenizer:
@@ -48,7 +48,7 @@ class Tokenizer:
         self.vocab_size = backend.get_vocab_size()
         self._backend = backend
         self._added: dict[int, AddedToken] = backend.get_added_tokens_decoder()
-        self._spelling = _Spelling(backend)
+        self._spelling = Spelling(backend)
         self._bytes: dict[int, bytes] = {}
         self._lock = new_lock()
 
@@ -233,7 +233,7 @@ class Tokenizer:
     @cached_property
     def _inner(self) -> Backend:
         """The backend for text after a control token, where "prefix the first" does not apply."""
-        if b'"prepend_scheme":"first"' not in _state(self._backend.pre_tokenizer):
+        if b'"prepend_scheme":"first"' not in state(self._backend.pre_tokenizer):
             return self._backend
         spec = json.loads(self._backend.to_str())
         scheme = json.dumps(spec["pre_tokenizer"]).replace('"first"', '"never"')
@@ -264,66 +264,6 @@ class TextStream:
     def flush(self) -> str:
         """Return what is left at the end: U+FFFD for a character that never got complete."""
         return self._decode(b"", True)
-
-
-class _Spelling:
-    """How the vocabulary spells bytes, read from the decoder of a tokenizer.json."""
-
-    def __init__(self, backend: Backend) -> None:
-        self.byte_level = False
-        self.byte_fallback = False
-        self.strips_space = False
-        self.replacements: list[tuple[str, str]] = []
-        decoder = json.loads(_state(backend.decoder) or b"{}")
-        steps = decoder["decoders"] if decoder.get("type") == "Sequence" else [decoder]
-        for step in steps:
-            self._read(step)
-
-    def _read(self, step: dict[str, Any]) -> None:
-        kind = step.get("type")
-        if kind == "ByteLevel":
-            self.byte_level = True
-        elif kind == "ByteFallback":
-            self.byte_fallback = True
-        elif kind == "Replace" and "String" in step["pattern"]:
-            self.replacements.append((step["pattern"]["String"], step["content"]))
-        elif kind == "Strip" and step["content"] == " ":
-            self.strips_space = step["start"] > 0
-        elif kind == "Metaspace":
-            self.replacements.append((step["replacement"], " "))
-            self.strips_space = step.get("prepend_scheme", "always") != "never"
-        elif kind != "Fuse":
-            raise UnsupportedError(
-                f"The tokenizer decodes by {kind or 'no rule'!r}, which is not supported; "
-                "supported are byte-level and SentencePiece-style tokenizers."
-            )
-
-    def spell(self, text: str, *, raw: bool) -> bytes:
-        """Return the bytes of the token `text`; `raw` tokens hold plain text."""
-        if self.byte_level:
-            if raw or not _BYTE_OF.keys() >= set(text):
-                return text.encode()
-            return bytes(map(_BYTE_OF.__getitem__, text))
-        if self.byte_fallback and not raw and (byte := _BYTE_TOKEN.fullmatch(text)):
-            return bytes.fromhex(byte[1])
-        for old, new in self.replacements:
-            text = text.replace(old, new)
-        return text.encode()
-
-
-def _byte_alphabet() -> dict[str, int]:
-    """GPT-2's printable stand-ins for bytes: those Latin-1 prints stand for themselves."""
-    printable = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
-    others = (byte for byte in range(256) if byte not in printable)
-    moved = {chr(0x100 + place): byte for place, byte in enumerate(others)}
-    return {chr(byte): byte for byte in printable} | moved
-
-
-_BYTE_OF = _byte_alphabet()
-
-
-def _state(component: Any) -> bytes:
-    return component.__getstate__() if component is not None else b""
 
 
 def _known_ends(backend: Backend) -> set[int]:
