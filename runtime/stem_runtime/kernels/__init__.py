@@ -110,7 +110,8 @@ def compile_ahead() -> None:
     """
     from . import jit
 
-    jit.compile_ahead((STEP, choose().name), (SAMPLE, ""))
+    # the step last: who waits for it would find a core busy, and time a model on what is left
+    jit.compile_ahead((SAMPLE, ""), (STEP, choose().name))
 
 
 def choose_device(wanted: str = "auto", limit: int | None = None) -> DeviceChoice:
