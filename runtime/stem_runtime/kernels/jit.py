@@ -20,15 +20,17 @@ import sys
 import tempfile
 import threading
 from collections.abc import Callable
-from concurrent.futures import Future
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..errors import KernelError
 from ..paths import cache_dir
 from ..renaming import rename
 from .host import host_cpu, host_triple
+
+if TYPE_CHECKING:
+    from concurrent.futures import Future
 
 Entry = Callable[[int, int], None]
 """Compiled function: (address of its int64 argument block, thread number). Releases the GIL."""
@@ -87,6 +89,8 @@ def _code(
         return code
     if notify:
         notify(f"Compiling the {variant or 'CPU'} kernels for this machine (once)...")
+    from concurrent.futures import Future
+
     mine: Future[bytes] = Future()
     compiling = _compiling.setdefault(path, mine)
     if compiling is not mine:
