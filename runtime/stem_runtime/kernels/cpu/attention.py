@@ -29,6 +29,10 @@ from .simd import (
     splat,
     store,
 )
+from .vector import FETCH_AHEAD, fetch_lines
+
+
+AHEAD_ROWS = 4  # more are the queries of a prompt, which compute for longer than memory takes
 
 
 def score_kernel(rows: int, native_half: bool) -> Any:
@@ -50,7 +54,10 @@ def score_kernel(rows: int, native_half: bool) -> Any:
         with counted_loop(b, steps, zeros) as (i, accs, results):
             for part in range(unroll):
                 d = b.add(b.mul(i, const(I64, unroll)), const(I64, part))
-                key = half_to_float(b, load(b, offset(b, keys, d, 32), V16I16), native_half)
+                place = offset(b, keys, d, 32)
+                if part == 0 and rows <= AHEAD_ROWS:
+                    fetch_lines(b, b.add(place, const(I64, FETCH_AHEAD)), 64)
+                key = half_to_float(b, load(b, place, V16I16), native_half)
                 for row in range(rows):
                     value = splat(b, load(b, offset(b, starts[row], d, 4), F32))
                     results.append(fma(b, value, key, accs[part * rows + row]))
@@ -88,6 +95,7 @@ def value_kernel(rows: int, vectors: int, native_half: bool) -> Any:
         ]
         with counted_loop(b, positions, [load(b, c, V16F32) for c in cells]) as (i, accs, results):
             line = b.add(values, b.mul(i, v_stride))
+            fetch_lines(b, b.add(line, const(I64, FETCH_AHEAD)), 32 * vectors)
             loaded = [
                 half_to_float(b, load(b, b.add(line, const(I64, 32 * c)), V16I16), native_half)
                 for c in range(vectors)

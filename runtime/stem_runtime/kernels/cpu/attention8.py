@@ -34,10 +34,9 @@ from .simd import (
     splat,
     store,
 )
-from .vector import SMALLEST_PEAK, fetch_lines, helper, quantize_group
+from .vector import FETCH_AHEAD, SMALLEST_PEAK, fetch_lines, helper, quantize_group
 
 ROW_BYTES = 4 * 16 * L.ATTENTION_BLOCKS
-FETCH_AHEAD = 1024  # the CPU asks for memory ahead, too, but starts anew with every page
 LARGEST = 2**14 - 1
 V16I8 = ir.VectorType(I8, 16)
 

@@ -37,7 +37,7 @@ from .simd import (
     splat,
     store,
 )
-from .vector import fetch_lines, helper
+from .vector import FETCH_AHEAD, fetch_lines, helper
 
 KINDS = (L.INT4, L.INT4_MINIMA, L.INT8)
 
@@ -209,7 +209,9 @@ def row_kernel(isa: Isa) -> Any:
 
 def _by_kind(isa: Isa, tokens: int) -> Any:
     # a function per width, so that each unrolled body exists once
-    int4, int4_minima, int8 = (tile_kernel(isa, kind, tokens) for kind in KINDS)
+    # a block of prefill computes for longer than memory takes
+    ahead = FETCH_AHEAD if tokens in L.STEP_WIDTHS else 0
+    int4, int4_minima, int8 = (tile_kernel(isa, kind, tokens, ahead) for kind in KINDS)
 
     @helper
     def run(

@@ -224,6 +224,15 @@ gate_kernels = {name: _gate_kernel(function) for name, function in GATES.items()
 """By activation: (gate, up, out, n/16, bits of the parameter): out = act(gate) * up."""
 
 
+FETCH_AHEAD = 8192
+"""Bytes behind a stream of weights or of the cache that are asked for while it is read.
+
+The CPU asks for memory ahead, too, but starts anew with every page of 4 KB, and what it has asked
+for does not cover a miss: on an Intel server core asking 2 KB ahead made decoding a fifth quicker,
+6 to 12 KB a third.
+"""
+
+
 def fetch_lines(b: Builder, address: Value, nbytes: int) -> None:
     """Ask for memory that is read soon, into the second level of cache."""
     read, near, data = const(I32, 0), const(I32, 2), const(I32, 1)
