@@ -32,9 +32,6 @@ from .simd import (
 from .vector import FETCH_AHEAD, fetch_lines
 
 
-AHEAD_ROWS = 4  # more are the queries of a prompt, which compute for longer than memory takes
-
-
 def score_kernel(rows: int, native_half: bool) -> Any:
     """Intrinsic (q, q_stride, keys, head_dim, out, out_stride).
 
@@ -55,7 +52,7 @@ def score_kernel(rows: int, native_half: bool) -> Any:
             for part in range(unroll):
                 d = b.add(b.mul(i, const(I64, unroll)), const(I64, part))
                 place = offset(b, keys, d, 32)
-                if part == 0 and rows <= AHEAD_ROWS:
+                if part == 0:
                     fetch_lines(b, b.add(place, const(I64, FETCH_AHEAD)), 64)
                 key = half_to_float(b, load(b, place, V16I16), native_half)
                 for row in range(rows):

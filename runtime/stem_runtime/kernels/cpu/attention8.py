@@ -221,7 +221,7 @@ def _build_values(isa: Isa) -> Any:
 
 
 def _tile(isa: Isa, tokens: int) -> Any:
-    intrinsic = tile_kernel(isa, L.INT8, tokens, FETCH_AHEAD)
+    intrinsic = tile_kernel(isa, L.INT8, tokens)
 
     @helper
     def tile(k: int, x: int, xs: int, bias: int, sums: int, groups: int, out: int, s: int) -> None:

@@ -42,17 +42,17 @@ from .vector import FETCH_AHEAD, fetch_lines, helper
 KINDS = (L.INT4, L.INT4_MINIMA, L.INT8)
 
 
-def tile_kernel(isa: Isa, kind: int, tokens: int, ahead: int = 0) -> Any:
+def tile_kernel(isa: Isa, kind: int, tokens: int) -> Any:
     """Intrinsic (tile, x, x_scales, x_bias, x_sums, groups, out, stride).
 
     Addresses of one tile of weights (see the packed format) and of a token block: x int8
     [groups, tokens, 32], x_scales float32 [groups, tokens], x_bias int32 (-8 * sum of the group)
     and x_sums float32 (scale * sum of the group) likewise. Writes float32 [16] per token at `out`,
-    `stride` bytes apart. Asks for the memory that is `ahead` bytes behind what it reads, if any.
+    `stride` bytes apart. Asks for the memory that is FETCH_AHEAD bytes behind what it reads.
     """
 
     def emit(b: Builder, *args: Value) -> None:
-        emit_tile(b, isa, kind, tokens, ahead, *args)
+        emit_tile(b, isa, kind, tokens, *args)
 
     return kernel(emit, 8)
 
@@ -62,7 +62,6 @@ def emit_tile(
     isa: Isa,
     kind: int,
     tokens: int,
-    ahead: int,
     tile: Value,
     x: Value,
     x_scales: Value,
@@ -78,7 +77,6 @@ def emit_tile(
             isa,
             kind,
             tokens,
-            0 if first else ahead,
             first,
             tile,
             x,
@@ -96,7 +94,6 @@ def _emit_rows(
     isa: Isa,
     kind: int,
     tokens: int,
-    ahead: int,
     first: int,
     tile: Value,
     x: Value,
@@ -117,8 +114,8 @@ def _emit_rows(
 
     with counted_loop(b, groups, [const(floats, 0.0)] * tokens) as (group, accs, results):
         here = offset(b, tile, group, L.GROUP_BYTES[kind])
-        if ahead:
-            fetch_lines(b, b.add(here, const(I64, ahead)), L.GROUP_BYTES[kind])
+        if first == 0:
+            fetch_lines(b, b.add(here, const(I64, FETCH_AHEAD)), L.GROUP_BYTES[kind])
         scale, minimum = halves(here), None
         if kind == L.INT4_MINIMA:
             minimum = halves(b.add(here, const(I64, 32)))
@@ -209,9 +206,7 @@ def row_kernel(isa: Isa) -> Any:
 
 def _by_kind(isa: Isa, tokens: int) -> Any:
     # a function per width, so that each unrolled body exists once
-    # a block of prefill computes for longer than memory takes
-    ahead = FETCH_AHEAD if tokens in L.STEP_WIDTHS else 0
-    int4, int4_minima, int8 = (tile_kernel(isa, kind, tokens, ahead) for kind in KINDS)
+    int4, int4_minima, int8 = (tile_kernel(isa, kind, tokens) for kind in KINDS)
 
     @helper
     def run(
