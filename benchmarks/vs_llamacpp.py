@@ -96,7 +96,7 @@ def decode_row(bench: Bench, gguf: Path, name: str, bar: float) -> Row:
         theirs, ours = bench.medians(sides, lambda side: side.decode(tokens(DECODED), PROMPT))
         bytes_read = bench.stem.engine.weight_bytes_per_token(PROMPT + DECODED // 2)
     speed = bytes_read * DECODED / ours / 1e9
-    ceiling = bandwidth.measure(bench.threads).gb_per_second
+    ceiling = bandwidth.measure(bench.threads, bytes_read).gb_per_second
     return Row(
         f"decode, {name}",
         f"{DECODED / theirs:.1f} tok/s",

@@ -103,6 +103,12 @@ def test_bandwidth_reads_the_whole_buffer(monkeypatch: pytest.MonkeyPatch, threa
         assert np.isfinite(found.gb_per_second) and found.gb_per_second > 0
 
 
+@pytest.mark.parametrize("size", [0, 1, 63, 64, 65, 5000])
+def test_reading_memory_adds_every_word(size: int) -> None:
+    words = np.random.default_rng(size).integers(-(2**62), 2**62, size + 1)[1:]
+    assert bandwidth.read_sum(words) == np.add.reduce(words)
+
+
 def test_peak_memory_is_in_bytes() -> None:
     held = np.ones(32 << 20, np.uint8)
     peak = benchmark.peak_memory()
