@@ -46,7 +46,7 @@ def measure(threads: int, buffer_bytes: int = USUAL_BUFFER, repeats: int = 8) ->
 
 
 def read_sum(part: NDArray[np.int64]) -> int:
-    """The sum of a contiguous part of memory, as int64 that wraps around; lets other threads run."""
+    """The sum of contiguous int64 [n], wrapping around; other threads run meanwhile."""
     from .kernels.cpu.stream import BLOCK_BYTES, sum_blocks
 
     sums = np.empty(BLOCK_BYTES // 8, np.int64)
