@@ -140,7 +140,7 @@ def test_products_are_made_of_the_right_instructions(
         assert not count(lines, target.never), name
 
 
-def test_streams_are_asked_for_ahead(target: Target, probe: dict[str, list[str]]) -> None:
+def test_streams_are_asked_for_ahead(probe: dict[str, list[str]]) -> None:
     """Every line of a group of weights, of keys and of values, into the second level of cache."""
     for name, least in {"tile_0_1": 5, "tile_2_1": 9, "score_4": 1, "value_2_4": 2}.items():
         assert count(probe[name], r"prefetcht1 |prfm pldl2keep") >= least, name
