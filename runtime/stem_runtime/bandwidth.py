@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 MIN_BUFFER = 64 << 20
 USUAL_BUFFER = 256 << 20
 MAX_BUFFER = 1 << 30
+READ_BYTES = 8 << 30  # long enough for the system to give each thread a core of its own
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,8 +24,10 @@ class Bandwidth:
     threads: int
 
 
-def measure(threads: int, buffer_bytes: int = USUAL_BUFFER, repeats: int = 8) -> Bandwidth:
-    """Read a buffer `repeats` times with `threads` threads and keep the best.
+def measure(
+    threads: int, buffer_bytes: int = USUAL_BUFFER, read_bytes: int = READ_BYTES
+) -> Bandwidth:
+    """Read a buffer with `threads` threads until `read_bytes` are read, and keep the best time.
 
     A decode step reads a model's weights over and over, so the fair ceiling is a read of as many
     bytes as the model has, asked for ahead as its kernels do: `buffer_bytes`, kept between 64 MB
@@ -38,7 +41,7 @@ def measure(threads: int, buffer_bytes: int = USUAL_BUFFER, repeats: int = 8) ->
     best = float("inf")
     read_sum(parts[0][:0])  # compiled before it is timed
     with ThreadPoolExecutor(threads) as pool:
-        for _ in range(repeats):
+        for _ in range(max(2, read_bytes // size)):
             start = time.perf_counter()
             list(pool.map(read_sum, parts))
             best = min(best, time.perf_counter() - start)
