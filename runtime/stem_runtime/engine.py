@@ -38,7 +38,8 @@ class Engine:
     (see `kernels.choose`), `notify` receives a sentence when kernels must be compiled. `head` lets
     `decode` look at the vocabulary before it computes rows of the output head, `neurons` lets it
     skip those that a plan leaves out of the FFNs. `kv_cache` is the kind of cache that `new_cache`
-    makes; either is read by every engine. Raises KernelError, UsageError.
+    makes; either is read by every engine. Without `outliers` all of every input is rounded to int8,
+    as on a GPU: for layers that a GPU computes others of. Raises KernelError, UsageError.
     """
 
     draft_tokens = L.STEP_TOKENS - 1
@@ -54,6 +55,7 @@ class Engine:
         head: HeadLook | None = None,
         neurons: Neurons | None = None,
         kv_cache: CacheKind = "fp16",
+        outliers: bool = True,
     ) -> None:
         check_kind(kv_cache)
         self.config = model.config
@@ -61,7 +63,7 @@ class Engine:
         self.threads = count_threads(threads)
         self.kernels = choose(kernels)
         entries = load_unit(STEP, self.kernels.name, notify)
-        self._work = Workspace(model, self.threads, self.kernels.token_block)
+        self._work = Workspace(model, self.threads, self.kernels.token_block, outliers)
         if head is not None:
             self._work.set_look(head)
         if neurons is not None:

@@ -67,7 +67,7 @@ class HostFfns:
         self._offered = np.zeros_like(self._owned)
         self.kernels = choose(kernels)
         entries = load_unit(STEP, self.kernels.name, notify)
-        self._work = Workspace(model, self.threads, self.kernels.token_block)
+        self._work = Workspace(model, self.threads, self.kernels.token_block, outliers=False)
         self._tables.point(self._work.args)
         self._point(config.d_model)
         self._run_whole()

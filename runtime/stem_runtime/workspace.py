@@ -60,11 +60,12 @@ class Workspace:
     for the residual stream of one token.
     """
 
-    def __init__(self, model: PackedModel, threads: int, block: int) -> None:
+    def __init__(self, model: PackedModel, threads: int, block: int, outliers: bool) -> None:
         config = model.config
         self._model, self._block, self._threads = model, block, threads
         self._kept: list[NDArray[np.generic]] = []
         self.args: Words = np.zeros(L.ARGS_WORDS, np.int64)
+        self.args[L.APART] = outliers
         self._d_pad = _round_up(config.d_model, 32)
         self._attended_pad = _round_up(config.n_heads * config.head_dim, 32)
         self._head_pad = head_pad(config.head_dim, "int8")  # the wider of the two
@@ -159,8 +160,8 @@ class Workspace:
         self.args[L.QKV] = self._new_floats(tokens * int(self.args[L.QKV_ROWS]))
         self.args[L.ATTENDED] = self._new_floats(tokens * self._attended_pad)
         groups = max(self._d_pad, self._attended_pad) // 32
-        self.args[L.ACTS] = self._new_acts(groups * tokens)
-        self.args[L.HIDDEN] = self._new_acts(self._hidden_groups * tokens)
+        self.args[L.ACTS] = self._new_acts(groups * tokens, tokens if self.args[L.APART] else 0)
+        self.args[L.HIDDEN] = self._new_acts(self._hidden_groups * tokens, 0)
         self._has_prefill = True
 
     @contextmanager
@@ -268,7 +269,7 @@ class Workspace:
         tokens = L.STEP_TOKENS
         args[L.Y] = self._new_floats(tokens * self._d_pad)
         args[L.QKV] = self._new_floats(tokens * int(args[L.QKV_ROWS]))
-        args[L.HIDDEN] = self._new_acts(tokens * self._hidden_groups)
+        args[L.HIDDEN] = self._new_acts(tokens * self._hidden_groups, 0)
         group = config.n_heads // config.kv_heads
         size = L.scratch_bytes(
             self._d_pad,
@@ -320,13 +321,18 @@ class Workspace:
         buffer = np.zeros(count + 16, np.float32)
         return _round_up(self._keep(buffer), 64)
 
-    def _new_acts(self, items: int) -> int:
-        """Address of activations words with room for `items` groups of 32."""
+    def _new_acts(self, items: int, outliers: int) -> int:
+        """Address of activations words with room for `items` groups of 32.
+
+        `outliers` tokens keep theirs apart.
+        """
         words = np.zeros(L.ACTS_WORDS, np.int64)
         words[L.A_QUANTS] = self._new_floats(8 * items)
         words[L.A_SCALES], words[L.A_BIAS], words[L.A_SUMS] = (
             self._new_floats(items) for _ in range(3)
         )
+        if outliers:
+            words[L.A_OUTLIERS] = self._new_floats(L.OUTLIERS * L.OUTLIER_BYTES // 4 * outliers)
         return self._keep(words)
 
 

@@ -41,6 +41,7 @@ _ENTRIES: dict[int, Callable[[Any], Callable[..., Any]]] = {
     7: lambda f: lambda c, _tid: f(c[0], c[1], c[2], c[3], c[4], c[5], c[6]),
     8: lambda f: lambda c, _tid: f(c[0], c[1], c[2], c[3], c[4], c[5], c[6], c[7]),
     9: lambda f: lambda c, _tid: f(c[0], c[1], c[2], c[3], c[4], c[5], c[6], c[7], c[8]),
+    10: lambda f: lambda c, _tid: f(c[0], c[1], c[2], c[3], c[4], c[5], c[6], c[7], c[8], c[9]),
 }
 
 
@@ -93,6 +94,7 @@ def entries(variant: str) -> dict[str, Callable[..., Any]]:
 
     kernels: dict[str, tuple[Any, int]] = {
         "quantize": (vector.quantize_group, 5),
+        "take_largest": (vector.take_largest, 3),
         "rms_norm": (vector.rms_norm, 6),
         "axpy": (vector.axpy, 4),
         "exp_scores": (vector.exp_scores, 4),
@@ -104,8 +106,8 @@ def entries(variant: str) -> dict[str, Callable[..., Any]]:
     }
     for kind in matmul.KINDS:
         for tokens in {*layout.STEP_WIDTHS, isa.tokens}:
-            kernels[f"tile_{kind}_{tokens}"] = matmul.tile_kernel(isa, kind, tokens), 8
-        kernels[f"row_{kind}"] = neuron.row_kernel(isa, kind), 7
+            kernels[f"tile_{kind}_{tokens}"] = matmul.tile_kernel(isa, kind, tokens), 10
+        kernels[f"row_{kind}"] = neuron.row_kernel(isa, kind), 9
         kernels[f"columns_{kind}"] = neuron.columns_kernel(isa, kind), 9
     for name, gate in vector.gate_kernels.items():
         kernels[f"gate_{name}"] = gate, 5

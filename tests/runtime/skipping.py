@@ -82,7 +82,7 @@ class Truth:
             self._tests(index, layer, place, None if candidates is None else candidates[place])
             for place in range(len(x))
         ]
-        found = oracle_sparse.sparse_ffn(ffn, tests, x)
+        found = oracle_sparse.sparse_ffn(ffn, tests, x, oracle.OUTLIERS)
         self.outcomes.append(
             [None if t.mode == "dense" else out for t, out in zip(tests, found, strict=True)]
         )

@@ -12,7 +12,7 @@ from stem_runtime.engine import Engine
 from stem_runtime.errors import UsageError
 from stem_runtime.formats.packed import PackedModel, open_packed
 from stem_runtime.kernels.cpu.layout import BINS_PER_NAT, LAG_BINS
-from stem_runtime.kernels.oracle import matmul
+from stem_runtime.kernels.oracle import OUTLIERS, matmul
 from stem_runtime.kernels.oracle_sparse import head_rows
 from stem_runtime.quant import pack, unpack, unpack_plain
 from stem_runtime.quant.rounding import quantize
@@ -184,7 +184,7 @@ def test_the_rows_are_the_oracles(
     model: PackedModel, threads: int, wide: float, limit: int
 ) -> None:
     look = make_look(model, wide, limit)
-    scores = matmul(look.look, matmul(look.rotation, hidden_of(model)))
+    scores = matmul(look.look, matmul(look.rotation, hidden_of(model), OUTLIERS))
     expected = head_rows(scores, wide, limit)
     found, rows = decoded(model, look, threads)
     # a score next to an edge may round to its other side, and with it all rows of a bin
@@ -199,7 +199,7 @@ def test_the_rows_are_the_oracles(
 
 def test_as_many_rows_as_the_limit_are_computed(model: PackedModel) -> None:
     look = make_look(model, 4.0)
-    scores = matmul(look.look, matmul(look.rotation, hidden_of(model)))
+    scores = matmul(look.look, matmul(look.rotation, hidden_of(model), OUTLIERS))
     bins = ((scores.max(axis=1, keepdims=True) - scores) * BINS_PER_NAT).astype(np.int64)
     exact = []
     for token, row in enumerate(bins):
@@ -278,7 +278,7 @@ def test_leaders_are_found_block_by_block(
     model: PackedModel, monkeypatch: pytest.MonkeyPatch, rows: int
 ) -> None:
     head, hidden = head_of(model), hidden_of(model)
-    scores = rounded(hidden) @ unpack(head).T
+    scores = rounded(hidden, OUTLIERS) @ unpack(head).T
     expected = np.argsort(-scores, axis=1, kind="stable")[:, :TOP]
     monkeypatch.setattr(head_module, "_BLOCK_ROWS", rows)
     ids, logits = leaders(head, hidden)

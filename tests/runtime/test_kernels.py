@@ -84,6 +84,17 @@ def matrix(rng: np.random.Generator, rows: int, cols: int, kind: Kind, mode: str
     return pack(PlainMatrix(kind, quants, scales(rng, (rows, groups), mode), minima), "", cols)
 
 
+OUTLIER = np.dtype([("column", "<i4"), ("value", "<f4")])
+NO_OUTLIERS = np.zeros(1, OUTLIER)
+
+
+def outliers_of(columns: NDArray[np.int64], values: F32) -> NDArray[np.void]:
+    """As kernels read them, [count, n], of those [n, count] that the oracle takes apart."""
+    apart = np.zeros(columns.T.shape, OUTLIER)
+    apart["column"], apart["value"] = columns.T, values.T
+    return apart if apart.size else NO_OUTLIERS
+
+
 def inputs(rng: np.random.Generator, tokens: int, cols: int, mode: str) -> F32:
     x = rng.standard_normal((tokens, cols))
     if mode == "spike":
@@ -103,30 +114,43 @@ def inputs(rng: np.random.Generator, tokens: int, cols: int, mode: str) -> F32:
     mode=st.sampled_from(SCALES),
     how=st.sampled_from(INPUTS),
     step=st.sampled_from((*L.STEP_WIDTHS, None)),
+    count=st.integers(0, 3),
 )
 def test_tiles_equal_the_oracle(
-    probe: Probe, seed: int, rows: int, cols: int, kind: Kind, mode: str, how: str, step: int | None
+    probe: Probe,
+    seed: int,
+    rows: int,
+    cols: int,
+    kind: Kind,
+    mode: str,
+    how: str,
+    step: int | None,
+    count: int,
 ) -> None:
     rng = np.random.default_rng(seed)
     weights, tokens = matrix(rng, rows, cols, kind, mode), step or probe.isa.tokens
     x = inputs(rng, tokens, cols, how)
-    quants, x_scales, sums = oracle.quantize_activations(x)
+    rest, columns, values = oracle.without_outliers(x, count)
+    quants, x_scales, sums = oracle.quantize_activations(rest)
     block = [
         np.ascontiguousarray(np.swapaxes(part, 0, 1))
         for part in (quants, x_scales, -8 * sums, (x_scales * sums).astype(np.float32))
     ]
+    apart = outliers_of(columns, values)
     tiles = weights.joined()
     out = np.full((len(tiles), tokens, 20), 7.0, np.float32)
     for tile, target in zip(tiles, out, strict=True):
         name = f"tile_{KINDS[kind]}_{tokens}"
-        probe(name, tile, *block, tiles.shape[1], target, target.strides[0])
+        probe(name, tile, *block, tiles.shape[1], apart, count, target, target.strides[0])
     got = np.swapaxes(out[:, :, :16], 1, 2).reshape(-1, tokens).T
     # sums of numbers that cancel are only as exact as the largest of them
     wide = oracle.scales_of(weights)
     dots = np.einsum("rgi,ngi->nrg", oracle.quants_of(weights), quants.astype(np.int64))
     terms = np.abs(wide[0] * dots) + np.abs(wide[1] * sums[:, None, :])
     size = (terms * x_scales[:, None, :]).sum(-1)
-    error = np.abs(got[:, :rows] - oracle.matmul(weights, x))
+    size += np.einsum("rnk,nk->nr", np.abs(oracle.dequantize(weights))[:, columns], np.abs(values))
+    size += np.einsum("rnk,nk->nr", np.abs(wide[1])[:, columns // 32], np.abs(values))
+    error = np.abs(got[:, :rows] - oracle.matmul(weights, x, count))
     assert np.all(error <= 2e-6 * size + FLOAT.tiny)
     assert np.all(got[:, rows:] == 0), "rows of padding"
     assert np.all(out[:, :, 16:] == 7), "what is behind a tile's output"
@@ -143,7 +167,7 @@ def test_the_largest_products_do_not_overflow(probe: Probe, kind: Kind) -> None:
         sums = np.full((groups, tokens), 127 * 32, np.int32)
         scale, out = np.ones((groups, tokens), np.float32), np.zeros((tokens, 16), np.float32)
         block = (x, scale, -8 * sums, sums.astype(np.float32))
-        probe(f"tile_{KINDS[kind]}_{tokens}", tile, *block, groups, out, 64)
+        probe(f"tile_{KINDS[kind]}_{tokens}", tile, *block, groups, NO_OUTLIERS, 0, out, 64)
         weight = {"int4": 15 - 8, "int4m": 15, "int8": 255 - 128}[kind]
         assert np.all(out == weight * 127 * 32 * groups)
 
@@ -153,16 +177,37 @@ def test_one_token_equals_many_bit_for_bit(probe: Probe) -> None:
     shapes = itertools.product(KINDS.items(), (2, 4, probe.isa.tokens))
     for (kind, number), tokens in shapes:
         weights = matrix(rng, 16, 96, kind, "mixed").joined()[0]
-        parts = oracle.quantize_activations(inputs(rng, tokens, 96, "usual"))
-        quants, x_scales, sums = parts
+        x, columns, values = oracle.without_outliers(inputs(rng, tokens, 96, "usual"), 2)
+        quants, x_scales, sums = oracle.quantize_activations(x)
+        apart = outliers_of(columns, values)
         block = (quants, x_scales, -8 * sums, (x_scales * sums).astype(np.float32))
         together = [np.ascontiguousarray(np.swapaxes(part, 0, 1)) for part in block]
         many, one = np.zeros((tokens, 16), np.float32), np.zeros((tokens, 16), np.float32)
-        probe(f"tile_{number}_{tokens}", weights, *together, 3, many, 64)
+        probe(f"tile_{number}_{tokens}", weights, *together, 3, apart, 2, many, 64)
         for token in range(tokens):
             alone = [np.ascontiguousarray(part[token]) for part in block]
-            probe(f"tile_{number}_1", weights, *alone, 3, one[token], 64)
+            own = np.ascontiguousarray(apart[:, token])
+            probe(f"tile_{number}_1", weights, *alone, 3, own, 2, one[token], 64)
         assert np.array_equal(many, one)
+
+
+@few
+@given(seed=seeds, groups=st.integers(1, 40), how=st.sampled_from((*INPUTS, "nan")))
+def test_taking_the_largest_equals_the_oracle(
+    probe: Probe, seed: int, groups: int, how: str
+) -> None:
+    rng = np.random.default_rng(seed)
+    x = inputs(rng, 1, 32 * groups, "ends" if how == "nan" else how)
+    x[0, rng.integers(x.size)] *= 2
+    if how == "nan":  # belongs to its group's quants, and to no comparison
+        x[0, rng.integers(x.size)] = np.nan
+    found = np.zeros((4, 1), OUTLIER)
+    rest, columns, values = oracle.without_outliers(np.where(np.isnan(x), 0, x), len(found))
+    for entry in found:
+        probe("take_largest", x, groups, entry)
+    assert found["column"].tolist() == columns.T.tolist()
+    assert np.array_equal(found["value"], values.T)
+    assert np.array_equal(np.where(np.isnan(x), 0, x), rest)
 
 
 @few

@@ -67,6 +67,25 @@ def test_vanishing_activations_are_zero(peak: float) -> None:
 
 
 @settings(max_examples=40, deadline=None)
+@given(kinds, st.integers(1, 9), sizes, seeds)
+def test_outliers_leave_the_others_finely_rounded(
+    kind: Kind, rows: int, cols: int, seed: int
+) -> None:
+    rng = np.random.default_rng(seed)
+    matrix = random_matrix(rng, rows, cols, kind)
+    x = rng.uniform(-1, 1, (3, cols)).astype(np.float32)
+    lines, places = np.arange(3)[:, None], np.stack([rng.permutation(cols)[:2] for _ in x])
+    x[lines, places] = np.array([1000.0, -2000.0])[: places.shape[1]]
+    weights = np.abs(oracle.dequantize(matrix)).astype(np.float64)
+    error = np.abs(oracle.matmul(matrix, x, oracle.OUTLIERS) - x @ oracle.dequantize(matrix).T)
+    assert np.all(error <= 0.0041 * weights.sum(axis=1) + 1e-6 * np.abs(x) @ weights.T)
+    rest, columns, values = oracle.without_outliers(x, places.shape[1])
+    assert np.abs(rest).max(initial=0) <= 1
+    assert [set(row) for row in columns.tolist()] == [set(row) for row in places.tolist()]
+    assert np.array_equal(values, x[lines, columns])
+
+
+@settings(max_examples=40, deadline=None)
 @given(kinds, sizes, sizes, seeds)
 def test_matmul_is_the_product_with_rounded_activations(
     kind: Kind, rows: int, cols: int, seed: int

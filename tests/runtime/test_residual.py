@@ -89,7 +89,8 @@ def goes_on(model: PackedModel, start: int, x: F32) -> F32:
         return f"layers.{int(index) + start}.{last}"
 
     def linear(name: str, inputs: NDArray[np.float64]) -> NDArray[np.float64]:
-        return oracle.matmul(model.matrix(shifted(name)), inputs)
+        outliers = 0 if name.endswith("down") else oracle.OUTLIERS
+        return oracle.matmul(model.matrix(shifted(name)), inputs, outliers)
 
     def vector(name: str) -> NDArray[np.floating]:
         return model.vector(shifted(name))

@@ -40,6 +40,7 @@ class HostLayers:
             threads=threads,
             kernels=kernels,
             notify=notify,
+            outliers=False,
             neurons=None if neurons is None else neurons.cut(0, count),
         )
 

@@ -18,6 +18,8 @@ from ..config import ModelConfig
 
 GROUP = 32
 TILE = 16
+OUTLIERS = 2
+"""Elements of an input that stay floats, but for the down projection's; see `matmul`."""
 SMALLEST_PEAK = 1e-30
 """A group of activations that nowhere exceeds this is taken as all zero."""
 
@@ -136,24 +138,47 @@ def round_cached(x: FloatArray) -> tuple[NDArray[np.int8], NDArray[np.float16]]:
     return quants, scales
 
 
-def matmul(matrix: Packed, x: FloatArray) -> F64:
+def without_outliers(x: FloatArray, count: int) -> tuple[F32, NDArray[np.int64], F32]:
+    """Take the `count` largest of |x| out of every row of `x` [n, cols].
+
+    Returns the rest with zeros in their places, and their columns and values, [n, count], the
+    largest first and of equal ones the leftmost.
+    """
+    rest = x.astype(np.float32)
+    lines, columns = np.arange(len(rest)), np.zeros((len(rest), count), np.int64)
+    values = np.zeros((len(rest), count), np.float32)
+    for rank in range(count):
+        columns[:, rank] = np.abs(rest).argmax(axis=1)
+        values[:, rank] = rest[lines, columns[:, rank]]
+        rest[lines, columns[:, rank]] = 0
+    return rest, columns, values
+
+
+def matmul(matrix: Packed, x: FloatArray, outliers: int = 0) -> F64:
     """`x` [n, cols] times the transposed matrix, with int8 activations -> [n, rows].
 
     Per group: an exact integer dot product, then both scales; the offset of the weights (-8 or the
-    minimum) comes in through the sum of the activations' quants.
+    minimum) comes in through the sum of the activations' quants. The `outliers` largest elements
+    of each input are not rounded, so that their groups are rounded as finely as the rest of them
+    allows: the mixed-precision decomposition of LLM.int8() (Dettmers et al., 2022), with as many
+    single elements for every token instead of whole columns.
     """
     weights = quants_of(matrix)
     scales, offsets = scales_of(matrix)
-    quants, x_scales, sums = quantize_activations(x)
+    rest, columns, values = without_outliers(x, outliers)
+    quants, x_scales, sums = quantize_activations(rest)
     dots = np.einsum("rgi,ngi->nrg", weights, quants.astype(np.int32)).astype(np.float64)
     per_group = scales * dots + offsets * sums[:, None, :]
     out: F64 = (per_group * x_scales[:, None, :].astype(np.float64)).sum(axis=-1)
+    whole = scales[:, :, None] * weights + offsets[:, :, None]
+    apart = whole.reshape(len(weights), -1)[:, columns]
+    out += np.einsum("rnk,nk->nr", apart, values.astype(np.float64))
     return out
 
 
-def matvec(matrix: Packed, x: FloatArray) -> F64:
+def matvec(matrix: Packed, x: FloatArray, outliers: int = 0) -> F64:
     """`matmul` for one vector [cols] -> [rows]."""
-    out: F64 = matmul(matrix, x[None])[0]
+    out: F64 = matmul(matrix, x[None], outliers)[0]
     return out
 
 
@@ -254,14 +279,16 @@ def forward_packed(
     tokens: Sequence[int],
     ffn: Ffn | None = None,
     cache_type: type[np.number] = np.float16,
+    outliers: int = OUTLIERS,
 ) -> F32:
     """Logits [n, vocab] as an engine should give them: int8 activations and a KV cache of a type.
 
     `ffn` replaces the FFNs: from a layer's number and its normed input [n, d] to its output.
+    `outliers` of every input but the down projections' stay floats (none on a GPU).
     """
 
     def linear(name: str, x: F64) -> F64:
-        return matmul(model.matrix(name), x)
+        return matmul(model.matrix(name), x, 0 if name.endswith("down") else outliers)
 
     embedded = dequantize(model.matrix("embed"))[list(tokens)]
     return _forward(model.config, embedded, model.vector, linear, cache_type, ffn)

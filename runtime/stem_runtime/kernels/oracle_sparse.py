@@ -61,9 +61,12 @@ class Outcome:
     contributions: F64
 
 
-def sparse_ffn(ffn: Ffn, tests: Sequence[Tests], x: FloatArray) -> list[Outcome]:
-    """The FFN of some tokens, of their normed inputs x [n, d] and each with tests of its own."""
-    gates, ups = matmul(ffn.gate, x), matmul(ffn.up, x)
+def sparse_ffn(ffn: Ffn, tests: Sequence[Tests], x: FloatArray, outliers: int = 0) -> list[Outcome]:
+    """The FFN of some tokens, of their normed inputs x [n, d] and each with tests of its own.
+
+    `outliers` as in `oracle.matmul`, of x.
+    """
+    gates, ups = matmul(ffn.gate, x, outliers), matmul(ffn.up, x, outliers)
     hidden = ffn_hidden(ffn.activation, gates, ups, ffn.param)
     acts = ffn_hidden(ffn.activation, gates, np.ones_like(gates), ffn.param)
     potentials: F64 = np.abs(acts) * ffn.weights
@@ -107,9 +110,11 @@ def bounded(potentials: F64, tests: Tests) -> Bools:
     return passed
 
 
-def predicted(axes: Packed, scores: Packed, cutoffs: FloatArray, x: FloatArray) -> Bools:
+def predicted(
+    axes: Packed, scores: Packed, cutoffs: FloatArray, x: FloatArray, outliers: int = 0
+) -> Bools:
     """The candidates that a predictor names for inputs x [n, d]: bool [n, ffn]."""
-    found: Bools = matmul(scores, matmul(axes, x)) > cutoffs
+    found: Bools = matmul(scores, matmul(axes, x, outliers)) > cutoffs
     return found
 
 

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from ..formats.packed import PackedModel
 from ..kernels.cpu.layout import ROW_GROUP_BYTES
-from ..kernels.oracle import quantize_activations
+from ..kernels.oracle import quantize_activations, without_outliers
 from ..quant import (
     GROUP,
     TILE,
@@ -170,8 +170,10 @@ class Looks:
         return sum(math.prod(shape) for shape in shapes)
 
 
-def rounded(x: F32) -> F32:
-    """Float32 [n, d] as the kernels see it: rounded to int8 in groups of 32."""
-    quants, scales, _ = quantize_activations(x)
-    whole = (quants * scales[..., None]).reshape(len(x), -1)
-    return np.ascontiguousarray(whole[:, : x.shape[1]], np.float32)
+def rounded(x: F32, outliers: int = 0) -> F32:
+    """Float32 [n, d] as the kernels see it: all but `outliers` rounded to int8 in groups of 32."""
+    rest, columns, values = without_outliers(x, outliers)
+    quants, scales, _ = quantize_activations(rest)
+    whole = (quants * scales[..., None]).reshape(len(x), -1)[:, : x.shape[1]].astype(np.float32)
+    whole[np.arange(len(x))[:, None], columns] += values
+    return np.ascontiguousarray(whole)

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 
 from ..config import ModelConfig
 from ..formats.packed import PackedModel
+from ..kernels.oracle import OUTLIERS
 from ..quant import GROUP, unpack
 from .head import rounded
 
@@ -82,7 +83,7 @@ class Fired:
 
 def fire(config: ModelConfig, weights: FfnWeights, inputs: F32) -> Fired:
     """Run gate and up of a layer on FFN inputs float32 [n, d], rounded as the kernels round."""
-    x = rounded(inputs)
+    x = rounded(inputs, OUTLIERS)
     gate = activate(config, x @ weights.gate.T)
     up = x @ weights.up.T
     if config.activation == "drelu":

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from ..kernels.oracle import OUTLIERS
 from ..quant import GROUP, PackedMatrix, pack, unpack
 from ..quant.rounding import quantize
 from .head import rounded
@@ -112,7 +113,7 @@ def low_rank(gate: F32, inputs: F32, rank: int) -> tuple[F32, F32]:
 
 def scored(axes: PackedMatrix, scores: PackedMatrix, inputs: F32) -> F32:
     """What the kernels compare with the cut-offs, float32 [n, ffn]."""
-    turned = rounded(inputs) @ unpack(axes).T
+    turned = rounded(inputs, OUTLIERS) @ unpack(axes).T
     found: F32 = rounded(turned) @ unpack(scores).T
     return found
 

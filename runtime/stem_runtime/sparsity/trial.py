@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..kernels.cpu.layout import BINS_PER_NAT, LAG_BINS
+from ..kernels.oracle import OUTLIERS
 from ..quant import PackedMatrix, unpack
 from ..sampling import SamplingParams
 from .head import Looks, blocks, rounded
@@ -56,7 +57,7 @@ class Outcome:
 def leaders(head: PackedMatrix, hidden: F32) -> tuple[Ids, F32]:
     """The likeliest tokens after each hidden state [n, d]: ids and logits [n, 40], best first."""
     count = min(TOP, head.rows)
-    states = rounded(hidden)
+    states = rounded(hidden, OUTLIERS)
     ids = np.zeros((len(states), count), np.int64)
     logits = np.full((len(states), count), -np.inf, np.float32)
     for start, block in blocks(head):
@@ -126,7 +127,7 @@ class Seen:
 def see(looks: Looks, hidden: F32, ids: Ids, dims: int) -> Seen:
     """What the look of some number of dimensions sees; `ids` [n, k] are the likeliest tokens."""
     rotation, look = looks.values
-    turned = rounded(rounded(hidden) @ rotation.T)[:, :dims]
+    turned = rounded(rounded(hidden, OUTLIERS) @ rotation.T)[:, :dims]
     columns = look[:, :dims].T
     behind, counts = [], []
     step = max(1, _SCORES // len(look))

@@ -82,7 +82,7 @@ def cases(tmp_path_factory: pytest.TempPathFactory) -> Cases:
 def answered(model: PackedModel, prompt: int, count: int) -> tuple[list[int], F32]:
     """A random prompt and the CPU's greedy answer to it, and its logits after each token."""
     tokens = np.random.default_rng(1).integers(0, model.config.vocab_size, prompt).tolist()
-    with Engine(model, threads=1) as engine:
+    with Engine(model, threads=1, outliers=False) as engine:
         cache = engine.new_cache(prompt + count)
         rows = list(engine.logits(cache, tokens))
         for _ in range(count):
@@ -186,7 +186,7 @@ def test_a_prefix_is_used_again(cases: Cases, make: Make) -> None:
 def test_states_are_the_cpu_s(cases: Cases, make: Make) -> None:
     case = cases("minicpm")
     tokens, engine = case.tokens[: CHUNK + 3], make(case.model)
-    with Engine(case.model, threads=1) as cpu:
+    with Engine(case.model, threads=1, outliers=False) as cpu:
         for name in ("hidden", "ffn_inputs"):
             found = getattr(engine, name)(engine.new_cache(64), tokens)
             want = getattr(cpu, name)(cpu.new_cache(64), tokens)

@@ -61,7 +61,7 @@ def test_layers_on_the_cpu_go_before_those_on_the_card(
     family: str, backend: Backend, tmp_path: Path, make: Make
 ) -> None:
     model = model_of(tmp_path, **FAMILIES[family])
-    with Engine(model, threads=1) as engine:
+    with Engine(model, threads=1, outliers=False) as engine:
         want = answer(engine, PROMPT)
     # kernels take long in the interpreter
     for first, count in ((1, 6), (2, 6)) if backend == "torch" else ((2, 2),):
@@ -175,7 +175,7 @@ def test_caches_of_another_placement_are_read_anew(tmp_path: Path, make: Make) -
         assert cache.first == engine.placement.first
         assert (cache.host is None) == (cache.first == 0)
         assert cache.tokens == PROMPT + tokens[:-1]
-    with Engine(model, threads=1) as alone:
+    with Engine(model, threads=1, outliers=False) as alone:
         assert tokens == [int(row.argmax()) for row in answer(alone, PROMPT, 2)]
 
 

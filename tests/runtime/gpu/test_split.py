@@ -66,7 +66,7 @@ def test_both_parts_leave_out_what_one_engine_does(
 ) -> None:
     plan = PLANS[name]
     found = run(split(make, model, neurons, 0.4), plan, TOKENS)  # type: ignore[arg-type]
-    with Engine(model, threads=1, neurons=neurons) as engine:
+    with Engine(model, threads=1, neurons=neurons, outliers=False) as engine:
         want = run(engine, plan, TOKENS)
     assert np.abs(found.logits - want.logits).max() < 0.12 * want.logits.std()
     columns = [ACTIVE, DENSE] if name == "contribution" else [CANDIDATES, GATED, ACTIVE, DENSE]
@@ -85,7 +85,7 @@ def test_wherever_neurons_are_the_answer_is_the_dense_one(
     share: float, model: PackedModel, neurons: Neurons, make: Make
 ) -> None:
     engine = split(make, model, neurons, share)
-    with Engine(model, threads=1) as alone:
+    with Engine(model, threads=1, outliers=False) as alone:
         cache, known = alone.new_cache(16), engine.new_cache(16)
         # prompts have whole FFNs
         want, found = alone.prefill(cache, TOKENS), engine.prefill(known, TOKENS)

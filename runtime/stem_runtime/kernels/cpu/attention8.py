@@ -225,7 +225,7 @@ def _tile(isa: Isa, tokens: int) -> Any:
 
     @helper
     def tile(k: int, x: int, xs: int, bias: int, sums: int, groups: int, out: int, s: int) -> None:
-        intrinsic(k, x, xs, bias, sums, groups, out, s)
+        intrinsic(k, x, xs, bias, sums, groups, 0, 0, out, s)
 
     return tile
 

@@ -65,7 +65,7 @@ def build(gate: Any, multiply: Any, products: SimpleNamespace) -> Any:
         for tile in range(tiles):
             multiply(axes, tile, acts, 0, 1, turned + 64 * tile, 0)
         clear(turned + 64 * tiles, 16 * (2 * groups - tiles))
-        cut_acts(inner, inner + 8 * L.ACTS_WORDS, groups)
+        cut_acts(inner, inner + 8 * L.ACTS_WORDS, groups, 0)
         quantize(turned, groups, inner, 0, 0, 1)
         return inner
 

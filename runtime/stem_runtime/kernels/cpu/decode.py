@@ -133,10 +133,11 @@ def build(isa: Isa, blocks: SimpleNamespace, multiply: Any, barrier: Any, sparse
         attended = normed + 4 * d_pad
         acts = attended + 4 * wide
         joined = acts + 8 * L.ACTS_WORDS
+        apart = args[L.APART] * width
         groups = ((d_pad >> 5) + 3) >> 2 << 2  # rows of single neurons read whole registers
-        memory = cut_acts(acts, joined + 8 * L.ACTS_WORDS, groups * width)
+        memory = cut_acts(acts, joined + 8 * L.ACTS_WORDS, groups * width, apart)
         clear_acts(acts, (d_pad >> 5) * width, groups * width)
-        memory = (cut_acts(joined, memory, (wide >> 5) * width) + 63) >> 6 << 6
+        memory = (cut_acts(joined, memory, (wide >> 5) * width, apart) + 63) >> 6 << 6
         for token in range(tokens):
             embed(args, i32_at(args[L.TOKENS])[token], x + 4 * d_pad * token)
         for index in range(args[L.N_LAYERS]):

@@ -23,12 +23,13 @@ def build(sparse_ffn: Any, barrier: Any) -> Any:
         d_pad, index = args[L.D_PAD], args[L.FFN_LAYER]
         groups = ((d_pad >> 5) + 3) >> 2 << 2  # rows of single neurons read whole registers
         acts = args[L.SCRATCH] + tid * args[L.SCRATCH_BYTES]
-        memory = cut_acts(acts, acts + 8 * L.ACTS_WORDS, groups)
+        x = cut_acts(acts, acts + 8 * L.ACTS_WORDS, groups, args[L.APART])
         clear_acts(acts, d_pad >> 5, groups)
-        quantize(args[L.X], d_pad >> 5, acts, 0, 0, 1)
+        copy(args[L.X], x, d_pad)  # quantizing changes it
+        quantize(x, d_pad >> 5, acts, 0, 0, 1)
         layer = args[L.LAYERS] + 8 * L.LAYER_WORDS * index
         sharpness = f32_at(args[L.SHARPNESS])[index]
-        y = sparse_ffn(args, index, layer, acts, tid, (memory + 63) >> 6 << 6, sharpness)
+        y = sparse_ffn(args, index, layer, acts, tid, (x + 63) >> 6 << 6, sharpness)
         if tid == 0:
             copy(y, args[L.Y], d_pad)
         # the caller changes `args` as soon as it returns, so no thread may still be reading them

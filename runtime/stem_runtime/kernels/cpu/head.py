@@ -121,7 +121,7 @@ def build(isa: Isa, multiply: Any, barrier: Any, project: Any) -> Any:
         rotated, inner = memory, memory + 128 * axes * width
         for tile in range(2 * axes):
             multiply(rotation, tile, acts, 0, width, rotated + 64 * tile, 128 * axes)
-        cut_acts(inner, inner + 8 * L.ACTS_WORDS, axes * width)
+        cut_acts(inner, inner + 8 * L.ACTS_WORDS, axes * width, 0)
         for token in range(tokens):
             quantize(rotated + 128 * axes * token, axes, inner, 0, token, width)
         first, last = share(tiles, tid, args[L.THREADS])
@@ -171,6 +171,8 @@ def build(isa: Isa, multiply: Any, barrier: Any, project: Any) -> Any:
                     a[L.A_SCALES],
                     a[L.A_SUMS],
                     groups,
+                    a[L.A_OUTLIERS],
+                    L.OUTLIERS * args[L.APART],
                     out + 4 * rows[i],
                 )
             before += count
@@ -207,7 +209,7 @@ def build(isa: Isa, multiply: Any, barrier: Any, project: Any) -> Any:
         alone = acts
         if width > 1:
             alone = memory
-            cut_acts(alone, alone + 8 * L.ACTS_WORDS, groups)
+            cut_acts(alone, alone + 8 * L.ACTS_WORDS, groups, args[L.APART])
         for token in range(tokens):
             if width > 1:
                 copy_lane(acts, token, width, groups, alone)

@@ -20,6 +20,7 @@ from __future__ import annotations
     EMBED_SCALE,
     RESIDUAL_SCALE,
     INVERSE_D,  # 1 / d_model
+    APART,  # whether outliers of the inputs stay floats, but for the down projection's
     LAYERS,  # [N_LAYERS, LAYER_WORDS]
     EMBED,  # matrix words
     HEAD,  # matrix words
@@ -71,7 +72,7 @@ from __future__ import annotations
     TEAM,  # team words
     THREADS,
     ARGS_WORDS,
-) = range(63)
+) = range(64)
 
 CACHE_FP16, CACHE_INT8 = range(2)
 INT8_BYTES = 17  # of 16 positions in an int8 cache, for each dimension
@@ -83,7 +84,16 @@ GROUP_BYTES = (32 + 256, 64 + 256, 32 + 512)
 """Of one (tile, group), by kind: scales, minima where there are any, quants."""
 
 # quantized activations, by blocks of tokens: [block, group, token of the block, ...]
-A_QUANTS, A_SCALES, A_BIAS, A_SUMS, ACTS_WORDS = range(5)
+(
+    A_QUANTS,
+    A_SCALES,
+    A_BIAS,
+    A_SUMS,
+    A_OUTLIERS,  # 0, or [block, OUTLIERS, token of the block] of int32 column, float32 value
+    ACTS_WORDS,
+) = range(6)
+OUTLIERS = 2  # elements of a token's input, its largest, that stay floats
+OUTLIER_BYTES = 8
 
 # one layer: seven matrices, then addresses (0 where the model has no such tensor) and sizes
 _M = MATRIX_WORDS
@@ -234,13 +244,18 @@ def scratch_bytes(
     ffn_groups: int,
 ) -> int:
     """Memory of one thread; `decode` and `prefill` cut it up. `group`: queries per key head."""
-    activations = STEP_TOKENS * ((d_pad + attended_pad) // 32 + 4) * (32 + 12) + 16 * ACTS_WORDS
+    outliers = OUTLIERS * OUTLIER_BYTES
+    activations = (
+        STEP_TOKENS * (((d_pad + attended_pad) // 32 + 4) * (32 + 12) + 2 * outliers)
+        + 16 * ACTS_WORDS
+    )
     vectors = 4 * ((STEP_TOKENS + 1) * d_pad + attended_pad + 2 * head_pad)
     rows = max(ATTENTION_ROWS, STEP_TOKENS * group)
     attention = 4 * rows * (3 * head_pad + 4) + attention_bytes(rows, head_pad)
     gates = 4 * 2 * 32 * tokens
     neurons = 1024 + 8 * d_pad + 4 * ffn_groups + d_pad // 32 * (32 + 12)
-    look = (STEP_TOKENS + 1) * (4 * d_pad + d_pad // 32 * (32 + 12)) + 16 * ACTS_WORDS
+    alone = 4 * d_pad + d_pad // 32 * (32 + 12) + outliers
+    look = (STEP_TOKENS + 1) * alone + 16 * ACTS_WORDS
     joined = 4 * heads * (head_pad + 16)
     total = vectors + activations + max(attention, joined) + gates + max(neurons, look)
     return (total + 4095) // 4096 * 4096

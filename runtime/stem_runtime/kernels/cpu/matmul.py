@@ -8,10 +8,12 @@ token of the block. The order of the float operations is the same in all, so the
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 from . import layout as L
+from .activations import outlier
 from .isa import Isa
+from .outliers import QUANT_OFFSET, column_of_tile, first_quant, outlier_at
 from .simd import (
     F32,
     I8,
@@ -43,67 +45,39 @@ KINDS = (L.INT4, L.INT4_MINIMA, L.INT8)
 
 
 def tile_kernel(isa: Isa, kind: int, tokens: int) -> Any:
-    """Intrinsic (tile, x, x_scales, x_bias, x_sums, groups, out, stride).
+    """Intrinsic (tile, x, x_scales, x_bias, x_sums, groups, apart, count, out, stride).
 
     Addresses of one tile of weights (see the packed format) and of a token block: x int8
     [groups, tokens, 32], x_scales float32 [groups, tokens], x_bias int32 (-8 * sum of the group)
-    and x_sums float32 (scale * sum of the group) likewise. Writes float32 [16] per token at `out`,
-    `stride` bytes apart. Asks for the memory that is FETCH_AHEAD bytes behind what it reads.
+    and x_sums float32 (scale * sum of the group) likewise; apart [count, tokens] are elements of x
+    that stayed floats, each an int32 column and a float32 value. Writes float32 [16] per token at
+    `out`, `stride` bytes apart. Asks for the memory that is FETCH_AHEAD bytes behind what it reads.
     """
 
     def emit(b: Builder, *args: Value) -> None:
-        emit_tile(b, isa, kind, tokens, *args)
+        inputs = _Inputs(*args)
+        for first in range(0, LANES, isa.rows(tokens)):
+            _emit_rows(b, isa, kind, tokens, first, inputs)
 
-    return kernel(emit, 8)
-
-
-def emit_tile(
-    b: Builder,
-    isa: Isa,
-    kind: int,
-    tokens: int,
-    tile: Value,
-    x: Value,
-    x_scales: Value,
-    x_bias: Value,
-    x_sums: Value,
-    groups: Value,
-    out: Value,
-    stride: Value,
-) -> None:
-    for first in range(0, LANES, isa.rows(tokens)):
-        _emit_rows(
-            b,
-            isa,
-            kind,
-            tokens,
-            first,
-            tile,
-            x,
-            x_scales,
-            x_bias,
-            x_sums,
-            groups,
-            b.add(out, const(I64, 4 * first)),
-            stride,
-        )
+    return kernel(emit, 10)
 
 
-def _emit_rows(
-    b: Builder,
-    isa: Isa,
-    kind: int,
-    tokens: int,
-    first: int,
-    tile: Value,
-    x: Value,
-    x_scales: Value,
-    x_bias: Value,
-    x_sums: Value,
-    groups: Value,
-    out: Value,
-    stride: Value,
-) -> None:
+class _Inputs(NamedTuple):
+    """See `tile_kernel`."""
+
+    tile: Value
+    x: Value
+    x_scales: Value
+    x_bias: Value
+    x_sums: Value
+    groups: Value
+    apart: Value
+    count: Value
+    out: Value
+    stride: Value
+
+
+def _emit_rows(b: Builder, isa: Isa, kind: int, tokens: int, first: int, inputs: _Inputs) -> None:
     """As many rows of the tile, from `first` on, as have their sums in registers together."""
     rows = isa.rows(tokens)
     floats = ir.VectorType(F32, rows)
@@ -112,8 +86,19 @@ def _emit_rows(
         bits = load(b, b.add(address, const(I64, 2 * first)), ir.VectorType(I16, rows))
         return half_to_float(b, bits, isa.native_half)
 
-    with counted_loop(b, groups, [const(floats, 0.0)] * tokens) as (group, accs, results):
-        here = offset(b, tile, group, L.GROUP_BYTES[kind])
+    with counted_loop(b, inputs.count, [const(floats, 0.0)] * tokens) as (rank, accs, sums):
+        for t, acc in enumerate(accs):
+            item = b.add(b.mul(rank, const(I64, tokens)), const(I64, t))
+            column, value = outlier_at(b, offset(b, inputs.apart, item, L.OUTLIER_BYTES))
+            x_value = splat(b, value, rows)
+            here = offset(b, inputs.tile, b.lshr(column, const(I64, 5)), L.GROUP_BYTES[kind])
+            quants = b.sitofp(column_of_tile(b, kind, here, column, first, rows), floats)
+            acc = fma(b, quants, b.fmul(halves(here), x_value), acc)
+            if kind == L.INT4_MINIMA:
+                acc = fma(b, halves(b.add(here, const(I64, 32))), x_value, acc)
+            sums.append(acc)
+    with counted_loop(b, inputs.groups, sums) as (group, accs, results):
+        here = offset(b, inputs.tile, group, L.GROUP_BYTES[kind])
         if first == 0:
             fetch_lines(b, b.add(here, const(I64, FETCH_AHEAD)), L.GROUP_BYTES[kind])
         scale, minimum = halves(here), None
@@ -125,22 +110,22 @@ def _emit_rows(
                 b.add(b.mul(group, const(I64, tokens)), const(I64, t + i)) for i in range(step)
             ]
             weights = _unpack(b, kind, here, first, rows)
-            dots = _dots(b, isa, kind, weights, rows, x, x_bias, items)
+            dots = _dots(b, isa, kind, weights, rows, inputs, items)
             for item, dot, acc in zip(items, dots, accs[t : t + step], strict=True):
-                x_scale = splat(b, load(b, offset(b, x_scales, item, 4), F32), rows)
+                x_scale = splat(b, load(b, offset(b, inputs.x_scales, item, 4), F32), rows)
                 acc = fma(b, b.sitofp(dot, floats), b.fmul(scale, x_scale), acc)
                 if minimum is not None:
-                    x_sum = splat(b, load(b, offset(b, x_sums, item, 4), F32), rows)
+                    x_sum = splat(b, load(b, offset(b, inputs.x_sums, item, 4), F32), rows)
                     acc = fma(b, minimum, x_sum, acc)
                 results.append(acc)
+    out = b.add(inputs.out, const(I64, 4 * first))
     for token, acc in enumerate(results):
-        store(b, acc, b.add(out, b.mul(stride, const(I64, token))))
+        store(b, acc, b.add(out, b.mul(inputs.stride, const(I64, token))))
 
 
 def _unpack(b: Builder, kind: int, address: Value, first: int, rows: int) -> Iterator[Value]:
     """Bytes of 4 columns of the rows, for each 4 of the group's 32."""
-    count = 8 if kind == L.INT8 else 4
-    start = L.GROUP_BYTES[kind] - 64 * count + 4 * first
+    count, start = 8 if kind == L.INT8 else 4, first_quant(kind) + 4 * first
     part = ir.VectorType(I8, 4 * rows)
     for c in range(count):
         chunk = load(b, b.add(address, const(I64, start + 64 * c)), part)
@@ -157,8 +142,7 @@ def _dots(
     kind: int,
     weights: Iterable[Value],
     rows: int,
-    x: Value,
-    x_bias: Value,
+    inputs: _Inputs,
     items: list[Value],
 ) -> list[Value]:
     """Integer dot products of rows with the group of each token, the weights' offset removed."""
@@ -167,30 +151,41 @@ def _dots(
     for item in items:
         start = const(words, 0)
         if kind == L.INT4 or (kind == L.INT8 and isa.bias8):
-            start = splat(b, load(b, offset(b, x_bias, item, 4), I32), rows)
+            start = splat(b, load(b, offset(b, inputs.x_bias, item, 4), I32), rows)
             if kind == L.INT8:
                 start = b.shl(start, const(words, 4))  # -8 * sum becomes -128 * sum
         starts.append(start)
-    inputs = [isa.inputs(b, offset(b, x, item, 32)) for item in items]
+    quants = [isa.inputs(b, offset(b, inputs.x, item, 32)) for item in items]
     dots = isa.dots8 if kind == L.INT8 else isa.dots4
-    return dots(b, starts, weights, inputs)
+    return dots(b, starts, weights, quants)
 
 
 def row_kernel(isa: Isa) -> Any:
-    """Intrinsic (row, x, x_scales, x_sums, groups, out): one int8 row, stored by itself.
+    """Intrinsic (row, x, x_scales, x_sums, groups, apart, count, out): one int8 row by itself.
 
     The row is groups of a float16 scale and 32 bytes (quant + 128); the activations are those of
-    one token. Writes a float32.
+    one token, `count` of them `apart` as in `tile_kernel`. Writes a float32.
     """
 
+    def number(b: Builder, address: Value) -> Value:
+        wide = half_to_float(b, splat(b, load(b, address, I16)), isa.native_half)
+        return b.extract_element(wide, const(I32, 0))
+
     def emit(
-        b: Builder, row: Value, x: Value, x_scales: Value, x_sums: Value, groups: Value, out: Value
+        b: Builder,
+        row: Value,
+        x: Value,
+        x_scales: Value,
+        x_sums: Value,
+        groups: Value,
+        apart: Value,
+        count: Value,
+        out: Value,
     ) -> None:
         start = [const(V8F32, 0.0), const(F32, 0.0)]
         with counted_loop(b, groups, start) as (group, (acc, offsets), results):
             here = offset(b, row, group, L.ROW_GROUP_BYTES)
-            wide = half_to_float(b, splat(b, load(b, here, I16)), isa.native_half)
-            scale = b.extract_element(wide, const(I32, 0))
+            scale = number(b, here)
             quants = load(b, b.add(here, const(I64, 2)), V32I8)
             values = load(b, offset(b, x, group, 32), V32I8)
             dot = isa.dot8(b, const(V8I32, 0), quants, values)
@@ -199,9 +194,17 @@ def row_kernel(isa: Isa) -> Any:
             group_sum = load(b, offset(b, x_sums, group, 4), F32)
             results += [b.fadd(acc, product), b.fadd(offsets, b.fmul(scale, group_sum))]
         total = reduce_add(b, results[0])
-        store(b, b.fsub(total, b.fmul(results[1], const(F32, float(isa.bias8)))), out)
+        total = b.fsub(total, b.fmul(results[1], const(F32, float(isa.bias8))))
+        with counted_loop(b, count, [total]) as (rank, (acc,), sums):
+            column, value = outlier_at(b, offset(b, apart, rank, L.OUTLIER_BYTES))
+            here = offset(b, row, b.lshr(column, const(I64, 5)), L.ROW_GROUP_BYTES)
+            place = b.add(b.add(here, const(I64, 2)), b.and_(column, const(I64, 31)))
+            quant = b.sub(b.zext(load(b, place, I8), I32), const(I32, QUANT_OFFSET[L.INT8]))
+            product = b.fmul(b.sitofp(quant, F32), number(b, here))
+            sums.append(b.fadd(acc, b.fmul(product, value)))
+        store(b, sums[0], out)
 
-    return kernel(emit, 6)
+    return kernel(emit, 8)
 
 
 def _by_kind(isa: Isa, tokens: int) -> Any:
@@ -217,15 +220,17 @@ def _by_kind(isa: Isa, tokens: int) -> Any:
         x_bias: int,
         x_sums: int,
         groups: int,
+        apart: int,
+        count: int,
         out: int,
         stride: int,
     ) -> None:
         if kind == L.INT4:
-            int4(tile, x, x_scales, x_bias, x_sums, groups, out, stride)
+            int4(tile, x, x_scales, x_bias, x_sums, groups, apart, count, out, stride)
         elif kind == L.INT8:
-            int8(tile, x, x_scales, x_bias, x_sums, groups, out, stride)
+            int8(tile, x, x_scales, x_bias, x_sums, groups, apart, count, out, stride)
         else:
-            int4_minima(tile, x, x_scales, x_bias, x_sums, groups, out, stride)
+            int4_minima(tile, x, x_scales, x_bias, x_sums, groups, apart, count, out, stride)
 
     return run
 
@@ -250,13 +255,16 @@ def build(isa: Isa) -> Any:
         x, xs = a[L.A_QUANTS] + 32 * item, a[L.A_SCALES] + 4 * item
         bias, sums = a[L.A_BIAS] + 4 * item, a[L.A_SUMS] + 4 * item
         tile = m[L.TILE] + index * m[L.TILE_BYTES]
+        apart, count = 0, 0
+        if a[L.A_OUTLIERS] != 0:
+            apart, count = outlier(a, block, 0, 0, tokens), L.OUTLIERS
         if tokens == 1:
-            one(kind, tile, x, xs, bias, sums, groups, out, stride)
+            one(kind, tile, x, xs, bias, sums, groups, apart, count, out, stride)
         elif tokens == 2:
-            two(kind, tile, x, xs, bias, sums, groups, out, stride)
+            two(kind, tile, x, xs, bias, sums, groups, apart, count, out, stride)
         elif tokens == 4:
-            four(kind, tile, x, xs, bias, sums, groups, out, stride)
+            four(kind, tile, x, xs, bias, sums, groups, apart, count, out, stride)
         else:
-            many(kind, tile, x, xs, bias, sums, groups, out, stride)
+            many(kind, tile, x, xs, bias, sums, groups, apart, count, out, stride)
 
     return multiply

@@ -12,6 +12,7 @@ from llvmlite import ir
 
 from . import layout as L
 from .isa import Isa
+from .outliers import QUANT_OFFSET, outlier_at
 from .simd import (
     F32,
     I8,
@@ -59,12 +60,12 @@ def _wide(b: Builder, acc: Value) -> Value:
 
 
 def row_kernel(isa: Isa, kind: int) -> Any:
-    """Intrinsic (row, x, x_scales, x_bias, x_sums, pairs, out): one row of gate or up.
+    """Intrinsic (row, x, x_scales, x_bias, x_sums, pairs, apart, count, out): a row of gate or up.
 
     `pairs` is groups / 2 rounded up; the activations are one token's, with zeros up to as many
-    groups. Writes a float32.
+    groups, `count` of them `apart` as in `matmul.tile_kernel`. Writes a float32.
     """
-    return kernel(lambda b, *args: _emit_row(b, isa, kind, *args), 7)
+    return kernel(lambda b, *args: _emit_row(b, isa, kind, *args), 9)
 
 
 def _emit_row(
@@ -77,6 +78,8 @@ def _emit_row(
     x_bias: Value,
     x_sums: Value,
     pairs: Value,
+    apart: Value,
+    count: Value,
     out: Value,
 ) -> None:
     scales = offset(b, row, pairs, 64 if kind == L.INT8 else 32)
@@ -130,7 +133,33 @@ def _emit_row(
         with counted_loop(b, b.and_(pairs, const(I64, 1)), results) as (_, (acc,), tail):
             tail.append(block(acc, last, 2))
         results = tail
-    store(b, reduce_add(b, results[0]), out)
+    total = reduce_add(b, results[0])
+    with counted_loop(b, count, [total]) as (rank, (acc,), sums):
+        column, value = outlier_at(b, offset(b, apart, rank, L.OUTLIER_BYTES))
+        weight = _weight(b, isa, kind, row, scales, minima, column)
+        sums.append(b.fadd(acc, b.fmul(weight, value)))
+    store(b, sums[0], out)
+
+
+def _weight(
+    b: Builder, isa: Isa, kind: int, row: Value, scales: Value, minima: Value, column: Value
+) -> Value:
+    """One weight of a row of gate or up, as a float32."""
+
+    def number(table: Value) -> Value:
+        bits = splat(b, load(b, offset(b, table, group, 2), I16))
+        return b.extract_element(half_to_float(b, bits, isa.native_half), const(I32, 0))
+
+    group, place = b.lshr(column, const(I64, 5)), b.and_(column, const(I64, 31))
+    if kind == L.INT8:
+        quant = b.zext(load(b, b.add(row, column), I8), I32)
+    else:  # of a group, the first 16 are the low halves of its bytes
+        byte = load(b, b.add(offset(b, row, group, 16), b.and_(place, const(I64, 15))), I8)
+        high = b.trunc(b.shl(b.lshr(place, const(I64, 4)), const(I64, 2)), I32)
+        quant = b.and_(b.lshr(b.zext(byte, I32), high), const(I32, 15))
+    weight = b.sitofp(b.sub(quant, const(I32, QUANT_OFFSET[kind])), F32)
+    weight = b.fmul(weight, number(scales))
+    return b.fadd(weight, number(minima)) if kind == L.INT4_MINIMA else weight
 
 
 def columns_kernel(isa: Isa, kind: int) -> Any:

@@ -224,7 +224,7 @@ def build(blocks: SimpleNamespace, multiply: Any, barrier: Any, grab: Any, width
         d_pad, token, head = args[L.D_PAD], args[L.N_TOKENS] - 1, args[L.HEAD]
         x, normed = memory, memory + 4 * d_pad
         acts = normed + 4 * d_pad
-        cut_acts(acts, acts + 8 * L.ACTS_WORDS, d_pad >> 5)
+        cut_acts(acts, acts + 8 * L.ACTS_WORDS, d_pad >> 5, args[L.APART])
         copy(args[L.X] + 4 * d_pad * token, x, d_pad)
         add_sublayer(args, x, y + 4 * d_pad * token, post, normed)
         rms_norm(x, args[L.FINAL_NORM], normed, d_pad >> 4, args[L.INVERSE_D], args[L.NORM_EPS])

@@ -32,12 +32,14 @@ def build(isa: Isa, multiply: Any) -> SimpleNamespace:
         m, a = i64_at(matrix), i64_at(acts)
         kind, pairs = m[L.KIND], (m[L.GROUPS] + 1) >> 1
         x, xs, bias, sums = a[L.A_QUANTS], a[L.A_SCALES], a[L.A_BIAS], a[L.A_SUMS]
+        apart = a[L.A_OUTLIERS]
+        count = L.OUTLIERS if apart != 0 else 0
         if kind == L.INT4:
-            row4(row, x, xs, bias, sums, pairs, out)
+            row4(row, x, xs, bias, sums, pairs, apart, count, out)
         elif kind == L.INT8:
-            row8(row, x, xs, bias, sums, pairs, out)
+            row8(row, x, xs, bias, sums, pairs, apart, count, out)
         else:
-            row4m(row, x, xs, bias, sums, pairs, out)
+            row4m(row, x, xs, bias, sums, pairs, apart, count, out)
 
     @helper
     def rows(
@@ -133,8 +135,18 @@ def _row(isa: Isa, kind: int) -> Any:
     intrinsic = row_kernel(isa, kind)
 
     @helper
-    def row(a: int, x: int, scales: int, bias: int, sums: int, pairs: int, out: int) -> None:
-        intrinsic(a, x, scales, bias, sums, pairs, out)
+    def row(
+        a: int,
+        x: int,
+        scales: int,
+        bias: int,
+        sums: int,
+        pairs: int,
+        apart: int,
+        count: int,
+        out: int,
+    ) -> None:
+        intrinsic(a, x, scales, bias, sums, pairs, apart, count, out)
 
     return row
 

@@ -89,6 +89,33 @@ def _emit_quantize(
     store(b, b.fmul(factor, b.sitofp(total, F32)), sums)
 
 
+def _emit_take_largest(b: Builder, x: Value, groups: Value, out: Value) -> None:
+    start = [const(V16F32, -1.0), const(V16I32, 0)]
+    with counted_loop(b, groups, start * 2) as (group, found, results):
+        for half in (0, 1):  # neither waits for the other
+            most, where = found[2 * half : 2 * half + 2]
+            place = b.add(b.shl(group, const(I64, 1)), const(I64, half))
+            size = fabs(b, _vector(b, x, place))
+            more = b.fcmp_ordered(">", size, most)
+            place = splat(b, b.trunc(place, I32))
+            results += [b.select(more, size, most), b.select(more, place, where)]
+    top = splat(b, reduce_max(b, fmax(b, results[0], results[2])))
+    lanes, never = ir.Constant(V16I32, list(range(16))), const(V16I32, 2**31 - 1)
+    columns = []
+    for most, where in (results[:2], results[2:]):
+        column = b.add(b.shl(where, const(V16I32, 4)), lanes)
+        columns.append(b.select(b.fcmp_ordered("==", most, top), column, never))
+    left = b.select(b.icmp_signed("<", *columns), *columns)
+    place = call(b, "llvm.vector.reduce.smin.v16i32", I32, [left])
+    taken = offset(b, x, b.zext(place, I64), 4)
+    store(b, place, out)
+    store(b, load(b, taken, F32), b.add(out, const(I64, 4)))
+    store(b, const(F32, 0.0), taken)
+
+
+take_largest = kernel(_emit_take_largest, 3)
+"""(x, n/32, out): the leftmost of the largest |x|, int32 place and float32 value; then 0 in x."""
+
 quantize_group = kernel(_emit_quantize, 5)
 """(src, q, scale, bias, sums): 32 float32 to int8, scale max|x|/127, -8*sum(q), scale*sum(q)."""
 
