@@ -64,11 +64,13 @@ class Truth:
         *,
         chosen: Bools | None = None,
         sharpness: F32 | None = None,
+        outliers: int = oracle.OUTLIERS,
     ) -> None:
+        self.outliers = outliers
         self.model, self.neurons, self.plan = model, neurons, plan
         self.chosen, self.sharpness = chosen, sharpness
         self.outcomes: list[list[Outcome | None]] = []
-        self.logits = oracle.forward_packed(model, tokens, self._layer)
+        self.logits = oracle.forward_packed(model, tokens, self._layer, outliers=outliers)
 
     def _layer(self, index: int, x: F64) -> F64:
         config, layer = self.model.config, self.neurons.layers[index]
@@ -82,7 +84,7 @@ class Truth:
             self._tests(index, layer, place, None if candidates is None else candidates[place])
             for place in range(len(x))
         ]
-        found = oracle_sparse.sparse_ffn(ffn, tests, x, oracle.OUTLIERS)
+        found = oracle_sparse.sparse_ffn(ffn, tests, x, self.outliers)
         self.outcomes.append(
             [None if t.mode == "dense" else out for t, out in zip(tests, found, strict=True)]
         )
@@ -115,7 +117,8 @@ class Truth:
         if self.plan.candidates == "predicted":
             assert layer.predictor is not None
             guess = layer.predictor
-            found = oracle_sparse.predicted(guess.axes, guess.scores, guess.cutoffs, x)
+            parts = guess.axes, guess.scores, guess.cutoffs
+            found = oracle_sparse.predicted(*parts, x, self.outliers)
         else:
             assert self.chosen is not None
             found = self.chosen[index].copy()

@@ -78,7 +78,7 @@ def test_a_plan_leaves_out_what_the_oracle_does(plan: FfnPlan, models: Models, m
     model = models()
     neurons = known(model)
     steps = run(make(model, neurons=neurons), plan)
-    truth = Truth(model, neurons, plan, STEPS, sharpness=steps.sharpness.T)
+    truth = Truth(model, neurons, plan, STEPS, sharpness=steps.sharpness.T, outliers=0)
     assert np.median(compare(steps, truth, plan)) < 1e-4
     counts = steps.counts[plan.sinks :, 0]
     assert (counts[:, ACTIVE] <= counts[:, GATED]).all()
@@ -127,7 +127,7 @@ def test_what_fired_names_candidates_of_the_next_layer(models: Models, make: Mak
     chosen = rng.random((2, len(STEPS), NEURONS)) < 0.4
     plan = plan_of(2, "gate", 0.3, candidates="resampled", implications=True)
     steps = run(make(model, neurons=neurons), plan, chosen=chosen)
-    truth = Truth(model, neurons, plan, STEPS, chosen=chosen)
+    truth = Truth(model, neurons, plan, STEPS, chosen=chosen, outliers=0)
     assert np.median(compare(steps, truth, plan)) < 1e-4
     assert steps.counts[:, 1, IMPLIED].any()
     assert not steps.counts[:, 0, IMPLIED].any()
