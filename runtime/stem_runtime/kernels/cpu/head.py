@@ -37,7 +37,7 @@ from .vector import float_of_bits, helper, max_scores, prefetch
 
 EXCLUDED = -float("inf")
 
-AHEAD = 4
+AHEAD = 8
 """By how many rows memory is asked for early: they lie anywhere, and no prefetcher finds them."""
 
 
@@ -169,7 +169,7 @@ def build(isa: Isa, multiply: Any, barrier: Any, project: Any) -> Any:
                     words[L.LOOK_ROWS] + nbytes * rows[i],
                     a[L.A_QUANTS],
                     a[L.A_SCALES],
-                    a[L.A_SUMS],
+                    a[L.A_BIAS],
                     groups,
                     a[L.A_OUTLIERS],
                     L.OUTLIERS * args[L.APART],

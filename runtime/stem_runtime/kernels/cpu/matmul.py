@@ -161,7 +161,7 @@ def _dots(
 
 
 def row_kernel(isa: Isa) -> Any:
-    """Intrinsic (row, x, x_scales, x_sums, groups, apart, count, out): one int8 row by itself.
+    """Intrinsic (row, x, x_scales, x_bias, groups, apart, count, out): one int8 row by itself.
 
     The row is groups of a float16 scale and 32 bytes (quant + 128); the activations are those of
     one token, `count` of them `apart` as in `tile_kernel`. Writes a float32.
@@ -176,25 +176,24 @@ def row_kernel(isa: Isa) -> Any:
         row: Value,
         x: Value,
         x_scales: Value,
-        x_sums: Value,
+        x_bias: Value,
         groups: Value,
         apart: Value,
         count: Value,
         out: Value,
     ) -> None:
-        start = [const(V8F32, 0.0), const(F32, 0.0)]
-        with counted_loop(b, groups, start) as (group, (acc, offsets), results):
+        with counted_loop(b, groups, [const(V8F32, 0.0)]) as (group, (acc,), results):
             here = offset(b, row, group, L.ROW_GROUP_BYTES)
-            scale = number(b, here)
+            half = half_to_float(b, splat(b, load(b, here, I16), 8), isa.native_half)
+            factor = b.fmul(half, splat(b, load(b, offset(b, x_scales, group, 4), F32), 8))
+            begin = const(V8I32, 0)
+            if isa.bias8:  # -8 times the sum becomes -128 times, over 8 lanes
+                bias = b.shl(load(b, offset(b, x_bias, group, 4), I32), const(I32, 1))
+                begin = splat(b, bias, 8)
             quants = load(b, b.add(here, const(I64, 2)), V32I8)
-            values = load(b, offset(b, x, group, 32), V32I8)
-            dot = isa.dot8(b, const(V8I32, 0), quants, values)
-            factor = b.fmul(scale, load(b, offset(b, x_scales, group, 4), F32))
-            product = b.fmul(b.sitofp(dot, V8F32), splat(b, factor, 8))
-            group_sum = load(b, offset(b, x_sums, group, 4), F32)
-            results += [b.fadd(acc, product), b.fadd(offsets, b.fmul(scale, group_sum))]
+            dot = isa.dot8(b, begin, quants, load(b, offset(b, x, group, 32), V32I8))
+            results.append(fma(b, b.sitofp(dot, V8F32), factor, acc))
         total = reduce_add(b, results[0])
-        total = b.fsub(total, b.fmul(results[1], const(F32, float(isa.bias8))))
         with counted_loop(b, count, [total]) as (rank, (acc,), sums):
             column, value = outlier_at(b, offset(b, apart, rank, L.OUTLIER_BYTES))
             here = offset(b, row, b.lshr(column, const(I64, 5)), L.ROW_GROUP_BYTES)
