@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from . import layout as L
 from .activations import outlier
 from .isa import Isa
-from .outliers import QUANT_OFFSET, column_of_tile, first_quant, outlier_at
+from .outliers import QUANT_OFFSET, column_of_tile, first_quant, half_at, outlier_at
 from .simd import (
     F32,
     I8,
@@ -167,10 +167,6 @@ def row_kernel(isa: Isa) -> Any:
     one token, `count` of them `apart` as in `tile_kernel`. Writes a float32.
     """
 
-    def number(b: Builder, address: Value) -> Value:
-        wide = half_to_float(b, splat(b, load(b, address, I16)), isa.native_half)
-        return b.extract_element(wide, const(I32, 0))
-
     def emit(
         b: Builder,
         row: Value,
@@ -199,7 +195,7 @@ def row_kernel(isa: Isa) -> Any:
             here = offset(b, row, b.lshr(column, const(I64, 5)), L.ROW_GROUP_BYTES)
             place = b.add(b.add(here, const(I64, 2)), b.and_(column, const(I64, 31)))
             quant = b.sub(b.zext(load(b, place, I8), I32), const(I32, QUANT_OFFSET[L.INT8]))
-            product = b.fmul(b.sitofp(quant, F32), number(b, here))
+            product = b.fmul(b.sitofp(quant, F32), half_at(b, isa, here))
             sums.append(b.fadd(acc, b.fmul(product, value)))
         store(b, sums[0], out)
 

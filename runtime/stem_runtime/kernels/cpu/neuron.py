@@ -12,7 +12,7 @@ from llvmlite import ir
 
 from . import layout as L
 from .isa import Isa
-from .outliers import QUANT_OFFSET, outlier_at
+from .outliers import QUANT_OFFSET, half_at, outlier_at
 from .simd import (
     F32,
     I8,
@@ -145,11 +145,6 @@ def _weight(
     b: Builder, isa: Isa, kind: int, row: Value, scales: Value, minima: Value, column: Value
 ) -> Value:
     """One weight of a row of gate or up, as a float32."""
-
-    def number(table: Value) -> Value:
-        bits = splat(b, load(b, offset(b, table, group, 2), I16))
-        return b.extract_element(half_to_float(b, bits, isa.native_half), const(I32, 0))
-
     group, place = b.lshr(column, const(I64, 5)), b.and_(column, const(I64, 31))
     if kind == L.INT8:
         quant = b.zext(load(b, b.add(row, column), I8), I32)
@@ -158,8 +153,10 @@ def _weight(
         high = b.trunc(b.shl(b.lshr(place, const(I64, 4)), const(I64, 2)), I32)
         quant = b.and_(b.lshr(b.zext(byte, I32), high), const(I32, 15))
     weight = b.sitofp(b.sub(quant, const(I32, QUANT_OFFSET[kind])), F32)
-    weight = b.fmul(weight, number(scales))
-    return b.fadd(weight, number(minima)) if kind == L.INT4_MINIMA else weight
+    weight = b.fmul(weight, half_at(b, isa, offset(b, scales, group, 2)))
+    if kind != L.INT4_MINIMA:
+        return weight
+    return b.fadd(weight, half_at(b, isa, offset(b, minima, group, 2)))
 
 
 def columns_kernel(isa: Isa, kind: int) -> Any:
