@@ -32,6 +32,7 @@ from questions import QUESTIONS, tasks
 from sides import CalibratedSide, LlamaSide, Side, StemSide, packed_copy
 
 from stem_runtime import bandwidth
+from stem_runtime.engine import Engine
 from stem_runtime.formats.packed import open_packed
 from stem_runtime.tokenizer import Tokenizer
 
@@ -176,6 +177,11 @@ def context_rows(bench: Bench, gguf: Path, name: str) -> Iterator[Row]:
             side.prefill(tokens(LONG))
         far = bench.medians(sides, lambda side: side.decode(tokens(AFTER), LONG))
         near = bench.medians(sides, lambda side: side.decode(tokens(AFTER), SHORT))
+        engines = (bench.stem.engine, narrow.engine)
+        limits = [
+            reading_time(bench, engine, SHORT) / reading_time(bench, engine, LONG)
+            for engine in engines
+        ]
     narrow.close()
     theirs, *ours = (n / f for n, f in zip(near, far, strict=True))
     for at, (kind, share) in enumerate(zip(("fp16", "int8"), ours, strict=True), 1):
@@ -185,8 +191,18 @@ def context_rows(bench: Bench, gguf: Path, name: str) -> Iterator[Row]:
             f"{share:.2f}",
             "",
             "0.6",
-            f"{AFTER / far[at]:.0f} and {AFTER / near[at]:.0f} tok/s",
+            f"{AFTER / far[at]:.0f} and {AFTER / near[at]:.0f} tok/s, "
+            f"{limits[at - 1]:.2f} if both took as long as memory does",
         )
+
+
+def reading_time(bench: Bench, engine: Engine, context: int) -> float:
+    """Seconds in which memory gives what a token reads after `context` others.
+
+    More bytes come more slowly, too, where part of them stays in a cache that others share.
+    """
+    read = engine.weight_bytes_per_token(context + AFTER // 2)
+    return read / bandwidth.measure(bench.threads, read).gb_per_second
 
 
 def start_row(bench: Bench) -> Row:
