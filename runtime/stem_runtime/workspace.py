@@ -333,6 +333,7 @@ class Workspace:
         )
         if outliers:
             words[L.A_OUTLIERS] = self._new_floats(L.OUTLIERS * L.OUTLIER_BYTES // 4 * outliers)
+            words[L.A_APART] = L.OUTLIERS
         return self._keep(words)
 
 

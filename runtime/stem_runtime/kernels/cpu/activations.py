@@ -17,9 +17,8 @@ def quantize(src: int, groups: int, acts: int, block: int, lane: int, tokens: in
     Where outliers are kept apart, they become zero at `src`.
     """
     a = i64_at(acts)
-    if a[L.A_OUTLIERS] != 0:
-        for rank in range(L.OUTLIERS):
-            take_largest(src, groups, outlier(a, block, rank, lane, tokens))
+    for rank in range(a[L.A_APART]):
+        take_largest(src, groups, outlier(a, block, rank, lane, tokens))
     for group in range(groups):
         quantize_one(src + 128 * group, a, group, groups, block, lane, tokens)
 
@@ -27,7 +26,7 @@ def quantize(src: int, groups: int, acts: int, block: int, lane: int, tokens: in
 @helper
 def outlier(a: Any, block: int, rank: int, lane: int, tokens: int) -> int:
     """Address of one of a token's outliers."""
-    item = (block * L.OUTLIERS + rank) * tokens + lane
+    item = (block * a[L.A_APART] + rank) * tokens + lane
     return int(a[L.A_OUTLIERS] + L.OUTLIER_BYTES * item)
 
 
@@ -57,7 +56,7 @@ def cut_acts(words: int, memory: int, groups: int, outliers: int) -> int:
     a[L.A_BIAS] = a[L.A_SCALES] + 4 * groups
     a[L.A_SUMS] = a[L.A_BIAS] + 4 * groups
     end = a[L.A_SUMS] + 4 * groups
-    a[L.A_OUTLIERS] = end if outliers != 0 else 0
+    a[L.A_OUTLIERS], a[L.A_APART] = end, L.OUTLIERS if outliers != 0 else 0
     floats = L.OUTLIERS * L.OUTLIER_BYTES // 4 * outliers
     clear(end, floats)  # of lanes that no token is in, too, a column is read
     return end + 4 * floats
@@ -76,9 +75,8 @@ def clear_acts(words: int, first: int, last: int) -> None:
 def copy_lane(acts: int, lane: int, width: int, groups: int, alone: int) -> None:
     """The activations of one token of a block, as those of a block of its own."""
     a, b = i64_at(acts), i64_at(alone)
-    if a[L.A_OUTLIERS] != 0:
-        for rank in range(L.OUTLIERS):
-            copy(outlier(a, 0, rank, lane, width), outlier(b, 0, rank, 0, 1), 2)
+    for rank in range(a[L.A_APART]):
+        copy(outlier(a, 0, rank, lane, width), outlier(b, 0, rank, 0, 1), 2)
     for group in range(groups):
         item = group * width + lane
         copy(a[L.A_QUANTS] + 32 * item, b[L.A_QUANTS] + 32 * group, 8)

@@ -172,7 +172,7 @@ def build(isa: Isa, multiply: Any, barrier: Any, project: Any) -> Any:
                     a[L.A_BIAS],
                     groups,
                     a[L.A_OUTLIERS],
-                    L.OUTLIERS * args[L.APART],
+                    a[L.A_APART],
                     out + 4 * rows[i],
                 )
             before += count

@@ -89,9 +89,10 @@ GROUP_BYTES = (32 + 256, 64 + 256, 32 + 512)
     A_SCALES,
     A_BIAS,
     A_SUMS,
-    A_OUTLIERS,  # 0, or [block, OUTLIERS, token of the block] of int32 column, float32 value
+    A_OUTLIERS,  # [block, A_APART, token of the block] of int32 column, float32 value
+    A_APART,  # how many elements of a token stay floats: OUTLIERS or 0
     ACTS_WORDS,
-) = range(6)
+) = range(7)
 OUTLIERS = 2  # elements of a token's input, its largest, that stay floats
 OUTLIER_BYTES = 8
 

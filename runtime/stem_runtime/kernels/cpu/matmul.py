@@ -250,9 +250,7 @@ def build(isa: Isa) -> Any:
         x, xs = a[L.A_QUANTS] + 32 * item, a[L.A_SCALES] + 4 * item
         bias, sums = a[L.A_BIAS] + 4 * item, a[L.A_SUMS] + 4 * item
         tile = m[L.TILE] + index * m[L.TILE_BYTES]
-        apart, count = 0, 0
-        if a[L.A_OUTLIERS] != 0:
-            apart, count = outlier(a, block, 0, 0, tokens), L.OUTLIERS
+        apart, count = outlier(a, block, 0, 0, tokens), a[L.A_APART]
         if tokens == 1:
             one(kind, tile, x, xs, bias, sums, groups, apart, count, out, stride)
         elif tokens == 2:

@@ -32,8 +32,7 @@ def build(isa: Isa, multiply: Any) -> SimpleNamespace:
         m, a = i64_at(matrix), i64_at(acts)
         kind, pairs = m[L.KIND], (m[L.GROUPS] + 1) >> 1
         x, xs, bias, sums = a[L.A_QUANTS], a[L.A_SCALES], a[L.A_BIAS], a[L.A_SUMS]
-        apart = a[L.A_OUTLIERS]
-        count = L.OUTLIERS if apart != 0 else 0
+        apart, count = a[L.A_OUTLIERS], a[L.A_APART]
         if kind == L.INT4:
             row4(row, x, xs, bias, sums, pairs, apart, count, out)
         elif kind == L.INT8:

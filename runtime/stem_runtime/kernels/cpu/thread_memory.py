@@ -25,6 +25,6 @@ def prepare(memory: int) -> None:
     """Lay out one group of quantized activations, and a group of ones, in a thread's memory."""
     a, ones = i64_at(memory + ACTS), f32_at(memory + ONES)
     a[L.A_QUANTS], a[L.A_SCALES] = memory + QUANTS, memory + SCALE
-    a[L.A_BIAS], a[L.A_SUMS], a[L.A_OUTLIERS] = memory + BIAS, memory + SUMS, 0
+    a[L.A_BIAS], a[L.A_SUMS], a[L.A_APART] = memory + BIAS, memory + SUMS, 0
     for i in range(32):
         ones[i] = 1.0
