@@ -63,8 +63,9 @@ class NeuronTables:
         self.words: Words = np.zeros((config.n_layers, L.FFN_WORDS), np.int64)
         self._raw = np.zeros((config.n_layers, threads, L.LINE), np.int64)
         self._sharpness = np.zeros(config.n_layers, np.float32)
-        self._gates = np.zeros((2, 32 * self._groups), np.float32)
+        self._gates = np.zeros((3, 32 * self._groups), np.float32)
         self._masks = np.zeros((2, self._groups), np.uint32)
+        self._listed = np.zeros((threads, 32 * self._groups + L.LISTED_PAD), np.int32)
         self._implied = np.zeros((2, threads, self._groups), np.uint32)
         self._partial = np.zeros((threads, width), np.float32)
         self._places = np.zeros((config.n_layers, GROUP * self._groups), np.int64)
@@ -84,6 +85,8 @@ class NeuronTables:
             (L.POTENTIALS, self._gates[1]),
             (L.OFFERED, self._masks[0]),
             (L.PASSED, self._masks[1]),
+            (L.UPS, self._gates[2]),
+            (L.LISTED, self._listed),
             (L.IMPLIED, self._implied),
             (L.PARTIAL_Y, self._partial),
         ):

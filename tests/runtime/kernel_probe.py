@@ -9,10 +9,12 @@ from stem_runtime.kernels.cpu import (
     attention8,
     blocks,
     cache8,
+    columns,
     layout,
     masks,
     matmul,
     neuron,
+    rows,
     vector,
 )
 from stem_runtime.kernels.cpu.attend import begin, end_of_chunk, join
@@ -107,19 +109,19 @@ def entries(variant: str) -> dict[str, Callable[..., Any]]:
     for kind in matmul.KINDS:
         for tokens in {*layout.STEP_WIDTHS, isa.tokens}:
             kernels[f"tile_{kind}_{tokens}"] = matmul.tile_kernel(isa, kind, tokens), 10
-        kernels[f"row_{kind}"] = neuron.row_kernel(isa, kind), 9
-        kernels[f"columns_{kind}"] = neuron.columns_kernel(isa, kind), 9
+        kernels[f"rows_{kind}"] = rows.rows_kernel(isa, kind), 8
+        kernels[f"columns_{kind}"] = columns.columns_kernel(isa, kind), 10
     for name, gate in vector.gate_kernels.items():
         kernels[f"gate_{name}"] = gate, 5
     for native in {isa.native_half, False}:
         kernels[f"to_half_{native}"] = vector.to_half_kernel(native), 3
         kernels[f"from_half_{native}"] = _from_half(native), 3
-    for rows in SCORE_ROWS:
-        kernels[f"score_{rows}"] = score_kernel(rows, isa.native_half), 6
-    for rows, vectors in VALUE_SHAPES:
-        kernels[f"value_{rows}_{vectors}"] = value_kernel(rows, vectors, isa.native_half), 7
-    for rows in range(1, attention8.value_rows(isa) + 1):
-        kernels[f"value8_{rows}"] = attention8.value_kernel(isa, rows), 8
+    for count in SCORE_ROWS:
+        kernels[f"score_{count}"] = score_kernel(count, isa.native_half), 6
+    for count, vectors in VALUE_SHAPES:
+        kernels[f"value_{count}_{vectors}"] = value_kernel(count, vectors, isa.native_half), 7
+    for count in range(1, attention8.value_rows(isa) + 1):
+        kernels[f"value8_{count}"] = attention8.value_kernel(isa, count), 8
     for native in {isa.native_half, False}:
         kernels[f"round8_{native}"] = cache8.round_kernel(native), 3
     calls = {name: _ENTRIES[count](intrinsic) for name, (intrinsic, count) in kernels.items()}

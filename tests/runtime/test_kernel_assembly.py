@@ -142,14 +142,15 @@ def test_products_are_made_of_the_right_instructions(
 
 def test_streams_are_asked_for_ahead(probe: dict[str, list[str]]) -> None:
     """Every line of a group of weights, of keys and of values, into the second level of cache."""
-    for name, least in {"tile_0_1": 5, "tile_2_1": 9, "score_4": 1, "value_2_4": 2}.items():
+    streams = {"tile_0_1": 5, "tile_2_1": 9, "score_4": 1, "value_2_4": 2}
+    for name, least in (streams | {"rows_0": 2, "columns_0": 4 + 4}).items():
         assert count(probe[name], r"prefetcht1 |prfm pldl2keep") >= least, name
 
 
 REGISTERS = r"vpdpbusd .*%zmm\d+, %zmm\d+$"
 
-# of the loop that takes the most groups of a row, or bytes of columns, at once
-NEURON_DOTS = {"row_0": 2, "row_1": 2, "row_2": 1, "columns_0": 8, "columns_1": 8, "columns_2": 4}
+# of the loop that takes the most groups of a row (of four where registers are wide), or bytes of columns, at once
+NEURON_DOTS = {"rows_0": 4, "rows_1": 4, "rows_2": 2, "columns_0": 8, "columns_1": 8, "columns_2": 4}
 
 
 def test_products_with_single_neurons_too(target: Target, probe: dict[str, list[str]]) -> None:

@@ -140,35 +140,43 @@ def test_masks_hold_a_bit_for_each_neuron(bits: list[bool]) -> None:
     mode=st.sampled_from(SCALES),
     how=st.sampled_from(INPUTS),
     count=st.integers(0, 3),
+    quads=st.integers(0, 2),
 )
 def test_rows_equal_the_oracle(
-    probe: Probe, seed: int, cols: int, kind: Kind, mode: str, how: str, count: int
+    probe: Probe, seed: int, cols: int, kind: Kind, mode: str, how: str, count: int, quads: int
 ) -> None:
+    """Rows of a list of neurons, some of them twice, that lie anywhere; and nobody else's."""
     rng = np.random.default_rng(seed)
-    weights, x = matrix(rng, 5, cols, kind, mode), inputs(rng, 1, cols, how)
+    weights, x = matrix(rng, 7, cols, kind, mode), inputs(rng, 1, cols, how)
     rest, columns, values = oracle.without_outliers(x, count)
     quants, scales, sums = (part[0] for part in oracle.quantize_activations(rest))
-    groups = len(scales)
+    groups, start = len(scales), 64 * int(rng.integers(2))
     parts = (quants, scales, -8 * sums, (scales * sums).astype(np.float32))
     even = [np.pad(p, [(0, groups % 2)] + [(0, 0)] * (p.ndim - 1)) for p in parts]
-    found = np.full((2, 5, 3), 7.0, np.float32)
-    for filler, outs in zip(FILLERS, found, strict=True):
+    listed = rng.integers(7, size=4 * quads + L.ROWS_AHEAD).astype(np.int32)
+    wanted = np.unique(listed[: 4 * quads])
+    found = np.full((2, 9), 7.0, np.float32)
+    for filler, out in zip(FILLERS, found, strict=True):
         block = [guarded(part, filler) for part in even]
-        for row, out in zip(rows_of(weights), outs, strict=True):
-            pairs, apart = (groups + 1) // 2, guarded(outliers_of(columns, values), filler)
-            probe(f"row_{KINDS[kind]}", guarded(row, filler), *block, pairs, apart, count, out[1:])
+        apart = guarded(outliers_of(columns, values), filler)
+        acts = np.array([*(part.ctypes.data for part in block), apart.ctypes.data, count], np.int64)
+        rows = [guarded(row, filler) for row in rows_of(weights)]
+        places = np.array([row.ctypes.data - start for row in rows], np.int64)
+        lines = rows_of(weights).shape[1] // 64 + int(rng.integers(2))
+        pairs, numbers = (groups + 1) // 2, guarded(listed, filler)
+        probe(f"rows_{KINDS[kind]}", numbers, quads, places, start, lines, acts, pairs, out[1:])
     assert np.array_equal(found[0], found[1]), "what is behind row or activations counts"
-    assert np.all(found[:, :, ::2] == 7)
+    assert np.all(np.delete(found[0], 1 + wanted) == 7)
     # a group's sum is split over lanes, each with its share of the offset: those cancel in the end
     wide, offset = oracle.scales_of(weights), 128 if kind == "int8" else 8
     large = np.abs(oracle.quants_of(weights)) + offset
     dots = np.einsum("rgi,gi->rg", large, np.abs(quants.astype(np.int64)))
     terms = np.abs(wide[0] * dots) + np.abs(wide[1] * sums)
     size = (terms * scales).sum(-1)
-    apart = np.abs(wide[0]) * large.max(-1) + np.abs(wide[1])
-    size += apart[:, columns[0] // 32] @ np.abs(values[0])
-    error = np.abs(found[0, :, 1] - oracle.matmul(weights, x, count)[0])
-    assert np.all(error <= 2e-6 * size + FLOAT.tiny)
+    apart_size = np.abs(wide[0]) * large.max(-1) + np.abs(wide[1])
+    size += apart_size[:, columns[0] // 32] @ np.abs(values[0])
+    error = np.abs(found[0, 1:8] - oracle.matmul(weights, x, count)[0])
+    assert np.all(error[wanted] <= 2e-6 * size[wanted] + FLOAT.tiny)
 
 
 def added(weights: PackedMatrix, group: int, quants: Any, scale: Any) -> tuple[Any, Any]:
@@ -210,16 +218,24 @@ def test_columns_equal_the_oracle(
         addresses += [addresses[0]] * (-len(members) % 4)
         values = np.append(quants[members], np.zeros(-len(members) % 4, np.int8))
         y = guarded(start, 0x55)
-        words = (scale, -8 * sums, np.float32(scale * sums))
+        words = [
+            guarded(np.array([word]), filler)
+            for word in (scale, -8 * sums, np.float32(scale * sums))
+        ]
+        acts = np.array([0, *(word.ctypes.data for word in words)], np.int64)
+        after = rng.choice([column.ctypes.data for column in columns], 4 * int(rng.integers(3)))
         probe(
             f"columns_{KINDS[kind]}",
             guarded(shared_of(weights)[group], filler),
             guarded(np.array(addresses, np.int64), filler),
             guarded(values, filler),
             quads,
-            *(guarded(np.array([word]), filler) for word in words),
+            acts,
             chunks,
             y,
+            shared_of(weights)[0],
+            after.astype(np.int64),
+            len(after) // 4,
         )
         out[:] = y[:-64].view(np.float32)
         assert np.all(y[-64:] == 0x55), "what is behind the output"

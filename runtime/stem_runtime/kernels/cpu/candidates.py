@@ -11,6 +11,7 @@ from .activations import cut_acts, quantize
 from .masks import FULL, deal, test
 from .neuron import weigh
 from .plain import clear, share
+from .records import end_list, list_neurons, list_of
 from .simd import f32_at, i32_at, i64_at, lowest, popcount, types, u32_at
 from .vector import helper
 
@@ -126,23 +127,26 @@ def build(gate: Any, multiply: Any, products: SimpleNamespace) -> Any:
         """Gates of this thread's groups, and which of their neurons pass the test."""
         words = args[L.FFN] + 8 * L.FFN_WORDS * index
         f, matrix, copy = i64_at(words), layer + 8 * L.GATE, words + 8 * L.F_GATES
-        tiles, lines = i64_at(matrix)[L.TILES], f[L.F_UP] >> 6
+        tiles, most = i64_at(matrix)[L.TILES], f[L.F_GATE_ROWS]
         offered, passed = u32_at(args[L.OFFERED]), u32_at(args[L.PASSED])
         first, last = offer(args, index, acts, tid, memory, offered, passed)
-        places, most = f[L.F_GATE_PLACES], f[L.F_GATE_ROWS]
+        listed, count = list_of(args, tid), 0
+        for group in range(first, last):
+            mask, g = types.int64(offered[group]), args[L.GATES] + 128 * group
+            if popcount(mask) > most:
+                tiles_product(copy, tiles, group, acts, g)
+            else:
+                clear(g, 32)
+                count = list_neurons(listed, count, group, mask)
+        end_list(listed, count)
+        places, lines, quads = f[L.F_GATE_PLACES], f[L.F_UP] >> 6, (count + 3) >> 2
+        rows_product(matrix, listed, quads, places, 0, lines, acts, args[L.GATES])
         for group in range(first, last):
             mask, more, found = types.int64(offered[group]), types.int64(passed[group]), 0
             g, p = args[L.GATES] + 128 * group, args[L.POTENTIALS] + 128 * group
             if mask == 0:
                 clear(p, 32)
             else:
-                if popcount(mask) > most:
-                    tiles_product(copy, tiles, group, acts, g)
-                else:
-                    ahead = 0
-                    if group + 1 < last and popcount(types.int64(offered[group + 1])) <= most:
-                        ahead = group + 1
-                    rows_product(places, matrix, 0, lines, offered, group, ahead, acts, g)
                 gate(args, g, memory + M.ONES, memory + M.P, 2)
                 weigh(memory + M.P, f[L.F_WEIGHTS] + 128 * group, p)
                 found = test(p, cutoff, memory + M.MASK) & mask

@@ -14,7 +14,6 @@ from typing import Any
 
 from . import layout as L
 from . import thread_memory as M
-from .activations import quantize_one
 from .candidates import build as build_gates
 from .candidates import implied_row, imply
 from .isa import Isa
@@ -22,7 +21,7 @@ from .masks import FULL, bounded, deal, multiplier, next_group, test
 from .neuron import keep_masked, total, weigh
 from .plain import clear, share
 from .records import build as build_products
-from .records import chunks_of
+from .records import chunks_of, end_list, list_neurons, list_of
 from .simd import bits_of_float, f32_at, i64_at, popcount, types, u32_at
 from .vector import float_of_bits, helper
 
@@ -75,20 +74,26 @@ def build(isa: Isa, blocks: SimpleNamespace, multiply: Any, barrier: Any) -> Any
     """Return sparse_ffn(args, index, address, acts, tid, memory, sharpness)."""
     gate, products = blocks.gate, build_products(isa, multiply)
     rows_product, tile_product, add_columns = products.rows, products.tile, products.add_columns
-    fetch_columns = products.fetch_columns
     offer_and_gate = build_gates(gate, multiply, products)
 
     @helper
     def settle(
-        args: Any, index: int, group: int, mask: int, cutoff: float, memory: int, counts: Any
+        args: Any,
+        index: int,
+        group: int,
+        mask: int,
+        ups: int,
+        cutoff: float,
+        memory: int,
+        counts: Any,
     ) -> int:
-        """Hidden values of a group from its gates, whose place they take, and its ups in `memory`.
+        """Hidden values of a group from its gates, whose place they take, and its ups.
 
         Returns which of the neurons in `mask` pass the contribution test; the rest become zero.
         """
         f, p = i64_at(args[L.FFN] + 8 * L.FFN_WORDS * index), memory + M.P
         h = args[L.GATES] + 128 * group
-        gate(args, h, memory + M.U, h, 2)
+        gate(args, h, ups, h, 2)
         keep_masked(h, mask)
         weigh(h, f[L.F_NORMS] + 128 * group, p)
         add_heat(args, index, group, p)
@@ -111,16 +116,23 @@ def build(isa: Isa, blocks: SimpleNamespace, multiply: Any, barrier: Any) -> Any
 
     @helper
     def add_neurons(
-        args: Any, index: int, layer: int, group: int, mask: int, memory: int, tid: int
+        args: Any,
+        index: int,
+        layer: int,
+        group: int,
+        mask: int,
+        masks: Any,
+        following: int,
+        last: int,
+        memory: int,
+        tid: int,
     ) -> None:
-        """Add the neurons of a settled group to this thread's output."""
+        """Add the neurons of a settled group to this thread's output: see `add_columns`."""
         f = i64_at(args[L.FFN] + 8 * L.FFN_WORDS * index)
-        if mask != 0:
-            h = args[L.GATES] + 128 * group
-            quantize_one(h, i64_at(memory + M.ACTS), 0, 1, 0, 0, 1)
-            add_columns(args, f, layer, group, mask, memory, output_of(args, tid))
-            if f[L.F_IMPLIES] != 0:
-                imply(args, index, 32 * group, mask, tid)
+        y = output_of(args, tid)
+        add_columns(args, f, layer, group, mask, masks, following, last, memory, y)
+        if f[L.F_IMPLIES] != 0:
+            imply(args, index, 32 * group, mask, tid)
 
     @helper
     def add_survivors(
@@ -134,18 +146,29 @@ def build(isa: Isa, blocks: SimpleNamespace, multiply: Any, barrier: Any) -> Any
         memory: int,
         counts: Any,
     ) -> None:
-        """Ups and downs of this thread's share of the neurons that passed."""
+        """Ups and downs of this thread's share of the neurons that passed.
+
+        Group by group, since the CPU's prefetchers read on behind a row: that is its column.
+        """
         f, words = i64_at(args[L.FFN] + 8 * L.FFN_WORDS * index), u32_at(masks)
         first, last = deal(masks, args[L.FFN_GROUPS], tid, args[L.THREADS])
-        places, up = f[L.F_PLACES], f[L.F_UP]
-        matrix, lines = layer + 8 * L.UP, (f[L.F_RECORD_BYTES] - up) >> 6
+        listed, count = list_of(args, tid), 0
+        for group in range(first, last):
+            count = list_neurons(listed, count, group, types.int64(words[group]))
+        end_list(listed, count)
+        places, up, ups = f[L.F_PLACES], f[L.F_UP], args[L.UPS]
+        lines, wanted, done = (f[L.F_DOWN] - up) >> 6, 0, 0
         group = next_group(words, first, last)
         while group < last:
             mask, following = types.int64(words[group]), next_group(words, group + 1, last)
-            ahead = following if following < last else 0
-            rows_product(places, matrix, up, lines, words, group, ahead, acts, memory + M.U)
-            kept = settle(args, index, group, mask, cutoff, memory, counts)
-            add_neurons(args, index, layer, group, kept, memory, tid)
+            wanted += popcount(mask)
+            quads = (wanted - done + 3) >> 2
+            here, matrix = listed + 4 * done, layer + 8 * L.UP
+            rows_product(matrix, here, quads, places, up, lines, acts, ups)
+            done += 4 * quads  # where a group ends within a quad, the next one is begun
+            mask = settle(args, index, group, mask, ups + 128 * group, cutoff, memory, counts)
+            if mask != 0:
+                add_neurons(args, index, layer, group, mask, words, following, last, memory, tid)
             group = following
 
     @helper
@@ -165,22 +188,20 @@ def build(isa: Isa, blocks: SimpleNamespace, multiply: Any, barrier: Any) -> Any
         """
         f, kept = i64_at(args[L.FFN] + 8 * L.FFN_WORDS * index), u32_at(args[L.PASSED])
         first, last = share(args[L.FFN_GROUPS], tid, args[L.THREADS])
-        tiles = i64_at(layer + 8 * L.UP)[L.TILES]
+        tiles, u = i64_at(layer + 8 * L.UP)[L.TILES], args[L.UPS] + 128 * first
         for group in range(first, last):
             mask = types.int64(u32_at(f[L.F_ALIVE])[group])
-            g, u = args[L.GATES] + 128 * group, memory + M.U
+            g = args[L.GATES] + 128 * group
             for half in range(2):  # in the order in which they lie
                 tile_product(layer + 8 * L.GATE, tiles, 2 * group + half, acts, g + 64 * half)
                 tile_product(layer + 8 * L.UP, tiles, 2 * group + half, acts, u + 64 * half)
-            found = settle(args, index, group, mask, cutoff, memory, counts)
+            found = settle(args, index, group, mask, u, cutoff, memory, counts)
             kept[group] = types.uint32(found)
             counts[L.COUNT_CANDIDATES] += popcount(mask)
         group = next_group(kept, first, last)
         while group < last:
-            following = next_group(kept, group + 1, last)
-            if following < last:
-                fetch_columns(f, following, types.int64(kept[following]))
-            add_neurons(args, index, layer, group, types.int64(kept[group]), memory, tid)
+            mask, following = types.int64(kept[group]), next_group(kept, group + 1, last)
+            add_neurons(args, index, layer, group, mask, kept, following, last, memory, tid)
             group = following
 
     @helper

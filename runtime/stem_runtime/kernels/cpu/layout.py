@@ -63,6 +63,8 @@ from __future__ import annotations
     POTENTIALS,  # float32 [32 * FFN_GROUPS]
     OFFERED,  # uint32 [FFN_GROUPS]: neurons whose gate is computed
     PASSED,  # uint32 [FFN_GROUPS]: neurons that passed the gate test
+    UPS,  # float32 [32 * FFN_GROUPS]: ups of the neurons that passed
+    LISTED,  # int32 [threads, 32 * FFN_GROUPS + LISTED_PAD]: neurons whose rows a thread reads
     IMPLIED,  # uint32 [2, threads, FFN_GROUPS]: candidates because of what fired a layer before
     PARTIAL_Y,  # float32 [threads, column width]: what each thread's neurons add
     COUNTS,  # int64 [N_LAYERS, threads, LINE]: see COUNT_ below
@@ -72,7 +74,7 @@ from __future__ import annotations
     TEAM,  # team words
     THREADS,
     ARGS_WORDS,
-) = range(64)
+) = range(66)
 
 CACHE_FP16, CACHE_INT8 = range(2)
 INT8_BYTES = 17  # of 16 positions in an int8 cache, for each dimension
@@ -211,6 +213,8 @@ STEP_TOKENS = STEP_WIDTHS[-1]
 ATTENTION_BLOCKS = 16  # of 16 positions: a chunk, scored before its values are added
 FIRST_BLOCKS = 4  # of the chunks before them, for threads to share short contexts
 ATTENTION_ROWS = 32  # query rows that share a pass over the keys
+ROWS_AHEAD = 16  # rows of single neurons that are asked for early
+LISTED_PAD = ROWS_AHEAD + 4
 GATE_ROWS = 16  # candidates of a group beyond which its two tiles are cheaper than their rows
 
 

@@ -1,4 +1,4 @@
-"""Products with the neurons of one group of 32: few by their records, all by their tiles."""
+"""Products with neurons: few by their records, whole groups of 32 by their tiles."""
 
 from __future__ import annotations
 
@@ -7,11 +7,13 @@ from typing import Any
 
 from . import layout as L
 from . import thread_memory as M
+from .activations import quantize_one
+from .columns import columns_kernel
 from .isa import Isa
-from .neuron import columns_kernel, row_kernel
 from .plain import clear
-from .simd import i64_at, lowest, types, u8_at
-from .vector import helper, prefetch
+from .rows import rows_kernel
+from .simd import i32_at, i64_at, lowest, types, u8_at
+from .vector import helper
 
 
 @helper
@@ -20,57 +22,73 @@ def chunks_of(args: Any) -> int:
     return (args[L.D_PAD] + 63) >> 6
 
 
+@helper
+def list_of(args: Any, tid: int) -> int:
+    """Where one thread lists neurons: int32 [32 * FFN_GROUPS + LISTED_PAD]."""
+    return args[L.LISTED] + 4 * (32 * args[L.FFN_GROUPS] + L.LISTED_PAD) * tid
+
+
+@helper
+def list_neurons(listed: int, count: int, group: int, mask: int) -> int:
+    """Put a group's neurons in `mask` behind the `count` in a list; returns how many those are."""
+    neurons = i32_at(listed)
+    while mask != 0:
+        neurons[count] = types.int32(32 * group + lowest(mask))
+        mask &= mask - 1
+        count += 1
+    return count
+
+
+@helper
+def end_list(listed: int, count: int) -> None:
+    """Repeat the last of `count` neurons in a list as often as products look ahead."""
+    neurons = i32_at(listed)
+    for i in range(L.LISTED_PAD):
+        neurons[count + i] = neurons[max(count - 1, 0)]
+
+
+@helper
+def list_columns(f: Any, group: int, mask: int, out: int) -> int:
+    """Addresses of a group's columns in `mask`, in fours, the last of them repeated."""
+    places, down, columns = i64_at(f[L.F_PLACES] + 256 * group), f[L.F_DOWN], i64_at(out)
+    count = 0
+    while mask != 0:
+        columns[count] = places[lowest(mask)] + down
+        mask &= mask - 1
+        count += 1
+    while count & 3:
+        columns[count] = columns[count - 1]
+        count += 1
+    return count >> 2
+
+
 def build(isa: Isa, multiply: Any) -> SimpleNamespace:
-    """Return rows, tile, tiles, add_columns and fetch_columns."""
-    row4, row4m, row8 = (_row(isa, kind) for kind in (L.INT4, L.INT4_MINIMA, L.INT8))
+    """Return rows, tile, tiles and add_columns."""
+    rows4, rows4m, rows8 = (rows_kernel(isa, kind) for kind in (L.INT4, L.INT4_MINIMA, L.INT8))
     columns4, columns4m, columns8 = (
-        _columns(isa, kind) for kind in (L.INT4, L.INT4_MINIMA, L.INT8)
+        columns_kernel(isa, kind) for kind in (L.INT4, L.INT4_MINIMA, L.INT8)
     )
 
     @helper
-    def row_product(matrix: int, row: int, acts: int, out: int) -> None:
-        m, a = i64_at(matrix), i64_at(acts)
-        kind, pairs = m[L.KIND], (m[L.GROUPS] + 1) >> 1
-        x, xs, bias, sums = a[L.A_QUANTS], a[L.A_SCALES], a[L.A_BIAS], a[L.A_SUMS]
-        apart, count = a[L.A_OUTLIERS], a[L.A_APART]
-        if kind == L.INT4:
-            row4(row, x, xs, bias, sums, pairs, apart, count, out)
-        elif kind == L.INT8:
-            row8(row, x, xs, bias, sums, pairs, apart, count, out)
-        else:
-            row4m(row, x, xs, bias, sums, pairs, apart, count, out)
-
-    @helper
     def rows(
-        places: int,
         matrix: int,
+        listed: int,
+        quads: int,
+        places: int,
         start: int,
         lines: int,
-        masks: Any,
-        group: int,
-        ahead: int,
         acts: int,
         out: int,
     ) -> None:
-        """Products of a group's neurons in its mask with their rows, the other lanes zero.
-
-        Rows lie `start` bytes into records at `places`. Meanwhile `lines` from there on of the
-        neurons of group `ahead`, 0 for none, are asked for: one neuron with each row, since too
-        many at once would stall, and no prefetcher of the CPU finds by itself what comes next.
-        """
-        clear(out, 32)
-        mask, waiting = types.int64(masks[group]), 0
-        here, there = i64_at(places + 256 * group), i64_at(places + 256 * ahead)
-        if ahead != 0:
-            waiting = types.int64(masks[ahead])
-        while mask != 0 or waiting != 0:
-            if waiting != 0:
-                prefetch(there[lowest(waiting)] + start, lines)
-                waiting &= waiting - 1
-            if mask != 0:
-                lane = lowest(mask)
-                mask &= mask - 1
-                row_product(matrix, here[lane] + start, acts, out + 4 * lane)
+        """Products of the next 4 * quads neurons in a list with their rows: see `rows_kernel`."""
+        m = i64_at(matrix)
+        kind, pairs = m[L.KIND], (m[L.GROUPS] + 1) >> 1
+        if kind == L.INT4:
+            rows4(listed, quads, places, start, lines, acts, pairs, out)
+        elif kind == L.INT8:
+            rows8(listed, quads, places, start, lines, acts, pairs, out)
+        else:
+            rows4m(listed, quads, places, start, lines, acts, pairs, out)
 
     @helper
     def tile(matrix: int, count: int, index: int, acts: int, out: int) -> None:
@@ -88,83 +106,43 @@ def build(isa: Isa, multiply: Any) -> SimpleNamespace:
 
     @helper
     def add_columns(
-        args: Any, f: Any, layer: int, group: int, mask: int, memory: int, y: int
-    ) -> None:
-        """Add a group's neurons in `mask` to y; their values lie quantized in `memory`."""
-        base = f[L.F_SHARED] + f[L.F_SHARED_BYTES] * group
-        places, down = i64_at(f[L.F_PLACES] + 256 * group), f[L.F_DOWN]
-        columns, values = i64_at(memory + M.COLUMNS), u8_at(memory + M.VALUES)
-        quants, count = u8_at(memory + M.QUANTS), 0
-        while mask != 0:
-            lane = lowest(mask)
-            mask &= mask - 1
-            columns[count] = places[lane] + down
-            values[count] = quants[lane]
-            count += 1
-        while count & 3:
-            columns[count], values[count] = columns[0], 0
-            count += 1
-        chunks, quads = chunks_of(args), count >> 2
-        where, what = memory + M.COLUMNS, memory + M.VALUES
-        scale, bias, sums = memory + M.SCALE, memory + M.BIAS, memory + M.SUMS
-        kind = i64_at(layer + 8 * L.DOWN)[L.KIND]
-        if kind == L.INT4:
-            columns4(base, where, what, quads, scale, bias, sums, chunks, y)
-        elif kind == L.INT8:
-            columns8(base, where, what, quads, scale, bias, sums, chunks, y)
-        else:
-            columns4m(base, where, what, quads, scale, bias, sums, chunks, y)
-
-    @helper
-    def fetch_columns(f: Any, group: int, mask: int) -> None:
-        """Ask for what adding a group's neurons in `mask` reads."""
-        lines = (f[L.F_RECORD_BYTES] - f[L.F_DOWN]) >> 6
-        places, down = i64_at(f[L.F_PLACES] + 256 * group), f[L.F_DOWN]
-        prefetch(f[L.F_SHARED] + f[L.F_SHARED_BYTES] * group, f[L.F_SHARED_BYTES] >> 6)
-        while mask != 0:
-            prefetch(places[lowest(mask)] + down, lines)
-            mask &= mask - 1
-
-    return SimpleNamespace(
-        rows=rows, tile=tile, tiles=tiles, add_columns=add_columns, fetch_columns=fetch_columns
-    )
-
-
-def _row(isa: Isa, kind: int) -> Any:
-    intrinsic = row_kernel(isa, kind)
-
-    @helper
-    def row(
-        a: int,
-        x: int,
-        scales: int,
-        bias: int,
-        sums: int,
-        pairs: int,
-        apart: int,
-        count: int,
-        out: int,
-    ) -> None:
-        intrinsic(a, x, scales, bias, sums, pairs, apart, count, out)
-
-    return row
-
-
-def _columns(isa: Isa, kind: int) -> Any:
-    intrinsic = columns_kernel(isa, kind)
-
-    @helper
-    def columns(
-        base: int,
-        where: int,
-        values: int,
-        quads: int,
-        scale: int,
-        bias: int,
-        sums: int,
-        chunks: int,
+        args: Any,
+        f: Any,
+        layer: int,
+        group: int,
+        mask: int,
+        masks: Any,
+        following: int,
+        last: int,
+        memory: int,
         y: int,
     ) -> None:
-        intrinsic(base, where, values, quads, scale, bias, sums, chunks, y)
+        """Add the neurons of a group in `mask`, whose values are in GATES, to y.
 
-    return columns
+        Meanwhile what is likely added next is asked for: group `following`, if before `last`.
+        """
+        ahead, there = 0, memory + M.NEXT_COLUMNS
+        if following < last:
+            ahead = list_columns(f, following, types.int64(masks[following]), there)
+        acts, values = memory + M.ACTS, u8_at(memory + M.VALUES)
+        quantize_one(args[L.GATES] + 128 * group, i64_at(acts), 0, 1, 0, 0, 1)
+        here, what, quants = memory + M.COLUMNS, memory + M.VALUES, u8_at(memory + M.QUANTS)
+        quads, count = list_columns(f, group, mask, here), 0
+        while mask != 0:
+            values[count] = quants[lowest(mask)]
+            mask &= mask - 1
+            count += 1
+        while count & 3:
+            values[count] = 0
+            count += 1
+        scales = f[L.F_SHARED] + f[L.F_SHARED_BYTES] * group
+        after = f[L.F_SHARED] + f[L.F_SHARED_BYTES] * min(following, last - 1)
+        kind, chunks = i64_at(layer + 8 * L.DOWN)[L.KIND], chunks_of(args)
+        if kind == L.INT4:
+            columns4(scales, here, what, quads, acts, chunks, y, after, there, ahead)
+        elif kind == L.INT8:
+            columns8(scales, here, what, quads, acts, chunks, y, after, there, ahead)
+        else:
+            columns4m(scales, here, what, quads, acts, chunks, y, after, there, ahead)
+
+    return SimpleNamespace(rows=rows, tile=tile, tiles=tiles, add_columns=add_columns)

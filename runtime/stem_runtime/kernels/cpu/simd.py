@@ -41,6 +41,15 @@ def call(b: Builder, name: str, result: Any, args: Sequence[Value]) -> Value:
     return b.call(function, args)
 
 
+def vec(kind: Any, count: int) -> Any:
+    return ir.VectorType(kind, count)
+
+
+def pick(b: Builder, left: Value, right: Value, mask: list[int]) -> Value:
+    """The lanes of two vectors, one behind the other, that `mask` names."""
+    return b.shuffle_vector(left, right, ir.Constant(ir.VectorType(I32, len(mask)), mask))
+
+
 def pointer(b: Builder, address: Value, kind: Any) -> Value:
     return b.inttoptr(address, kind.as_pointer())
 

@@ -6,15 +6,15 @@ from . import layout as L
 from .simd import f32_at, i64_at
 from .vector import helper
 
-U, P, ONES = 0, 128, 256
-"""32 float32 each: ups, potentials or contributions, ones."""
+P, ONES = 0, 128
+"""32 float32 each: potentials or contributions, ones."""
 
-QUANTS, SCALE, BIAS, SUMS, ACTS = 512, 544, 548, 552, 960
+QUANTS, SCALE, BIAS, SUMS, ACTS = 256, 288, 292, 296, 384
 """One group of quantized activations, and the words that say where it is."""
 
-MASK, CAPTURED = 556, 560
-VALUES, COLUMNS = 576, 640
-"""Hidden values int8 [32] and addresses int64 [32] of the columns that are added."""
+MASK, CAPTURED = 300, 304
+VALUES, COLUMNS, NEXT_COLUMNS = 320, 448, 704
+"""Hidden values int8 [32]; addresses int64 [32] of the columns that are added now and next."""
 
 REST = 1024
 """The summed output, float32 [d_pad]; before that masks uint32 [FFN_GROUPS], or a predictor's."""
