@@ -149,8 +149,16 @@ def test_streams_are_asked_for_ahead(probe: dict[str, list[str]]) -> None:
 
 REGISTERS = r"vpdpbusd .*%zmm\d+, %zmm\d+$"
 
-# of the loop that takes the most groups of a row (of four where registers are wide), or bytes of columns, at once
-NEURON_DOTS = {"rows_0": 4, "rows_1": 4, "rows_2": 2, "columns_0": 8, "columns_1": 8, "columns_2": 4}
+# of the loop that takes the most groups of a row (of four rows where registers are wide), or bytes
+# of columns, at once
+NEURON_DOTS = {
+    "rows_0": 4,
+    "rows_1": 4,
+    "rows_2": 2,
+    "columns_0": 8,
+    "columns_1": 8,
+    "columns_2": 4,
+}
 
 
 def test_products_with_single_neurons_too(target: Target, probe: dict[str, list[str]]) -> None:
