@@ -44,6 +44,9 @@ _ENTRIES: dict[int, Callable[[Any], Callable[..., Any]]] = {
     8: lambda f: lambda c, _tid: f(c[0], c[1], c[2], c[3], c[4], c[5], c[6], c[7]),
     9: lambda f: lambda c, _tid: f(c[0], c[1], c[2], c[3], c[4], c[5], c[6], c[7], c[8]),
     10: lambda f: lambda c, _tid: f(c[0], c[1], c[2], c[3], c[4], c[5], c[6], c[7], c[8], c[9]),
+    12: lambda f: (
+        lambda c, _tid: f(c[0], c[1], c[2], c[3], c[4], c[5], c[6], c[7], c[8], c[9], c[10], c[11])
+    ),
 }
 
 
@@ -110,7 +113,7 @@ def entries(variant: str) -> dict[str, Callable[..., Any]]:
         for tokens in {*layout.STEP_WIDTHS, isa.tokens}:
             kernels[f"tile_{kind}_{tokens}"] = matmul.tile_kernel(isa, kind, tokens), 10
         kernels[f"rows_{kind}"] = rows.rows_kernel(isa, kind), 8
-        kernels[f"columns_{kind}"] = columns.columns_kernel(isa, kind), 10
+        kernels[f"columns_{kind}"] = columns.columns_kernel(isa, kind), 12
     for name, gate in vector.gate_kernels.items():
         kernels[f"gate_{name}"] = gate, 5
     for native in {isa.native_half, False}:

@@ -209,13 +209,13 @@ def test_columns_equal_the_oracle(
     hidden = np.zeros((1, 32), np.float32)
     hidden[0, members] = inputs(rng, 1, len(members), how)[0]
     quants, scale, sums = (part[0, 0] for part in oracle.quantize_activations(hidden))
-    quads, chunks = -(-len(members) // 4), -(-rows // 64)
+    quads, chunks, begin = -(-len(members) // 4), -(-rows // 64), 64 * int(rng.integers(2))
     start = (rng.standard_normal(64 * chunks) * rng.choice([0.0, 1.0])).astype(np.float32)
     found = np.zeros((2, 64 * chunks), np.float32)
     for filler, out in zip(FILLERS, found, strict=True):
         columns = [guarded(column, filler) for column in columns_of(weights)]
-        addresses = [columns[32 * group + member].ctypes.data for member in members]
-        addresses += [addresses[0]] * (-len(members) % 4)
+        places = np.array([column.ctypes.data - begin for column in columns], np.int64)
+        listed = np.append(32 * group + members, [0] * (-len(members) % 4)).astype(np.int32)
         values = np.append(quants[members], np.zeros(-len(members) % 4, np.int8))
         y = guarded(start, 0x55)
         words = [
@@ -223,19 +223,21 @@ def test_columns_equal_the_oracle(
             for word in (scale, -8 * sums, np.float32(scale * sums))
         ]
         acts = np.array([0, *(word.ctypes.data for word in words)], np.int64)
-        after = rng.choice([column.ctypes.data for column in columns], 4 * int(rng.integers(3)))
+        following = rng.integers(cols, size=4 * int(rng.integers(3))).astype(np.int32)
         probe(
             f"columns_{KINDS[kind]}",
             guarded(shared_of(weights)[group], filler),
-            guarded(np.array(addresses, np.int64), filler),
+            guarded(listed, filler),
+            places,
+            begin,
             guarded(values, filler),
             quads,
             acts,
             chunks,
             y,
             shared_of(weights)[0],
-            after.astype(np.int64),
-            len(after) // 4,
+            following,
+            len(following) // 4,
         )
         out[:] = y[:-64].view(np.float32)
         assert np.all(y[-64:] == 0x55), "what is behind the output"

@@ -35,14 +35,16 @@ from .vector import fetch_lines
 
 
 def columns_kernel(isa: Isa, kind: int) -> Any:
-    """Intrinsic (scales, columns, values, quads, acts, chunks, y, next_scales, next, next_quads).
+    """Intrinsic (scales, listed, places, start, values, quads, acts, chunks, y, after, following,
+    next_quads).
 
-    Adds some neurons of one group of 32 to y, float32 [64 * chunks]. `columns` int64 [4 * quads]
-    are addresses, `values` int8 [4 * quads] the quantized hidden values, `acts` the words of the
-    group's activations. Meanwhile the scales and columns of the next group are asked for: `next`
-    are int64 [4 * next_quads].
+    Adds neurons of one group of 32 to y, float32 [64 * chunks]. `listed` int32 [4 * quads] are
+    neurons, whose columns lie `start` bytes behind the addresses in `places`, int64 [neurons];
+    `values` int8 [4 * quads] are the quantized hidden values, `acts` the words of the group's
+    activations. Meanwhile the next group's scales at `after` are asked for, and its columns:
+    `following` int32 [4 * next_quads] are neurons, too.
     """
-    return kernel(lambda b, *args: _emit_columns(b, isa, kind, *args), 10)
+    return kernel(lambda b, *args: _emit_columns(b, isa, kind, *args), 12)
 
 
 def _emit_columns(
@@ -50,14 +52,16 @@ def _emit_columns(
     isa: Isa,
     kind: int,
     scales: Value,
-    columns: Value,
+    listed: Value,
+    places: Value,
+    start: Value,
     values: Value,
     quads: Value,
     acts: Value,
     chunks: Value,
     y: Value,
-    next_scales: Value,
-    next_columns: Value,
+    after: Value,
+    following: Value,
     next_quads: Value,
 ) -> None:
     scale, bias, sums = (
@@ -72,22 +76,21 @@ def _emit_columns(
     elif kind == L.INT8 and isa.bias8:
         offsets = b.shl(load(b, bias, I32), const(I32, 4))
 
-    def fetch(quad: Value, at: Value) -> None:
-        """One line of each of four columns of the next group."""
+    def columns_at(neurons: Value, quad: Value, at: Value) -> list[Value]:
+        """Addresses of byte `at` of four columns."""
+        here = offset(b, neurons, quad, 16)
+        found = []
         for k in range(4):
-            where = b.add(offset(b, next_columns, quad, 32), const(I64, 8 * k))
-            fetch_lines(b, b.add(load(b, where, I64), at), 64)
+            neuron = b.zext(load(b, b.add(here, const(I64, 4 * k)), I32), I64)
+            found.append(b.add(load(b, offset(b, places, neuron, 8), I64), at))
+        return found
 
     def chunk(outputs: int, at: Value, wide: int) -> None:
         """`wide` bytes of every column from byte `at` on; as many outputs, or twice as many."""
         per = 4 if kind == L.INT8 else 8
-        start = [splat(b, offsets, wide // 4)] * per
-        with counted_loop(b, quads, start) as (quad, accs, results):
-            where = offset(b, columns, quad, 32)
-            parts = [
-                load(b, b.add(load(b, b.add(where, const(I64, 8 * k)), I64), at), vec(I8, wide))
-                for k in range(4)
-            ]
+        place, begin = b.add(start, at), [splat(b, offsets, wide // 4)] * per
+        with counted_loop(b, quads, begin) as (quad, accs, results):
+            parts = [load(b, here, vec(I8, wide)) for here in columns_at(listed, quad, place)]
             value = load(b, offset(b, values, quad, 4), I32)
             for v, mixed in enumerate(_interleave(b, parts)):
                 if kind == L.INT8:
@@ -98,15 +101,16 @@ def _emit_columns(
                 high = b.lshr(mixed, const(mixed.type, 4))
                 results.append(isa.dot4(b, accs[2 * v + 1], high, value))
         with counted_loop(b, next_quads, []) as (quad, _, _):
-            fetch(quad, at)
+            for here in columns_at(following, quad, place):
+                fetch_lines(b, here, 64)
         if wide < 64:
             results = [concat(b, [results[i], results[i + 1]]) for i in range(0, per, 2)]
         first = b.mul(at, const(I64, outputs))
         each = 2 * outputs * wide
-        fetch_lines(b, offset(b, next_scales, first, 2), each)
+        fetch_lines(b, offset(b, after, first, 2), each)
         if kind == L.INT4_MINIMA:
             beyond = b.sub(minima, scales)
-            fetch_lines(b, b.add(offset(b, next_scales, first, 2), beyond), each)
+            fetch_lines(b, b.add(offset(b, after, first, 2), beyond), each)
         for i, acc in enumerate(results):
             here = b.add(first, const(I64, 16 * i))
             half = half_to_float(

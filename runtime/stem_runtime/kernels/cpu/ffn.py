@@ -121,16 +121,17 @@ def build(isa: Isa, blocks: SimpleNamespace, multiply: Any, barrier: Any) -> Any
         layer: int,
         group: int,
         mask: int,
-        masks: Any,
+        here: int,
         following: int,
-        last: int,
+        there: int,
+        ahead: int,
         memory: int,
         tid: int,
     ) -> None:
         """Add the neurons of a settled group to this thread's output: see `add_columns`."""
-        f = i64_at(args[L.FFN] + 8 * L.FFN_WORDS * index)
-        y = output_of(args, tid)
-        add_columns(args, f, layer, group, mask, masks, following, last, memory, y)
+        f, y = i64_at(args[L.FFN] + 8 * L.FFN_WORDS * index), output_of(args, tid)
+        count = popcount(mask)
+        add_columns(args, f, layer, group, here, count, following, there, ahead, memory, y)
         if f[L.F_IMPLIES] != 0:
             imply(args, index, 32 * group, mask, tid)
 
@@ -157,19 +158,27 @@ def build(isa: Isa, blocks: SimpleNamespace, multiply: Any, barrier: Any) -> Any
             count = list_neurons(listed, count, group, types.int64(words[group]))
         end_list(listed, count)
         places, up, ups = f[L.F_PLACES], f[L.F_UP], args[L.UPS]
-        lines, wanted, done = (f[L.F_DOWN] - up) >> 6, 0, 0
+        matrix, lines, begin, done = layer + 8 * L.UP, (f[L.F_DOWN] - up) >> 6, 0, 0
         group = next_group(words, first, last)
         while group < last:
-            mask, following = types.int64(words[group]), next_group(words, group + 1, last)
-            wanted += popcount(mask)
-            quads = (wanted - done + 3) >> 2
-            here, matrix = listed + 4 * done, layer + 8 * L.UP
-            rows_product(matrix, here, quads, places, up, lines, acts, ups)
+            mask, following, ahead = (
+                types.int64(words[group]),
+                next_group(words, group + 1, last),
+                0,
+            )
+            end = begin + popcount(mask)
+            quads = (end - done + 3) >> 2
+            rows_product(matrix, listed + 4 * done, quads, places, up, lines, acts, ups)
             done += 4 * quads  # where a group ends within a quad, the next one is begun
-            mask = settle(args, index, group, mask, ups + 128 * group, cutoff, memory, counts)
-            if mask != 0:
-                add_neurons(args, index, layer, group, mask, words, following, last, memory, tid)
-            group = following
+            kept = settle(args, index, group, mask, ups + 128 * group, cutoff, memory, counts)
+            if kept != 0:
+                if kept != mask:
+                    list_neurons(listed, begin, group, kept)
+                if following < last:
+                    ahead = popcount(types.int64(words[following]))
+                here, there, after = listed + 4 * begin, listed + 4 * end, min(following, last - 1)
+                add_neurons(args, index, layer, group, kept, here, after, there, ahead, memory, tid)
+            group, begin = following, end
 
     @helper
     def add_contributors(
@@ -198,11 +207,18 @@ def build(isa: Isa, blocks: SimpleNamespace, multiply: Any, barrier: Any) -> Any
             found = settle(args, index, group, mask, u, cutoff, memory, counts)
             kept[group] = types.uint32(found)
             counts[L.COUNT_CANDIDATES] += popcount(mask)
-        group = next_group(kept, first, last)
+        listed, count = list_of(args, tid), 0
+        for group in range(first, last):
+            count = list_neurons(listed, count, group, types.int64(kept[group]))
+        end_list(listed, count)
+        group, here = next_group(kept, first, last), listed
         while group < last:
-            mask, following = types.int64(kept[group]), next_group(kept, group + 1, last)
-            add_neurons(args, index, layer, group, mask, kept, following, last, memory, tid)
-            group = following
+            mask, following, ahead = types.int64(kept[group]), next_group(kept, group + 1, last), 0
+            if following < last:
+                ahead = popcount(types.int64(kept[following]))
+            there, after = here + 4 * popcount(mask), min(following, last - 1)
+            add_neurons(args, index, layer, group, mask, here, after, there, ahead, memory, tid)
+            group, here = following, there
 
     @helper
     def sparse_ffn(

@@ -12,7 +12,7 @@ from .columns import columns_kernel
 from .isa import Isa
 from .plain import clear
 from .rows import rows_kernel
-from .simd import i32_at, i64_at, lowest, types, u8_at
+from .simd import i32_at, i64_at, lowest, types, u8_at, u32_at
 from .vector import helper
 
 
@@ -45,21 +45,6 @@ def end_list(listed: int, count: int) -> None:
     neurons = i32_at(listed)
     for i in range(L.LISTED_PAD):
         neurons[count + i] = neurons[max(count - 1, 0)]
-
-
-@helper
-def list_columns(f: Any, group: int, mask: int, out: int) -> int:
-    """Addresses of a group's columns in `mask`, in fours, the last of them repeated."""
-    places, down, columns = i64_at(f[L.F_PLACES] + 256 * group), f[L.F_DOWN], i64_at(out)
-    count = 0
-    while mask != 0:
-        columns[count] = places[lowest(mask)] + down
-        mask &= mask - 1
-        count += 1
-    while count & 3:
-        columns[count] = columns[count - 1]
-        count += 1
-    return count >> 2
 
 
 def build(isa: Isa, multiply: Any) -> SimpleNamespace:
@@ -110,39 +95,44 @@ def build(isa: Isa, multiply: Any) -> SimpleNamespace:
         f: Any,
         layer: int,
         group: int,
-        mask: int,
-        masks: Any,
+        here: int,
+        count: int,
         following: int,
-        last: int,
+        there: int,
+        ahead: int,
         memory: int,
         y: int,
     ) -> None:
-        """Add the neurons of a group in `mask`, whose values are in GATES, to y.
+        """Add the `count` neurons of a group that are listed `here`, with values in GATES, to y.
 
-        Meanwhile what is likely added next is asked for: group `following`, if before `last`.
+        What is likely added next is asked for meanwhile: `ahead` neurons of group `following`,
+        listed `there`.
         """
-        ahead, there = 0, memory + M.NEXT_COLUMNS
-        if following < last:
-            ahead = list_columns(f, following, types.int64(masks[following]), there)
-        acts, values = memory + M.ACTS, u8_at(memory + M.VALUES)
+        acts, values = memory + M.ACTS, memory + M.VALUES
         quantize_one(args[L.GATES] + 128 * group, i64_at(acts), 0, 1, 0, 0, 1)
-        here, what, quants = memory + M.COLUMNS, memory + M.VALUES, u8_at(memory + M.QUANTS)
-        quads, count = list_columns(f, group, mask, here), 0
-        while mask != 0:
-            values[count] = quants[lowest(mask)]
-            mask &= mask - 1
-            count += 1
-        while count & 3:
-            values[count] = 0
-            count += 1
+        quads, next_quads = (count + 3) >> 2, (ahead + 3) >> 2
+        neurons, quants, words = i32_at(here), u8_at(memory + M.QUANTS), u32_at(values)
+        for quad in range(quads):  # as words, since the CPU waits where words are read from bytes
+            word = 0
+            for i in range(4):
+                if 4 * quad + i < count:
+                    word |= types.int64(quants[neurons[4 * quad + i] & 31]) << (8 * i)
+            words[quad] = types.uint32(word)
         scales = f[L.F_SHARED] + f[L.F_SHARED_BYTES] * group
-        after = f[L.F_SHARED] + f[L.F_SHARED_BYTES] * min(following, last - 1)
-        kind, chunks = i64_at(layer + 8 * L.DOWN)[L.KIND], chunks_of(args)
+        after = f[L.F_SHARED] + f[L.F_SHARED_BYTES] * following
+        chunks, kind = chunks_of(args), i64_at(layer + 8 * L.DOWN)[L.KIND]
+        places, down = f[L.F_PLACES], f[L.F_DOWN]
         if kind == L.INT4:
-            columns4(scales, here, what, quads, acts, chunks, y, after, there, ahead)
+            columns4(
+                scales, here, places, down, values, quads, acts, chunks, y, after, there, next_quads
+            )
         elif kind == L.INT8:
-            columns8(scales, here, what, quads, acts, chunks, y, after, there, ahead)
+            columns8(
+                scales, here, places, down, values, quads, acts, chunks, y, after, there, next_quads
+            )
         else:
-            columns4m(scales, here, what, quads, acts, chunks, y, after, there, ahead)
+            columns4m(
+                scales, here, places, down, values, quads, acts, chunks, y, after, there, next_quads
+            )
 
     return SimpleNamespace(rows=rows, tile=tile, tiles=tiles, add_columns=add_columns)

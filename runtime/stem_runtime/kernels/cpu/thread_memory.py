@@ -13,10 +13,10 @@ QUANTS, SCALE, BIAS, SUMS, ACTS = 256, 288, 292, 296, 384
 """One group of quantized activations, and the words that say where it is."""
 
 MASK, CAPTURED = 300, 304
-VALUES, COLUMNS, NEXT_COLUMNS = 320, 448, 704
-"""Hidden values int8 [32]; addresses int64 [32] of the columns that are added now and next."""
+VALUES = 320
+"""Hidden values int8 [32] of the columns that are added."""
 
-REST = 1024
+REST = 512
 """The summed output, float32 [d_pad]; before that masks uint32 [FFN_GROUPS], or a predictor's."""
 
 
