@@ -10,6 +10,7 @@ from stem_runtime.kernels.cpu import (
     blocks,
     cache8,
     columns,
+    head_rows,
     layout,
     masks,
     matmul,
@@ -108,6 +109,7 @@ def entries(variant: str) -> dict[str, Callable[..., Any]]:
         "keep_masked": (neuron.keep_masked, 2),
         "weigh": (neuron.weigh, 3),
         "total": (neuron.total, 2),
+        "head_rows": (head_rows.head_rows_kernel(isa), 6),
     }
     for kind in matmul.KINDS:
         for tokens in {*layout.STEP_WIDTHS, isa.tokens}:

@@ -143,7 +143,7 @@ def test_products_are_made_of_the_right_instructions(
 def test_streams_are_asked_for_ahead(probe: dict[str, list[str]]) -> None:
     """Every line of a group of weights, of keys and of values, into the second level of cache."""
     streams = {"tile_0_1": 5, "tile_2_1": 9, "score_4": 1, "value_2_4": 2}
-    for name, least in (streams | {"rows_0": 2, "columns_0": 4 + 4}).items():
+    for name, least in (streams | {"rows_0": 2, "columns_0": 4 + 4, "head_rows": 4}).items():
         assert count(probe[name], r"prefetcht1 |prfm pldl2keep") >= least, name
 
 

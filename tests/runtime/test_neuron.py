@@ -14,6 +14,7 @@ from stem_runtime.kernels import oracle
 from stem_runtime.kernels.cpu import layout as L
 from stem_runtime.kernels.cpu.masks import SHARED_COST
 from stem_runtime.quant import Kind, PackedMatrix, groups_of
+from stem_runtime.sparsity.head import row_major
 from stem_runtime.sparsity.neurons import bits_of, columns_of, mask_of, rows_of, shared_of
 
 from .test_kernels import (
@@ -175,6 +176,43 @@ def test_rows_equal_the_oracle(
     size = (terms * scales).sum(-1)
     apart_size = np.abs(wide[0]) * large.max(-1) + np.abs(wide[1])
     size += apart_size[:, columns[0] // 32] @ np.abs(values[0])
+    error = np.abs(found[0, 1:8] - oracle.matmul(weights, x, count)[0])
+    assert np.all(error[wanted] <= 2e-6 * size[wanted] + FLOAT.tiny)
+
+
+@few
+@given(
+    seed=seeds,
+    cols=st.integers(1, 300),
+    mode=st.sampled_from(SCALES),
+    how=st.sampled_from(INPUTS),
+    count=st.integers(0, 3),
+    many=st.integers(0, 9),
+)
+def test_rows_of_the_head_equal_the_oracle(
+    probe: Probe, seed: int, cols: int, mode: str, how: str, count: int, many: int
+) -> None:
+    """Those of a list, however many; what is behind the list, the rows or the input is not used."""
+    rng = np.random.default_rng(seed)
+    weights, x = matrix(rng, 7, cols, "int8", mode), inputs(rng, 1, cols, how)
+    rest, columns, values = oracle.without_outliers(x, count)
+    quants, scales, sums = (part[0] for part in oracle.quantize_activations(rest))
+    listed = rng.integers(7, size=many).astype(np.int32)
+    found = np.full((2, 9), 7.0, np.float32)
+    for filler, out in zip(FILLERS, found, strict=True):
+        parts = (quants, scales, -8 * sums, scales, outliers_of(columns, values))
+        block = [guarded(part, filler) for part in parts]
+        acts = np.array([*(part.ctypes.data for part in block), count], np.int64)
+        rows, numbers = guarded(row_major(weights), filler), guarded(listed, filler)
+        probe("head_rows", rows, numbers, many, acts, len(scales), out[1:])
+    assert np.array_equal(found[0], found[1])
+    wanted = np.unique(listed)
+    assert np.all(np.delete(found[0], 1 + wanted) == 7)
+    large = np.abs(oracle.quants_of(weights)) + 128
+    scale = np.abs(oracle.scales_of(weights)[0])
+    dots = np.einsum("rgi,gi->rg", large, np.abs(quants.astype(np.int64)))
+    size = (scale * dots * scales).sum(-1)
+    size += (scale * large.max(-1))[:, columns[0] // 32] @ np.abs(values[0])
     error = np.abs(found[0, 1:8] - oracle.matmul(weights, x, count)[0])
     assert np.all(error[wanted] <= 2e-6 * size[wanted] + FLOAT.tiny)
 

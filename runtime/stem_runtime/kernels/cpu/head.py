@@ -14,8 +14,8 @@ from numba.extending import intrinsic
 
 from . import layout as L
 from .activations import copy_lane, cut_acts, quantize
+from .head_rows import head_rows_kernel
 from .isa import Isa
-from .matmul import row_kernel
 from .plain import MASKED, share
 from .simd import (
     F32,
@@ -33,12 +33,9 @@ from .simd import (
     splat,
     store,
 )
-from .vector import float_of_bits, helper, max_scores, prefetch
+from .vector import float_of_bits, helper, max_scores
 
 EXCLUDED = -float("inf")
-
-AHEAD = 8
-"""By how many rows memory is asked for early: they lie anywhere, and no prefetcher finds them."""
 
 
 @intrinsic
@@ -111,7 +108,7 @@ def cut(words: Any, threads: int) -> tuple[int, int]:
 
 def build(isa: Isa, multiply: Any, barrier: Any, project: Any) -> Any:
     """Return compute_head(args, acts, tid, memory, tokens, width)."""
-    row_product = row_kernel(isa)
+    rows_product = head_rows_kernel(isa)
 
     @helper
     def score_rows(args: Any, acts: int, tid: int, memory: int, tokens: int, width: int) -> None:
@@ -148,33 +145,29 @@ def build(isa: Isa, multiply: Any, barrier: Any, project: Any) -> Any:
     @helper
     def compute_rows(args: Any, acts: int, out: int, best: float, end: int, tid: int) -> None:
         """This thread's part of all listed rows before bin `end`, whoever listed them."""
-        words, a, logits = i64_at(args[L.LOOK]), i64_at(acts), f32_at(out)
+        words, logits, total = i64_at(args[L.LOOK]), f32_at(out), 0
         groups, tiles = i64_at(args[L.HEAD])[L.GROUPS], i64_at(args[L.HEAD])[L.TILES]
-        nbytes, total = L.ROW_GROUP_BYTES * groups, 0
         for thread in range(args[L.THREADS]):
             total += i64_at(counts_of(words, thread))[0]
         begin, stop = share(total, tid, args[L.THREADS])
         before = 0
         for thread in range(args[L.THREADS]):
             count = i64_at(counts_of(words, thread))[0]
-            rows = i32_at(words[L.LOOK_LIST] + 64 * share(tiles, thread, args[L.THREADS])[0])
-            last = min(stop - before, count)
-            for i in range(max(begin - before, 0), last):
-                if i + AHEAD < last and lag_bin(best, logits[rows[i + AHEAD]]) < end:
-                    prefetch(words[L.LOOK_ROWS] + nbytes * rows[i + AHEAD], (nbytes + 126) >> 6)
-                if lag_bin(best, logits[rows[i]]) >= end:
-                    logits[rows[i]] = EXCLUDED
-                    continue
-                row_product(
-                    words[L.LOOK_ROWS] + nbytes * rows[i],
-                    a[L.A_QUANTS],
-                    a[L.A_SCALES],
-                    a[L.A_BIAS],
-                    groups,
-                    a[L.A_OUTLIERS],
-                    a[L.A_APART],
-                    out + 4 * rows[i],
-                )
+            here = words[L.LOOK_LIST] + 64 * share(tiles, thread, args[L.THREADS])[0]
+            rows = i32_at(here)
+            first, last = max(begin - before, 0), min(stop - before, count)
+            kept = last
+            if end < L.LAG_BINS:
+                kept = first
+                for i in range(first, last):
+                    row = rows[i]
+                    if lag_bin(best, logits[row]) < end:
+                        rows[kept] = row
+                        kept += 1
+                    else:
+                        logits[row] = EXCLUDED
+            if kept > first:
+                rows_product(words[L.LOOK_ROWS], here + 4 * first, kept - first, acts, groups, out)
             before += count
 
     @helper

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from . import layout as L
 from .activations import outlier
 from .isa import Isa
-from .outliers import QUANT_OFFSET, column_of_tile, first_quant, half_at, outlier_at
+from .outliers import column_of_tile, first_quant, outlier_at
 from .simd import (
     F32,
     I8,
@@ -21,9 +21,6 @@ from .simd import (
     I32,
     I64,
     LANES,
-    V8F32,
-    V8I32,
-    V32I8,
     Builder,
     Value,
     const,
@@ -35,7 +32,6 @@ from .simd import (
     kernel,
     load,
     offset,
-    reduce_add,
     splat,
     store,
 )
@@ -158,48 +154,6 @@ def _dots(
     quants = [isa.inputs(b, offset(b, inputs.x, item, 32)) for item in items]
     dots = isa.dots8 if kind == L.INT8 else isa.dots4
     return dots(b, starts, weights, quants)
-
-
-def row_kernel(isa: Isa) -> Any:
-    """Intrinsic (row, x, x_scales, x_bias, groups, apart, count, out): one int8 row by itself.
-
-    The row is groups of a float16 scale and 32 bytes (quant + 128); the activations are those of
-    one token, `count` of them `apart` as in `tile_kernel`. Writes a float32.
-    """
-
-    def emit(
-        b: Builder,
-        row: Value,
-        x: Value,
-        x_scales: Value,
-        x_bias: Value,
-        groups: Value,
-        apart: Value,
-        count: Value,
-        out: Value,
-    ) -> None:
-        with counted_loop(b, groups, [const(V8F32, 0.0)]) as (group, (acc,), results):
-            here = offset(b, row, group, L.ROW_GROUP_BYTES)
-            half = half_to_float(b, splat(b, load(b, here, I16), 8), isa.native_half)
-            factor = b.fmul(half, splat(b, load(b, offset(b, x_scales, group, 4), F32), 8))
-            begin = const(V8I32, 0)
-            if isa.bias8:  # -8 times the sum becomes -128 times, over 8 lanes
-                bias = b.shl(load(b, offset(b, x_bias, group, 4), I32), const(I32, 1))
-                begin = splat(b, bias, 8)
-            quants = load(b, b.add(here, const(I64, 2)), V32I8)
-            dot = isa.dot8(b, begin, quants, load(b, offset(b, x, group, 32), V32I8))
-            results.append(fma(b, b.sitofp(dot, V8F32), factor, acc))
-        total = reduce_add(b, results[0])
-        with counted_loop(b, count, [total]) as (rank, (acc,), sums):
-            column, value = outlier_at(b, offset(b, apart, rank, L.OUTLIER_BYTES))
-            here = offset(b, row, b.lshr(column, const(I64, 5)), L.ROW_GROUP_BYTES)
-            place = b.add(b.add(here, const(I64, 2)), b.and_(column, const(I64, 31)))
-            quant = b.sub(b.zext(load(b, place, I8), I32), const(I32, QUANT_OFFSET[L.INT8]))
-            product = b.fmul(b.sitofp(quant, F32), half_at(b, isa, here))
-            sums.append(b.fadd(acc, b.fmul(product, value)))
-        store(b, sums[0], out)
-
-    return kernel(emit, 8)
 
 
 def _by_kind(isa: Isa, tokens: int) -> Any:

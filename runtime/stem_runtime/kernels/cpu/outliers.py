@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 from . import layout as L
-from .isa import Isa
 from .simd import (
     F32,
-    I16,
     I32,
     I64,
     Builder,
     Value,
     const,
-    half_to_float,
     ir,
     load,
     offset,
@@ -26,12 +23,6 @@ QUANT_OFFSET = (8, 0, 128)
 def outlier_at(b: Builder, address: Value) -> tuple[Value, Value]:
     """Column (int64) and value (float32) of one of them."""
     return b.zext(load(b, address, I32), I64), load(b, b.add(address, const(I64, 4)), F32)
-
-
-def half_at(b: Builder, isa: Isa, address: Value) -> Value:
-    """One float16 as a float32."""
-    wide = half_to_float(b, splat(b, load(b, address, I16)), isa.native_half)
-    return b.extract_element(wide, const(I32, 0))
 
 
 def first_quant(kind: int) -> int:

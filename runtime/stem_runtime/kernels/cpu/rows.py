@@ -8,8 +8,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from llvmlite import ir
-
 from . import layout as L
 from .isa import Isa
 from .outliers import QUANT_OFFSET, outlier_at
@@ -27,12 +25,14 @@ from .simd import (
     const,
     counted_loop,
     fma,
+    gather,
     half_to_float,
     kernel,
     lanes,
     load,
     offset,
     pick,
+    reduce_rows,
     splat,
     store,
     vec,
@@ -88,7 +88,7 @@ class _Rows:
             neurons, rows = self._rows(listed, here, places, start)
             _, ahead = self._rows(listed, b.add(here, const(I64, L.ROWS_AHEAD)), places, start)
             sums = self._dots(rows, ahead, pairs, lines)
-            with counted_loop(b, apart, [_reduce_rows(b, sums)]) as (rank, (total,), totals):
+            with counted_loop(b, apart, [reduce_rows(b, sums)]) as (rank, (total,), totals):
                 column, value = outlier_at(b, offset(b, self.apart, rank, L.OUTLIER_BYTES))
                 weights = self._weights(rows, column)
                 totals.append(b.fadd(total, b.fmul(weights, splat(b, value, self.count))))
@@ -191,7 +191,7 @@ class _Rows:
             at = b.add(b.mul(group, const(I64, 16)), b.and_(place, const(I64, 15)))
             shift = b.trunc(b.shl(b.lshr(place, const(I64, 4)), const(I64, 2)), I32)
         words = vec(I32, self.count)
-        quants = b.zext(self._gather([b.add(row, at) for row in rows], I8), words)
+        quants = b.zext(gather(b, [b.add(row, at) for row in rows], I8), words)
         if kind != L.INT8:
             quants = b.and_(b.lshr(quants, splat(b, shift, self.count)), const(words, 15))
         weights = b.sitofp(b.sub(quants, const(words, QUANT_OFFSET[kind])), vec(F32, self.count))
@@ -203,14 +203,8 @@ class _Rows:
     def _scale_of(self, rows: list[Value], base: Value, group: Value) -> Value:
         b = self.b
         at = b.add(base, b.mul(group, const(I64, 2)))
-        halves = self._gather([b.add(row, at) for row in rows], I16)
+        halves = gather(b, [b.add(row, at) for row in rows], I16)
         return half_to_float(b, halves, self.isa.native_half)
-
-    def _gather(self, addresses: list[Value], kind: Any) -> Value:
-        b, found = self.b, ir.Constant(vec(kind, self.count), ir.Undefined)
-        for i, address in enumerate(addresses):
-            found = b.insert_element(found, load(b, address, kind), const(I32, i))
-        return found
 
 
 def _spread(b: Builder, few: Value, times: int) -> Value:
@@ -223,20 +217,3 @@ def _wide(b: Builder, acc: Value) -> Value:
     if acc.type.count < 16:
         acc = concat(b, [acc, const(acc.type, 0)])
     return b.sitofp(acc, V16F32)
-
-
-def _reduce_rows(b: Builder, sums: list[Value]) -> Value:
-    """The sum of each vector of 16, added in pairs as `reduce_add` does."""
-    rows, width = len(sums), 16
-    while width > 1:
-        half = width // 2
-        pairs = list(zip(sums[::2], sums[1::2], strict=True)) if len(sums) > 1 else [(sums[0],) * 2]
-        lanes_ = pairs[0][0].type.count * (2 if len(sums) > 1 else 1)
-        low = [width * (i // half) + i % half for i in range(lanes_ // 2)]
-        sums = [
-            b.fadd(pick(b, left, right, low), pick(b, left, right, [i + half for i in low]))
-            for left, right in pairs
-        ]
-        width = half
-    assert sums[0].type.count == rows
-    return sums[0]

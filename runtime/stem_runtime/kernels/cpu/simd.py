@@ -116,6 +116,28 @@ def reduce_add(b: Builder, x: Value) -> Value:
     return _halve(b, x, b.fadd)
 
 
+def reduce_rows(b: Builder, sums: list[Value]) -> Value:
+    """The sum of each vector, one to a lane, added in pairs as `reduce_add` does."""
+    width = sums[0].type.count
+    while width > 1:
+        half = width // 2
+        pairs = list(zip(sums[::2], sums[1::2])) or [(sums[0], sums[0])]  # noqa: B905
+        count = sum(v.type.count for v in sums[:2]) // 2
+        low = [width * (i // half) + i % half for i in range(count)]
+        high = [i + half for i in low]
+        sums = [b.fadd(pick(b, x, y, low), pick(b, x, y, high)) for x, y in pairs]
+        width = half
+    return sums[0]
+
+
+def gather(b: Builder, addresses: list[Value], kind: Any) -> Value:
+    """A vector of what lies at some addresses."""
+    found = ir.Constant(vec(kind, len(addresses)), ir.Undefined)
+    for i, address in enumerate(addresses):
+        found = b.insert_element(found, load(b, address, kind), const(I32, i))
+    return found
+
+
 def reduce_max(b: Builder, x: Value) -> Value:
     # LLVM's own reduction minds NaNs, and goes from lane to lane for that
     return _halve(b, x, lambda low, high: fmax(b, low, high))

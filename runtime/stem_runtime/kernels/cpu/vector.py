@@ -266,12 +266,3 @@ def fetch_lines(b: Builder, address: Value, nbytes: int) -> None:
     for line in range(0, nbytes, 64):
         here = pointer(b, b.add(address, const(I64, line)), I8)
         call(b, "llvm.prefetch.p0", ir.VoidType(), [here, read, near, data])
-
-
-def _emit_prefetch(b: Builder, address: Value, lines: Value) -> None:
-    with counted_loop(b, lines, []) as (line, _, _):
-        fetch_lines(b, offset(b, address, line, 64), 64)
-
-
-prefetch = kernel(_emit_prefetch, 2)
-"""(address, cache lines): ask for memory that is read soon, into the second level of cache."""
