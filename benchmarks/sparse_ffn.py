@@ -121,6 +121,8 @@ def measure(d_model: int, ffn: int, rounds: int) -> None:
                     dense = step_seconds(engine, tokens, sparse=False)
                     times.append((dense, sparse, step_seconds(other, tokens, sparse=False)))
                 cost = median((s - r) / (d - r) for d, s, r in times)
+                if fraction >= 1:  # layers of which all fire run dense
+                    active = 1.0
                 bar = 1 / 3 + 2 / 3 * active + 0.08
                 dense = median(d - r for d, _, r in times)
                 rate = (
