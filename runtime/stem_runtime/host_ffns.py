@@ -178,7 +178,7 @@ class HostFfns:
         args, size = self._work.args, GROUP * groups_of(d_model)
         inputs, outputs = np.zeros(size, np.float32), np.zeros(size, np.float32)
         self._sharpness = np.zeros(self._shape[0], np.float32)
-        self._rest = np.zeros(self._shape[0], np.int64)
+        self._rest = np.zeros((self._shape[0], 2), np.int32)
         for word, array in (
             (L.X, inputs),
             (L.Y, outputs),

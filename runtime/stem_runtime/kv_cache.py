@@ -68,7 +68,7 @@ class KVCache:
         self.candidates: NDArray[np.uint32] | None = None
         self.heat: NDArray[np.float32] | None = None
         self.captured: NDArray[np.float32] | None = None
-        self.rest: NDArray[np.int64] = np.zeros(config.n_layers, np.int64)
+        self.rest: NDArray[np.int32] = np.zeros((config.n_layers, 2), np.int32)
 
     @property
     def length(self) -> int:

@@ -120,7 +120,7 @@ class NeuronTables:
         if cache.candidates is None and cache.heat is None:  # nobody draws candidates any more
             self._residence.clear()
         else:
-            dense = (cache.rest > 0) | (cache.length < plan.sinks)
+            dense = (cache.rest[:, 0] > 0) | (cache.length < plan.sinks)
             self._residence.follow(plan, cache.candidates, dense, look)
 
     @property

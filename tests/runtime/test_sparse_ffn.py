@@ -16,7 +16,7 @@ from stem_runtime.errors import UsageError
 from stem_runtime.formats.packed import PackedModel
 from stem_runtime.kernels import available
 from stem_runtime.kernels.cpu import layout
-from stem_runtime.kernels.cpu.ffn import REST_TOKENS
+from stem_runtime.kernels.cpu.ffn import LONGEST_REST, REST_TOKENS
 from stem_runtime.quant import Kind, PackedMatrix
 from stem_runtime.sparsity.exact import exact_neurons
 from stem_runtime.sparsity.neurons import Neurons, Parts, layer_weights
@@ -218,18 +218,36 @@ def test_heat_is_what_neurons_contributed(models: Models) -> None:
 def test_layers_that_leave_out_next_to_nothing_rest(models: Models) -> None:
     model = models(n_layers=2, residual_scale=1.0, ffn_dim=96)
     neurons = neurons_of(model)
-    tokens = TOKENS + TOKENS + TOKENS[:4]
+    tokens = 16 * TOKENS
     for mode in MODES:
         gates = (0.001, 0.5) if mode == "gate" else (0.0, 0.0)
         plan = FfnPlan((mode, mode), gates, (0.0, 1e9), sinks=2)
         with Engine(model, threads=2, neurons=neurons) as engine:
             steps = run(engine, plan, tokens, rest=True)
             again = run(engine, plan, tokens, rest=True)
-        once = [1, 1, 0, *[1] * REST_TOKENS]
-        assert steps.counts[:, 0, DENSE].tolist() == [*once, *once[2:], 0, 1]
+        found = [1, 1]
+        for rest in (REST_TOKENS, 31, 63, LONGEST_REST, LONGEST_REST):
+            found += [0, *[1] * rest]
+        assert steps.counts[:, 0, DENSE].tolist() == found[: len(tokens)]
         assert steps.counts[:, 1, DENSE].tolist() == [1, 1] + [0] * (len(tokens) - 2)
         np.testing.assert_array_equal(again.logits, steps.logits)
         np.testing.assert_array_equal(again.counts, steps.counts)
+
+
+def test_a_layer_that_leaves_out_much_forgets_its_rests(models: Models) -> None:
+    model = models()
+    with Engine(model, threads=2, neurons=neurons_of(model)) as engine:
+        cache = engine.new_cache(8)
+        rests = []
+        for cutoff in (0.001, 0.001, 0.9, 0.001):
+            engine.set_plan(plan_of(1, "gate", cutoff))
+            cache.rest[:, 0] = 0
+            engine.decode(cache, 5, sparse=True)
+            rests.append(cache.rest[0].tolist())
+        cache.rest[:] = 0, LONGEST_REST
+        engine.decode(cache, 5, sparse=True)
+        assert cache.rest[0].tolist() == [LONGEST_REST] * 2
+    assert rests == [[15, 15], [31, 31], [0, 0], [15, 15]]
 
 
 def test_a_sequence_begins_rested(models: Models) -> None:

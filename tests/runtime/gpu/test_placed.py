@@ -111,7 +111,7 @@ def test_a_prompt_wakes_layers_on_the_cpu(tmp_path: Path, make: Make) -> None:
     cache = engine.new_cache(8)
     engine.decode(cache, 5, sparse=True)
     # all neurons fire, so that this layer rests
-    assert cache.rest[0] > 0
+    assert cache.rest[0, 0] > 0
     engine.decode(cache, 6, sparse=True)
     assert engine.last_counts[0, DENSE] == 1
     engine.prefill(cache, [7])

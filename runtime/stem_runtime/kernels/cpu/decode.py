@@ -85,7 +85,7 @@ def build(isa: Isa, blocks: SimpleNamespace, multiply: Any, barrier: Any, sparse
         if args[L.SPARSE] == 0 or args[L.POSITION] < args[L.SINKS]:
             return False
         f = i64_at(args[L.FFN] + 8 * L.FFN_WORDS * index)
-        return f[L.F_MODE] != L.MODE_DENSE and i64_at(args[L.REST])[index] == 0
+        return f[L.F_MODE] != L.MODE_DENSE and i32_at(args[L.REST])[2 * index] == 0
 
     @helper
     def norm_tokens(

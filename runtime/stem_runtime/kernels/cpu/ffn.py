@@ -22,11 +22,14 @@ from .neuron import keep_masked, total, weigh
 from .plain import clear, share
 from .records import build as build_products
 from .records import chunks_of, end_list, list_neurons, list_of
-from .simd import bits_of_float, f32_at, i64_at, popcount, types, u32_at
+from .simd import bits_of_float, f32_at, i32_at, i64_at, popcount, types, u32_at
 from .vector import float_of_bits, helper
 
 REST_TOKENS = 15
 """How long a layer runs dense whose neurons nearly all fire, before that is looked at again."""
+
+LONGEST_REST = 127
+"""Where they still do, the next rest is twice as long, but no longer than this."""
 
 
 @helper
@@ -48,8 +51,8 @@ def output_of(args: Any, tid: int) -> int:
 def note_dense(args: Any, index: int) -> None:
     """Count a layer that skipped nothing. By one thread, when all know that it does."""
     i64_at(args[L.COUNTS] + 8 * L.LINE * index * args[L.THREADS])[L.COUNT_DENSE] = 1
-    rest = i64_at(args[L.REST])
-    rest[index] = max(rest[index] - 1, 0)
+    rest = i32_at(args[L.REST] + 8 * index)
+    rest[0] = max(rest[0] - 1, 0)
 
 
 @helper
@@ -66,8 +69,9 @@ def rest_if_full(args: Any, index: int) -> None:
         full = 8 * gated > 5 * 32 * args[L.FFN_GROUPS]
     else:
         full = 16 * active > 15 * seen
-    if full:
-        i64_at(args[L.REST])[index] = REST_TOKENS
+    rest = i32_at(args[L.REST] + 8 * index)
+    longer = min(max(2 * rest[1] + 1, REST_TOKENS), LONGEST_REST)
+    rest[0] = rest[1] = longer if full else 0
 
 
 def build(isa: Isa, blocks: SimpleNamespace, multiply: Any, barrier: Any) -> Any:

@@ -38,7 +38,7 @@ from __future__ import annotations
     FFN,  # 0, or [N_LAYERS, FFN_WORDS]: the FFNs neuron by neuron
     SPARSE,  # leave neurons out
     SINKS,  # positions before this one run dense
-    REST,  # int64 [N_LAYERS]: tokens for which layers stay dense that fire too much to skip any
+    REST,  # int32 [N_LAYERS, 2]: tokens that full layers still stay dense, the last time in all
     CHOSEN,  # 0, or uint32 [N_LAYERS, FFN_GROUPS]: the conversation's own candidates
     HEAT,  # 0, or float32 [N_LAYERS, 32 * FFN_GROUPS]: contributions are added to it
     STATES,  # 0, or float32 [tokens, D_PAD] for what the head gets (prefill only)
