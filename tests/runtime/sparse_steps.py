@@ -49,11 +49,13 @@ class Models:
         return self._made[key]
 
 
-def guess(rng: np.random.Generator, rank: int = 32, std: float = 1.0) -> Predictor:
+def guess(
+    rng: np.random.Generator, rank: int = 32, std: float = 1.0, kind: Kind = "int4"
+) -> Predictor:
     """A predictor that knows nothing, for 64 inputs; it names about half of the neurons."""
-    axes = random_matrix(rng, rank, 64, "int8", std=std)
+    axes = random_matrix(rng, rank, 64, kind, std=std)
     cutoffs = rng.normal(0.0, 8 * std * rank**0.5, FFN).astype(np.float32)
-    return Predictor(axes, random_matrix(rng, FFN, rank, "int8"), cutoffs)
+    return Predictor(axes, random_matrix(rng, FFN, rank, kind), cutoffs)
 
 
 def plan_of(layers: int, mode: Mode, first: float, second: float = 0.0, **more: Any) -> FfnPlan:

@@ -286,7 +286,7 @@ def test_tables_without_their_fields_are_refused(
         ("ffn.tables.costs", lambda a: a * 0),
         ("ffn.tables.gate_cutoffs", lambda a: a[:, :1]),
         ("ffn.0.predictor.cutoffs", lambda a: a * np.float32("inf")),
-        ("ffn.0.predictor.scores", lambda a: a[:, :, :288]),
+        ("ffn.0.predictor.scores", lambda a: a[:, :, :272]),
         ("ffn.1.predictor.axes", lambda a: a[:1]),
         ("ffn.1.records", lambda a: a[:1]),
         ("ffn.1.shared", lambda a: a[:1]),

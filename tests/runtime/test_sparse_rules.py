@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from stem_runtime.engine import Engine
 from stem_runtime.formats.packed import PackedModel
 from stem_runtime.kernels.cpu.ffn import REST_TOKENS
+from stem_runtime.quant import Kind
 from stem_runtime.sparsity.neurons import layer_weights, with_dead
 from stem_runtime.sparsity.plan import Candidates, FfnPlan, Mode
 
@@ -263,10 +264,11 @@ def test_without_a_set_everyone_is_a_candidate(models: Models) -> None:
     assert free.counts.tolist() == steps.counts.tolist()
 
 
+@pytest.mark.parametrize("kind", ["int4", "int8"])
 @pytest.mark.parametrize("rank", [1, 48, 64])
-def test_a_predictor_names_the_candidates(models: Models, rank: int) -> None:
+def test_a_predictor_names_the_candidates(models: Models, rank: int, kind: Kind) -> None:
     """Whatever its rank, and however small its numbers are."""
-    model, predictor = models(), guess(np.random.default_rng(rank), rank, std=1e-3)
+    model, predictor = models(), guess(np.random.default_rng(rank), rank, 1e-3, kind)
     predictor.cutoffs[90:] = np.finfo(np.float32).max
     neurons = neurons_of(model, predictor=predictor)
     for threads in (1, 2):

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from ..config import ModelConfig
 from ..errors import UsageError
-from ..quant import GROUP, GROUP_BYTES, groups_of
+from ..quant import GROUP, GROUP_BYTES, Kind, groups_of
 from .budget import POLICIES
 from .container import MAX_TEXT, Arrays, Container
 from .ffn_profile import FfnProfile, FfnRules, FfnSetting, PolicyTrial
@@ -205,9 +205,10 @@ def _implied(file: Container, config: ModelConfig) -> NDArray[np.int32]:
 
 def _predictor(file: Container, config: ModelConfig, layer: int, rank: int) -> Predictor:
     name = f"ffn.{layer}.predictor."
+    kinds: tuple[Kind, ...] = ("int4", "int8")  # profiles were int8 before
     return Predictor(
-        file.matrix(name + "axes", rank, config.d_model),
-        file.matrix(name + "scores", config.ffn_dim, rank),
+        file.matrix(name + "axes", rank, config.d_model, kinds),
+        file.matrix(name + "scores", config.ffn_dim, rank, kinds),
         file.array(name + "cutoffs", "F32", (config.ffn_dim,)),
     )
 

@@ -32,7 +32,7 @@ SPARSE = 0.5
 
 _TRIED = 320  # tokens that cut-offs are tried on
 _TYPICAL = 6  # level of the tables whose survivors count as firing where nothing is exactly zero
-_RANK = 64
+_RANK = 128
 
 F32 = NDArray[np.float32]
 Bools = NDArray[np.bool_]

@@ -7,7 +7,8 @@ subspace iteration on W C W^T (Halko, Martinsson and Tropp 2011), since a full d
 layers takes minutes.
 
 Every neuron has a cut-off of its own: what scores mean is learned, not derived, so that means,
-shifts and rounding need no care.
+shifts and rounding need no care. Four bits a number are enough for that: what they round off is
+little beside what the axes leave out, and as many bytes hold twice the axes.
 """
 
 from __future__ import annotations
@@ -59,7 +60,7 @@ def fit(
     fires: Bools,
     contribution: F32,
     *,
-    rank: int = 2 * GROUP,
+    rank: int = 4 * GROUP,
     recall: float = RECALL,
 ) -> Fitted:
     """Fit the predictor of a layer.
@@ -74,8 +75,8 @@ def fit(
         raise ValueError(f"rank is a multiple of {GROUP} up to {gate.shape[1]}, not {rank}")
     chosen = _chosen(len(inputs))
     axes, scores = low_rank(gate, inputs[~chosen], rank)
-    first = pack(quantize(axes, "int8"), "predictor.axes", gate.shape[1])
-    second = pack(quantize(scores, "int8"), "predictor.scores")
+    first = pack(quantize(axes, "int4"), "predictor.axes", gate.shape[1])
+    second = pack(quantize(scores, "int4"), "predictor.scores")
     seen = scored(first, second, inputs)
     cutoffs, held, share = choose_cutoffs(seen, shares(fires, contribution), recall)
     return Fitted(Predictor(first, second, cutoffs), held, share)
