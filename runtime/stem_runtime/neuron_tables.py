@@ -41,6 +41,8 @@ class _Layer:
     weights: F32
     norms: F32
     cutoffs: F32
+    tiled: NDArray[np.uint32]
+    tiled_first: NDArray[np.int32]
 
 
 class NeuronTables:
@@ -183,6 +185,7 @@ class NeuronTables:
         candidates, gated, active, dense = (float(counts[i]) for i in (0, 1, 2, -1))
         if layer is None or dense == 1:
             return whole
+        tiled = layer.neurons.stored.gates or gate
         sizes, sparse = self._record_sizes(index, layer.neurons.stored.parts), 1 - dense
         # every group of 32 neurons with one in use reads the scales that they share
         share = min(active / sparse / self._model.config.ffn_dim, 1.0)
@@ -190,7 +193,7 @@ class NeuronTables:
         read = whole * dense + active * sizes[2] + used * float(words[L.F_SHARED_BYTES])
         if words[L.F_MODE] == L.MODE_CONTRIBUTION:
             return read + sparse * (gate.nbytes + up.nbytes)
-        gates, predictor = sparse * gate.nbytes, layer.neurons.predictor
+        gates, predictor = sparse * tiled.nbytes, layer.neurons.predictor
         if words[L.F_CANDIDATES] != L.ALL:
             gates = min(candidates * sizes[0], gates)
         if words[L.F_CANDIDATES] == L.PREDICTED and predictor is not None:
@@ -221,7 +224,7 @@ class NeuronTables:
         fits = all(array.shape == shape for array, shape in shapes)
         if not (fits and self._matrices_fit(layer) and _names_neurons(layer.implied, ffn)):
             raise UsageError(f"The neurons of layer {index} belong to a model of another shape.")
-        cutoffs = np.full(ffn, np.inf, np.float32)
+        cutoffs, tiled = np.full(ffn, np.inf, np.float32), layer.tiled()
         if layer.predictor is not None:
             cutoffs = layer.predictor.cutoffs
         return _Layer(
@@ -229,11 +232,14 @@ class NeuronTables:
             _padded(layer.weights, self._groups, 0.0),
             _padded(layer.norms, self._groups, 0.0),
             _padded(cutoffs, self._groups, np.inf),
+            tiled,
+            np.cumsum([0, *np.bitwise_count(tiled)], dtype=np.int32),
         )
 
     def _matrices_fit(self, layer: LayerNeurons) -> bool:
         config, predictor = self._model.config, layer.predictor
-        pairs = [(layer.stored.gates, config.ffn_dim, config.d_model)]
+        tiled = int(np.bitwise_count(layer.tiled()).sum())
+        pairs = [(layer.stored.gates, tiled, config.d_model)]
         if predictor is not None:
             rank = min(predictor.axes.rows, config.d_model)
             pairs += [(predictor.axes, rank, config.d_model)]
@@ -255,6 +261,10 @@ class NeuronTables:
         words[L.F_UP], words[L.F_DOWN] = gate, gate + up
         gates = neurons.stored.gates or self._matrix(index, "gate")
         words[L.F_GATES : L.F_GATES + L.MATRIX_WORDS] = matrix_words(gates)
+        words[L.F_TILED], words[L.F_TILED_FIRST] = (
+            layer.tiled.ctypes.data,
+            layer.tiled_first.ctypes.data,
+        )
         words[L.F_WEIGHTS], words[L.F_NORMS] = layer.weights.ctypes.data, layer.norms.ctypes.data
         words[L.F_ALIVE] = neurons.alive.ctypes.data
         words[L.F_PREDICTED] = layer.cutoffs.ctypes.data

@@ -107,6 +107,7 @@ def entries(variant: str) -> dict[str, Callable[..., Any]]:
         "max_scores": (vector.max_scores, 3),
         "passing": (neuron.passing, 3),
         "keep_masked": (neuron.keep_masked, 2),
+        "spread": (neuron.spread, 3),
         "weigh": (neuron.weigh, 3),
         "total": (neuron.total, 2),
         "head_rows": (head_rows.head_rows_kernel(isa), 6),

@@ -290,6 +290,8 @@ def test_tables_without_their_fields_are_refused(
         ("ffn.1.predictor.axes", lambda a: a[:1]),
         ("ffn.1.records", lambda a: a[:1]),
         ("ffn.1.shared", lambda a: a[:1]),
+        ("ffn.1.gate_tiles", lambda a: a[:1]),
+        ("ffn.1.gate_tiles", lambda a: a[:, :, :32]),
     ],
 )
 def test_arrays_that_do_not_fit_are_refused(
@@ -312,6 +314,28 @@ def test_profiles_that_do_not_say_how_often_neurons_fire_are_read(
     assert same(arrays.pop("ffn.frequency"), made[1].rules.frequency)
     save(folder, arrays)
     assert read(folder, made[0]).rules.frequency is None
+
+
+def test_profiles_that_hold_gates_of_the_dead_are_read(
+    made: tuple[PackedModel, FfnProfile], tmp_path: Path
+) -> None:
+    """Under the name that they had when records alone were dropped."""
+    model, profile = made
+    rules = dataclasses.replace(profile.rules, alive=profile.rules.alive & np.uint32(0x5A5A5A5A))
+    stored = tuple(layer_weights(model, i, "gate", rules.alive[i]) for i in (0, 1))
+    kept = dataclasses.replace(profile, rules=rules, stored=stored)
+    write_profile(tmp_path, Profile(model.info["weights_sha256"], None, kept))
+    arrays = load(tmp_path)
+    for layer in (0, 1):
+        del arrays[f"ffn.{layer}.gate_tiles"]
+        arrays[f"ffn.{layer}.gates"] = model.matrix(f"layers.{layer}.gate").joined()
+    save(tmp_path, arrays)
+    found = read(tmp_path, model)
+    assert found.stored is not None
+    for layer, few in zip(found.stored, stored, strict=True):
+        assert layer.gates is not None
+        assert layer.gates.rows == 96
+        assert same(layer.records, few.records)
 
 
 def test_masks_name_only_neurons_that_there_are(tmp_path: Path) -> None:

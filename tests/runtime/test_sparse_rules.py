@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from stem_runtime.engine import Engine
 from stem_runtime.formats.packed import PackedModel
 from stem_runtime.kernels.cpu.ffn import REST_TOKENS
-from stem_runtime.quant import Kind
-from stem_runtime.sparsity.neurons import layer_weights, with_dead
+from stem_runtime.quant import Kind, unpack
+from stem_runtime.sparsity.neurons import Parts, layer_weights, with_dead
 from stem_runtime.sparsity.plan import Candidates, FfnPlan, Mode
 
 from .skipping import Truth, changed, mask_of, neurons_of
@@ -102,6 +102,31 @@ def test_dead_neurons_need_no_records(models: Models, candidates: Candidates) ->
     for other in found[1:]:
         np.testing.assert_array_equal(found[0].logits, other.logits)
         np.testing.assert_array_equal(found[0].counts, other.counts)
+
+
+@pytest.mark.parametrize("parts", ["up", "gate"])
+@pytest.mark.parametrize("kind", ["int4", "int4m", "int8"])
+def test_gates_of_the_dead_are_not_read(models: Models, kind: Kind, parts: Parts) -> None:
+    """The others close up in tiles, however many a group has left, and wherever threads meet."""
+    model, ffn = models(kind, ffn_dim=300), 300
+    alive = np.random.default_rng(2).random(ffn) < 0.7
+    alive[64:96], alive[131:160] = False, False
+    whole = neurons_of(model, parts, alive=mask_of(alive))
+    few = changed(whole, 0, stored=layer_weights(model, 0, parts, mask_of(alive)))
+    layer = few.layers[0]
+    assert layer is not None
+    assert layer.stored.gates is not None
+    gates = unpack(model.matrix("layers.0.gate"))
+    np.testing.assert_array_equal(unpack(layer.stored.gates), gates[alive])
+    for threads in (1, 2, 3, 11):
+        found, read = [], []
+        for neurons in (whole, few):
+            with Engine(model, threads=threads, neurons=neurons) as engine:
+                found.append(run(engine, plan_of(1, "gate", 0.05, 0.1)))
+                read.append(engine.ffn_bytes(engine.last_counts))
+        np.testing.assert_array_equal(found[0].logits, found[1].logits)
+        np.testing.assert_array_equal(found[0].counts, found[1].counts)
+        assert read[1] < read[0]
 
 
 def bounded(model: PackedModel, plan: FfnPlan, threads: int) -> Steps:

@@ -58,7 +58,7 @@ def ffn_arrays(ffn: FfnProfile) -> Arrays:
         found[f"ffn.{layer}.records"] = stored.records
         found[f"ffn.{layer}.shared"] = stored.shared
         if stored.gates is not None:
-            found[f"ffn.{layer}.gates"] = stored.gates.joined()
+            found[f"ffn.{layer}.gate_tiles"] = stored.gates.joined()
     return found
 
 
@@ -224,5 +224,9 @@ def _stored(
     shared = file.width(name + "shared", "U8", groups_of(ffn), _MAX_RECORD, copied=True)
     if parts == "down":
         return LayerWeights(records, shared, parts)
-    gates = file.matrix(name + "gates", ffn, config.d_model, tuple(GROUP_BYTES), copied=True)
+    if file.length(name + "gate_tiles"):
+        name, rows = name + "gate_tiles", count
+    else:  # profiles from when the dead kept their gates
+        name, rows = name + "gates", ffn
+    gates = file.matrix(name, rows, config.d_model, tuple(GROUP_BYTES), copied=True)
     return LayerWeights(records, shared, parts, gates)

@@ -30,7 +30,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..kernels.cpu import layout as L
-from ..quant import GROUP, PackedMatrix, PlainMatrix, groups_of, unpack_plain
+from ..quant import GROUP, PackedMatrix, PlainMatrix, groups_of, pack, unpack_plain
 
 if TYPE_CHECKING:
     from ..formats.packed import PackedModel
@@ -54,7 +54,7 @@ PARTS: tuple[Parts, ...] = get_args(Parts)
 class Predictor:
     """Names the neurons whose gate is worth computing, from few numbers of the FFN's input x.
 
-    `axes` int8 [rank, d_model], `scores` int8 [ffn, rank]: neuron j is a candidate when
+    `axes` [rank, d_model], `scores` [ffn, rank], int4 or int8: neuron j is a candidate when
     (scores @ axes @ x)[j], both products as the kernels round them, is over `cutoffs` [ffn].
     """
 
@@ -70,9 +70,9 @@ class LayerWeights:
     columns share.
 
     "down" is enough where every gate and up is computed, "up" where every gate is, "gate" where
-    candidates alone are. `gates`, wanted unless every up is computed too, is the gate projection in
-    tiles that lie by themselves: in the packed model the tiles of up lie between them, and skipping
-    those costs a CPU's prefetchers nearly what reading them costs.
+    candidates alone are. `gates`, wanted unless every up is computed too, are the rows of gate, of
+    all or of the same neurons, in tiles that lie by themselves: in the packed model the tiles of up
+    lie between them, and skipping those costs a CPU's prefetchers nearly what reading them costs.
     """
 
     records: U8
@@ -107,6 +107,12 @@ class LayerNeurons:
             return np.arange(count)
         alive = bits_of(self.alive, count)
         return np.where(alive, np.cumsum(alive) - 1, -1)
+
+    def tiled(self) -> U32:
+        """Who has a row in `stored.gates`, or in the packed model's tiles: masks [groups]."""
+        count, gates = len(self.weights), self.stored.gates
+        everyone = gates is None or gates.rows == count
+        return mask_of(np.ones(count, np.bool_)) if everyone else self.alive
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,14 +175,16 @@ def layer_weights(
     gate, up, down = (model.matrix(f"layers.{layer}.{name}") for name in ("gate", "up", "down"))
     rows = [rows_of(matrix) for matrix in (gate, up)[2 - PARTS.index(parts) :]]
     records = np.concatenate([*rows, columns_of(down)], axis=1)
+    kept = np.ones(len(records), np.bool_)
     if alive is not None and alive.any():
-        records = records[bits_of(alive, len(records))]
-    records = _aligned(records)
+        kept = bits_of(alive, len(records))
+    records = _aligned(records[kept])
     shared = _aligned(shared_of(down))
     if parts == "down":
         return LayerWeights(records, shared, parts)
-    tiles = _aligned(gate.joined())
-    alone = PackedMatrix.of_tiles(gate.name, gate.rows, gate.cols, gate.kind, tiles)
+    few = gate if kept.all() else pack(_some_rows(unpack_plain(gate), kept), gate.name, gate.cols)
+    tiles = _aligned(few.joined())
+    alone = PackedMatrix.of_tiles(few.name, few.rows, few.cols, few.kind, tiles)
     return LayerWeights(records, shared, parts, alone)
 
 
@@ -200,6 +208,11 @@ def bits_of(mask: U32, count: int) -> NDArray[np.bool_]:
     """The inverse of `mask_of`: bool [count]."""
     raw = np.ascontiguousarray(mask, "<u4").view(np.uint8)
     return np.unpackbits(raw, count=count, bitorder="little").astype(np.bool_)
+
+
+def _some_rows(plain: PlainMatrix, kept: NDArray[np.bool_]) -> PlainMatrix:
+    minima = None if plain.minima is None else plain.minima[kept]
+    return PlainMatrix(plain.kind, plain.quants[kept], plain.scales[kept], minima)
 
 
 def _group_quants(plain: PlainMatrix) -> int:

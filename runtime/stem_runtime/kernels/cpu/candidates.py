@@ -9,7 +9,7 @@ from . import layout as L
 from . import thread_memory as M
 from .activations import cut_acts, quantize
 from .masks import FULL, deal, test
-from .neuron import weigh
+from .neuron import spread, weigh
 from .plain import clear, share
 from .records import end_list, list_neurons, list_of
 from .simd import f32_at, i32_at, i64_at, lowest, popcount, types, u32_at
@@ -55,6 +55,22 @@ def implied_in(args: Any, index: int, group: int) -> int:
 def build(gate: Any, multiply: Any, products: SimpleNamespace) -> Any:
     """Return offer_and_gate(args, index, layer, acts, tid, cutoff, memory, counts)."""
     rows_product, tiles_product = products.rows, products.tiles
+
+    @helper
+    def gates_of_group(args: Any, words: int, group: int, done: int, acts: int, out: int) -> int:
+        """Gates of a group, of those who have one in tiles, into float32 [32].
+
+        Tiles before `done` were computed for the groups before; returns the first that was not.
+        Threads of which one ends in a tile where the other begins both compute it.
+        """
+        f, packed = i64_at(words), args[L.UPS]
+        places = i32_at(f[L.F_TILED_FIRST])
+        first, last = types.int64(places[group]), types.int64(places[group + 1])
+        end = (last + 15) >> 4
+        for tile in range(max(done, first >> 4), end):
+            multiply(words + 8 * L.F_GATES, tile, acts, 0, 1, packed + 64 * tile, 0)
+        spread(packed + 4 * first, types.int64(u32_at(f[L.F_TILED])[group]), out)
+        return max(done, end)
 
     @helper
     def predictor_inputs(words: int, acts: int, memory: int) -> int:
@@ -126,15 +142,15 @@ def build(gate: Any, multiply: Any, products: SimpleNamespace) -> Any:
     ) -> None:
         """Gates of this thread's groups, and which of their neurons pass the test."""
         words = args[L.FFN] + 8 * L.FFN_WORDS * index
-        f, matrix, copy = i64_at(words), layer + 8 * L.GATE, words + 8 * L.F_GATES
-        tiles, most = i64_at(matrix)[L.TILES], f[L.F_GATE_ROWS]
+        f, matrix, tile = i64_at(words), layer + 8 * L.GATE, 0
+        most = f[L.F_GATE_ROWS]
         offered, passed = u32_at(args[L.OFFERED]), u32_at(args[L.PASSED])
         first, last = offer(args, index, acts, tid, memory, offered, passed)
         listed, count = list_of(args, tid), 0
         for group in range(first, last):
             mask, g = types.int64(offered[group]), args[L.GATES] + 128 * group
             if popcount(mask) > most:
-                tiles_product(copy, tiles, group, acts, g)
+                tile = gates_of_group(args, words, group, tile, acts, g)
             else:
                 clear(g, 32)
                 count = list_neurons(listed, count, group, mask)

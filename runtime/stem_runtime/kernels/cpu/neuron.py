@@ -17,6 +17,8 @@ from .simd import (
     kernel,
     lanes,
     load,
+    offset,
+    pointer,
     reduce_add,
     splat,
     store,
@@ -48,6 +50,22 @@ def _emit_keep(b: Builder, values: Value, mask: Value) -> None:
 
 keep_masked = kernel(_emit_keep, 2)
 """(32 float32, mask): those without a bit become zero."""
+
+
+def _emit_spread(b: Builder, packed: Value, mask: Value, out: Value) -> None:
+    bits = b.bitcast(b.trunc(mask, I32), vec(ir.IntType(1), 32))
+    for half in (0, 1):
+        here = pointer(b, packed, F32)
+        kept = lanes(b, bits, 16 * half, 16)
+        name = "llvm.masked.expandload.v16f32"
+        value = call(b, name, V16F32, [here, kept, const(V16F32, 0.0)])
+        store(b, value, b.add(out, const(I64, 64 * half)))
+        count = call(b, "llvm.ctpop.i64", I64, [b.and_(mask, const(I64, 0xFFFF))])
+        packed = offset(b, packed, count, 4)
+
+
+spread = kernel(_emit_spread, 3)
+"""(as many float32 as a mask has bits, mask, out): 32 of them, zeros where it has none."""
 
 
 def _emit_weigh(b: Builder, values: Value, weights: Value, out: Value) -> None:
