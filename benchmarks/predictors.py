@@ -5,7 +5,7 @@
 For some layers, three quarters of the tokens fit each predictor and its cut-offs, aiming at
 `--recall` of the contributions; the figures are about the last quarter:
 
-- calibrated low rank: `stem_runtime.sparsity.predictor`, int8 axes and scores;
+- calibrated low rank: `stem_runtime.sparsity.predictor`, axes and scores in int4, or in int8;
 - principal axes: the same with the axes of the inputs, whatever the gate makes of them;
 - sign bits: the gate's signs times the int8 input, one bit a weight;
 - none: cut-offs alone, so that a neuron is always a candidate or never.
@@ -27,7 +27,7 @@ from perplexity import read_text, windows
 
 from stem_runtime.engine import Engine
 from stem_runtime.formats.packed import PackedModel, open_packed
-from stem_runtime.quant import pack
+from stem_runtime.quant import Kind, pack
 from stem_runtime.quant.rounding import quantize
 from stem_runtime.sparsity.head import principal_axes, rounded
 from stem_runtime.sparsity.potentials import FfnWeights, Potentials, fire
@@ -68,12 +68,14 @@ def looks(gate: F32, inputs: F32, ranks: list[int]) -> Iterator[tuple[str, F32, 
     yield "sign bits", rounded(inputs) @ signs.T, ffn * width / 8
     main = principal_axes(fitted - fitted.mean(axis=0), max(ranks))
     for rank in ranks:
-        pairs = {
-            "principal axes": (main[:rank], np.ascontiguousarray(gate @ main[:rank].T)),
-            "calibrated low rank": low_rank(gate, fitted, rank),
-        }
-        for name, (axes, scores) in pairs.items():
-            first, second = pack(quantize(axes, "int8"), "", width), pack(quantize(scores, "int8"))
+        best = low_rank(gate, fitted, rank)
+        tried: list[tuple[str, Kind, tuple[F32, F32]]] = [
+            ("principal axes", "int4", (main[:rank], np.ascontiguousarray(gate @ main[:rank].T))),
+            ("calibrated low rank in int8", "int8", best),
+            ("calibrated low rank", "int4", best),
+        ]
+        for name, kind, (axes, scores) in tried:
+            first, second = pack(quantize(axes, kind), "", width), pack(quantize(scores, kind))
             seen = scored(first, second, inputs)
             yield f"{name}, {rank}", seen, first.nbytes + second.nbytes
 
@@ -107,7 +109,7 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=6144)
     parser.add_argument("--layers", type=int, default=4, help="how many, spread over the model")
     parser.add_argument("--sparsity", type=float, default=0.0)
-    parser.add_argument("--ranks", type=int, nargs="+", default=[32, 64, 128])
+    parser.add_argument("--ranks", type=int, nargs="+", default=[64, 128, 192])
     parser.add_argument("--recall", type=float, default=0.98)
     args = parser.parse_args()
 
