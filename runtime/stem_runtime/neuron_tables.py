@@ -14,7 +14,15 @@ from .kernels.cpu import layout as L
 from .kv_cache import KVCache
 from .quant import GROUP, PackedMatrix, groups_of
 from .residence import Residence
-from .sparsity.neurons import KINDS, LayerNeurons, Neurons, Parts, record_sizes
+from .sparsity.neurons import (
+    KINDS,
+    LayerNeurons,
+    Neurons,
+    Parts,
+    bits_of,
+    record_sizes,
+    rows_kept,
+)
 from .sparsity.plan import CANDIDATES, MODES, FfnPlan
 
 COUNTS = (
@@ -41,6 +49,7 @@ class _Layer:
     weights: F32
     norms: F32
     cutoffs: F32
+    scores: PackedMatrix | None
     tiled: NDArray[np.uint32]
     tiled_first: NDArray[np.int32]
 
@@ -196,8 +205,8 @@ class NeuronTables:
         gates, predictor = sparse * tiled.nbytes, layer.neurons.predictor
         if words[L.F_CANDIDATES] != L.ALL:
             gates = min(candidates * sizes[0], gates)
-        if words[L.F_CANDIDATES] == L.PREDICTED and predictor is not None:
-            gates += sparse * (predictor.axes.nbytes + predictor.scores.nbytes)
+        if words[L.F_CANDIDATES] == L.PREDICTED and predictor is not None and layer.scores:
+            gates += sparse * (predictor.axes.nbytes + layer.scores.nbytes)
         return read + gates + gated * sizes[1]
 
     def _record_sizes(self, index: int, parts: Parts) -> tuple[int, int, int]:
@@ -224,14 +233,16 @@ class NeuronTables:
         fits = all(array.shape == shape for array, shape in shapes)
         if not (fits and self._matrices_fit(layer) and _names_neurons(layer.implied, ffn)):
             raise UsageError(f"The neurons of layer {index} belong to a model of another shape.")
-        cutoffs, tiled = np.full(ffn, np.inf, np.float32), layer.tiled()
+        cutoffs, scores, tiled = np.full(ffn, np.inf, np.float32), None, layer.tiled()
         if layer.predictor is not None:
             cutoffs = layer.predictor.cutoffs
+            scores = rows_kept(layer.predictor.scores, bits_of(tiled, ffn))
         return _Layer(
             layer,
             _padded(layer.weights, self._groups, 0.0),
             _padded(layer.norms, self._groups, 0.0),
             _padded(cutoffs, self._groups, np.inf),
+            scores,
             tiled,
             np.cumsum([0, *np.bitwise_count(tiled)], dtype=np.int32),
         )
@@ -268,10 +279,10 @@ class NeuronTables:
         words[L.F_WEIGHTS], words[L.F_NORMS] = layer.weights.ctypes.data, layer.norms.ctypes.data
         words[L.F_ALIVE] = neurons.alive.ctypes.data
         words[L.F_PREDICTED] = layer.cutoffs.ctypes.data
-        if neurons.predictor is not None:
+        if neurons.predictor is not None and layer.scores is not None:
             for place, matrix in (
                 (L.F_AXES, neurons.predictor.axes),
-                (L.F_SCORES, neurons.predictor.scores),
+                (L.F_SCORES, layer.scores),
             ):
                 words[place : place + L.MATRIX_WORDS] = matrix_words(matrix)
 

@@ -83,12 +83,13 @@ def test_dead_neurons_are_never_computed(models: Models, mode: Mode) -> None:
     assert not steps.heat[:, 0, ~alive].any()
 
 
-@pytest.mark.parametrize("candidates", ["all", "resampled"])
-def test_dead_neurons_need_no_records(models: Models, candidates: Candidates) -> None:
-    """The same bits come out with the records of the others alone, in fewer bytes."""
-    model = models()
+@pytest.mark.parametrize("candidates", ["all", "resampled", "predicted"])
+def test_dead_neurons_need_no_weights(models: Models, candidates: Candidates) -> None:
+    """The same bits come out with the weights of the others alone, in fewer bytes."""
+    model, predictor = models(), guess(np.random.default_rng(5))
     alive = np.arange(FFN) % 3 > 0
-    whole = neurons_of(model, alive=mask_of(alive), core=mask_of(bits(0, 1)))
+    known = {"alive": mask_of(alive), "core": mask_of(bits(0, 1)), "predictor": predictor}
+    whole = neurons_of(model, **known)
     few = changed(whole, 0, stored=layer_weights(model, 0, "gate", mask_of(alive)))
     layers = [neurons.layers[0] for neurons in (whole, few)]
     sizes = [0 if layer is None else len(layer.stored.records) for layer in layers]

@@ -139,6 +139,16 @@ def with_dead(model: PackedModel, neurons: Neurons) -> Neurons:
     return Neurons(tuple(layers))
 
 
+def rows_kept(matrix: PackedMatrix, kept: NDArray[np.bool_]) -> PackedMatrix:
+    """A matrix of some of the rows, bool [rows]; itself if of all."""
+    if kept.all():
+        return matrix
+    plain = unpack_plain(matrix)
+    minima = None if plain.minima is None else plain.minima[kept]
+    few = PlainMatrix(plain.kind, plain.quants[kept], plain.scales[kept], minima)
+    return _alone(pack(few, matrix.name, matrix.cols))
+
+
 def rows_of(matrix: PackedMatrix) -> U8:
     """The rows of a matrix one after the other, bit for bit: uint8 [rows, row_bytes]."""
     plain, groups = unpack_plain(matrix), groups_of(matrix.cols)
@@ -182,10 +192,8 @@ def layer_weights(
     shared = _aligned(shared_of(down))
     if parts == "down":
         return LayerWeights(records, shared, parts)
-    few = gate if kept.all() else pack(_some_rows(unpack_plain(gate), kept), gate.name, gate.cols)
-    tiles = _aligned(few.joined())
-    alone = PackedMatrix.of_tiles(few.name, few.rows, few.cols, few.kind, tiles)
-    return LayerWeights(records, shared, parts, alone)
+    few = rows_kept(gate, kept)
+    return LayerWeights(records, shared, parts, _alone(gate) if few is gate else few)
 
 
 def record_sizes(
@@ -208,11 +216,6 @@ def bits_of(mask: U32, count: int) -> NDArray[np.bool_]:
     """The inverse of `mask_of`: bool [count]."""
     raw = np.ascontiguousarray(mask, "<u4").view(np.uint8)
     return np.unpackbits(raw, count=count, bitorder="little").astype(np.bool_)
-
-
-def _some_rows(plain: PlainMatrix, kept: NDArray[np.bool_]) -> PlainMatrix:
-    minima = None if plain.minima is None else plain.minima[kept]
-    return PlainMatrix(plain.kind, plain.quants[kept], plain.scales[kept], minima)
 
 
 def _group_quants(plain: PlainMatrix) -> int:
@@ -243,6 +246,12 @@ def _interleaved(quants: U8, kind: int) -> U8:
 
 def _bytes(values: NDArray[np.float16]) -> U8:
     return np.ascontiguousarray(values, "<f2").view(np.uint8)
+
+
+def _alone(matrix: PackedMatrix) -> PackedMatrix:
+    """A copy whose tiles lie by themselves."""
+    tiles = _aligned(matrix.joined())
+    return PackedMatrix.of_tiles(matrix.name, matrix.rows, matrix.cols, matrix.kind, tiles)
 
 
 def _aligned(array: U8) -> U8:

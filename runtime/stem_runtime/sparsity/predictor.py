@@ -30,7 +30,7 @@ RECALL = 0.98
 NEVER = float(np.finfo(np.float32).max)
 """The cut-off of a neuron that is never a candidate."""
 
-_SPENT = 0.5  # of what the recall allows to miss, since texts to come are less alike than these
+_SPENT = 0.7  # of what the recall allows to miss, since texts to come are less alike than these
 _RUN = 64  # neighbours are alike, so tokens are dealt in runs of this many
 _SHARE = 4  # of that many runs one chooses the price, the others the cut-offs at each price
 _PRICES = np.concatenate([[0.0], np.geomspace(1e-3, 10, 48)])
@@ -134,8 +134,8 @@ def choose_cutoffs(scores: F32, contribution: F32, recall: float) -> tuple[F32, 
 
     `contribution` [n, ffn] is as `shares` makes it. A candidate costs one gate row, whoever it is.
     So at every price of a row each neuron takes the cut-off that gains the most contribution less
-    that price; the price is the highest at which tokens that did not choose cut-offs miss half of
-    what `recall` allows (0 where there is none).
+    that price; the price is the highest at which tokens that did not choose cut-offs miss no
+    more than seven tenths of what `recall` allows (0 where there is none).
     """
     wanted = 1 - _SPENT * (1 - recall)
     chosen = _chosen(len(scores))

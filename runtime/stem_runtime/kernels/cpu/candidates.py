@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
 from typing import Any
 
 from . import layout as L
@@ -52,13 +51,14 @@ def implied_in(args: Any, index: int, group: int) -> int:
     return mask
 
 
-def build(gate: Any, multiply: Any, products: SimpleNamespace) -> Any:
+def build(gate: Any, multiply: Any, rows_product: Any) -> Any:
     """Return offer_and_gate(args, index, layer, acts, tid, cutoff, memory, counts)."""
-    rows_product, tiles_product = products.rows, products.tiles
 
     @helper
-    def gates_of_group(args: Any, words: int, group: int, done: int, acts: int, out: int) -> int:
-        """Gates of a group, of those who have one in tiles, into float32 [32].
+    def tiled_product(
+        args: Any, words: int, matrix: int, group: int, done: int, acts: int, out: int
+    ) -> int:
+        """Products of a group, of those who are tiled, into float32 [32].
 
         Tiles before `done` were computed for the groups before; returns the first that was not.
         Threads of which one ends in a tile where the other begins both compute it.
@@ -68,7 +68,7 @@ def build(gate: Any, multiply: Any, products: SimpleNamespace) -> Any:
         first, last = types.int64(places[group]), types.int64(places[group + 1])
         end = (last + 15) >> 4
         for tile in range(max(done, first >> 4), end):
-            multiply(words + 8 * L.F_GATES, tile, acts, 0, 1, packed + 64 * tile, 0)
+            multiply(matrix, tile, acts, 0, 1, packed + 64 * tile, 0)
         spread(packed + 4 * first, types.int64(u32_at(f[L.F_TILED])[group]), out)
         return max(done, end)
 
@@ -87,13 +87,16 @@ def build(gate: Any, multiply: Any, products: SimpleNamespace) -> Any:
         return inner
 
     @helper
-    def predicted(f: Any, words: int, group: int, inner: int, memory: int) -> int:
+    def predicted(
+        args: Any, words: int, group: int, done: int, inner: int, memory: int
+    ) -> tuple[int, int]:
+        """Whom of a group the predictor names; `done` tiles were computed before, and after it."""
         p, scores = memory + M.P, words + 8 * L.F_SCORES
-        tiles_product(scores, i64_at(scores)[L.TILES], group, inner, p)
-        found, cutoffs = f32_at(p), f32_at(f[L.F_PREDICTED] + 128 * group)
+        done = tiled_product(args, words, scores, group, done, inner, p)
+        found, cutoffs = f32_at(p), f32_at(i64_at(words)[L.F_PREDICTED] + 128 * group)
         for lane in range(32):
             found[lane] -= cutoffs[lane]
-        return test(p, 0.0, memory + M.MASK)
+        return test(p, 0.0, memory + M.MASK), done
 
     @helper
     def offer(
@@ -105,7 +108,7 @@ def build(gate: Any, multiply: Any, products: SimpleNamespace) -> Any:
         """
         words = args[L.FFN] + 8 * L.FFN_WORDS * index
         f, groups, threads = i64_at(words), args[L.FFN_GROUPS], args[L.THREADS]
-        source, inner = f[L.F_CANDIDATES], 0
+        source, inner, done = f[L.F_CANDIDATES], 0, 0
         chosen = args[L.CHOSEN] + 4 * groups * index
         if source == L.RESAMPLED and args[L.CHOSEN] == 0:
             source = L.ALL
@@ -120,7 +123,7 @@ def build(gate: Any, multiply: Any, products: SimpleNamespace) -> Any:
                 if source == L.RESAMPLED:
                     mask = types.int64(u32_at(chosen)[group])
                 else:
-                    mask = predicted(f, words, group, inner, memory)
+                    mask, done = predicted(args, words, group, done, inner, memory)
                 implied = implied_in(args, index, group) & ~mask
                 mask |= implied
                 if f[L.F_CORE] != 0:
@@ -150,7 +153,7 @@ def build(gate: Any, multiply: Any, products: SimpleNamespace) -> Any:
         for group in range(first, last):
             mask, g = types.int64(offered[group]), args[L.GATES] + 128 * group
             if popcount(mask) > most:
-                tile = gates_of_group(args, words, group, tile, acts, g)
+                tile = tiled_product(args, words, words + 8 * L.F_GATES, group, tile, acts, g)
             else:
                 clear(g, 32)
                 count = list_neurons(listed, count, group, mask)

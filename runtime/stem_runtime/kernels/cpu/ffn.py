@@ -78,7 +78,7 @@ def build(isa: Isa, blocks: SimpleNamespace, multiply: Any, barrier: Any) -> Any
     """Return sparse_ffn(args, index, address, acts, tid, memory, sharpness)."""
     gate, products = blocks.gate, build_products(isa, multiply)
     rows_product, tile_product, add_columns = products.rows, products.tile, products.add_columns
-    offer_and_gate = build_gates(gate, multiply, products)
+    offer_and_gate = build_gates(gate, multiply, rows_product)
 
     @helper
     def settle(

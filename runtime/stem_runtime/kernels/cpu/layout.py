@@ -160,7 +160,7 @@ LOOK_COUNT_WORDS = LINE + LAG_BINS // 2
     F_ATTENTION,  # float64 bits: strength / spread of sharpness, 0 for none
     F_SHARPNESS,  # float64 bits: its mean
     F_PREDICTED,  # float32 [32 * FFN_GROUPS]: cut-offs of the predictor's scores
-    F_TILED,  # uint32 [FFN_GROUPS]: who has a row in F_GATES
+    F_TILED,  # uint32 [FFN_GROUPS]: who has a row in F_GATES and F_SCORES
     F_TILED_FIRST,  # int32 [FFN_GROUPS + 1]: which row is a group's first
     F_GATES,  # matrix words: rows of gate, without those of up in between
     _,

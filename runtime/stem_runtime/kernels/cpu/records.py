@@ -48,7 +48,7 @@ def end_list(listed: int, count: int) -> None:
 
 
 def build(isa: Isa, multiply: Any) -> SimpleNamespace:
-    """Return rows, tile, tiles and add_columns."""
+    """Return rows, tile and add_columns."""
     rows4, rows4m, rows8 = (rows_kernel(isa, kind) for kind in (L.INT4, L.INT4_MINIMA, L.INT8))
     columns4, columns4m, columns8 = (
         columns_kernel(isa, kind) for kind in (L.INT4, L.INT4_MINIMA, L.INT8)
@@ -82,12 +82,6 @@ def build(isa: Isa, multiply: Any) -> SimpleNamespace:
             multiply(matrix, index, acts, 0, 1, out, 0)
         else:
             clear(out, 16)
-
-    @helper
-    def tiles(matrix: int, count: int, group: int, acts: int, out: int) -> None:
-        """Products of all neurons of a group."""
-        tile(matrix, count, 2 * group, acts, out)
-        tile(matrix, count, 2 * group + 1, acts, out + 64)
 
     @helper
     def add_columns(
@@ -135,4 +129,4 @@ def build(isa: Isa, multiply: Any) -> SimpleNamespace:
                 scales, here, places, down, values, quads, acts, chunks, y, after, there, next_quads
             )
 
-    return SimpleNamespace(rows=rows, tile=tile, tiles=tiles, add_columns=add_columns)
+    return SimpleNamespace(rows=rows, tile=tile, add_columns=add_columns)
