@@ -259,7 +259,7 @@ def test_rules_are_kept_where_they_surely_help(
     for setting in ruled:
         assert "constraints" in setting.controls
         assert setting.plan == ffn.constrained(setting.plan)
-        assert setting.plan.implications == (setting.plan.candidates != "all")
+        assert setting.plan.implications == (setting.plan.candidates == "predicted")
 
 
 @pytest.mark.parametrize("stop", ["Comparing", "Measuring"])

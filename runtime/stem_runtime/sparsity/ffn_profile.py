@@ -157,7 +157,8 @@ class FfnProfile:
 
     def constrained(self, plan: FfnPlan) -> FfnPlan:
         """The plan with the rules that calibration learned: the always-on core, floors and caps,
-        and, where not everyone is a candidate, implications.
+        and, where candidates are predicted, implications. Those of a conversation's own candidates
+        would be outside its set, of which nothing is read.
         """
         ffn = self.rules.weights.shape[1]
         floors, caps = [], []
@@ -172,7 +173,7 @@ class FfnProfile:
             core=True,
             floors=tuple(floors),
             caps=tuple(caps),
-            implications=plan.candidates != "all" and self.rules.implied is not None,
+            implications=plan.candidates == "predicted" and self.rules.implied is not None,
         )
 
     def parts(self) -> Parts:

@@ -94,12 +94,11 @@ class _Measuring:
     def run(self) -> FfnProfile:
         self._learn()
         policy = self._try_policies()
-        best: FfnSetting | None = None
         if self._exact:
-            best = self._natural()
+            self._natural()
         for done, (name, allowed) in enumerate(BUDGETS.items()):
             self._bench.report("Measuring", done, len(BUDGETS))
-            self._within(name, allowed, policy, best)
+            self._within(name, allowed, policy)
         self._bench.report("Measuring", len(BUDGETS), len(BUDGETS))
         return self._profile
 
@@ -168,8 +167,8 @@ class _Measuring:
         beyond = change + _SURE * error if policy == "attention" else self._divergence(plan)
         return PolicyTrial(policy, target, active, change, max(beyond, 0.0))
 
-    def _natural(self) -> FfnSetting | None:
-        """Settings that skip what is exactly zero. Returns the best that is as good as dense."""
+    def _natural(self) -> None:
+        """Settings that skip what is exactly zero."""
         exact = FfnPlan.exact(self._profile.tables.layers)
         target = 1 - float(self._profile.tables.active[:, 0, 0].mean())
         predicted = dataclasses.replace(exact, candidates="predicted", sinks=4)
@@ -181,17 +180,21 @@ class _Measuring:
         for name, plan in plans.items():
             if self._found(name) is None:
                 self._add(name, "global", target, *self._ruled(plan, self._decoded(plan)), full)
+
+    def _base(self, allowed: float) -> FfnSetting | None:
+        """The fastest setting so far, without a budget of its own, that leaves half of one."""
         good = [
             setting
             for setting in self._profile.settings
-            if setting.perplexity_change <= BUDGETS["1%"] / 2
+            if setting.name not in BUDGETS and setting.perplexity_change <= allowed / 2
         ]
         return max(good, key=lambda setting: setting.tokens_per_second, default=None)
 
-    def _within(self, name: str, allowed: float, policy: str, base: FfnSetting | None) -> None:
+    def _within(self, name: str, allowed: float, policy: str) -> None:
         """Measure the largest share of skipped neurons that stays within a budget."""
         if self._found(name) is not None:
             return
+        base = self._base(allowed)
         target = self._reach(policy, allowed)
         for left in range(RETREATS, -1, -1):
             plan = self._profile.plan(target, policy)
