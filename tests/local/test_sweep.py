@@ -209,7 +209,7 @@ def test_controls_are_put_together(folder: Path) -> None:
     assert bound is not None and bound.core and bound.floors and not bound.implications
     drawn, why = plan_of(ffn, 0.6, ("potentials", "resampling", "constraints"))
     if "gate" in ffn.plan(0.6, "uniform").modes:
-        assert drawn is not None and (drawn.candidates, drawn.implications) == ("resampled", True)
+        assert drawn is not None and (drawn.candidates, drawn.implications) == ("resampled", False)
     assert why == ""
     spread, _ = plan_of(ffn, 0.6, ("potentials", "policy"))
     assert spread == ffn.plan(0.6, "global")
