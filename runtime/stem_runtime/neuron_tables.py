@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +19,7 @@ from .sparsity.neurons import (
     LayerNeurons,
     Neurons,
     Parts,
+    Predictor,
     bits_of,
     record_sizes,
     rows_kept,
@@ -43,13 +44,17 @@ F32 = NDArray[np.float32]
 
 @dataclass(frozen=True, slots=True)
 class _Layer:
-    """One layer's arrays, padded to whole groups; kept because words hold their addresses."""
+    """One layer's arrays, padded to whole groups; kept because words hold their addresses.
+
+    `gates` and the predictor's scores are of the neurons in `tiled` alone.
+    """
 
     neurons: LayerNeurons
     weights: F32
     norms: F32
     cutoffs: F32
-    scores: PackedMatrix | None
+    predictor: Predictor | None
+    gates: PackedMatrix
     tiled: NDArray[np.uint32]
     tiled_first: NDArray[np.int32]
 
@@ -194,7 +199,6 @@ class NeuronTables:
         candidates, gated, active, dense = (float(counts[i]) for i in (0, 1, 2, -1))
         if layer is None or dense == 1:
             return whole
-        tiled = layer.neurons.stored.gates or gate
         sizes, sparse = self._record_sizes(index, layer.neurons.stored.parts), 1 - dense
         # every group of 32 neurons with one in use reads the scales that they share
         share = min(active / sparse / self._model.config.ffn_dim, 1.0)
@@ -202,11 +206,11 @@ class NeuronTables:
         read = whole * dense + active * sizes[2] + used * float(words[L.F_SHARED_BYTES])
         if words[L.F_MODE] == L.MODE_CONTRIBUTION:
             return read + sparse * (gate.nbytes + up.nbytes)
-        gates, predictor = sparse * tiled.nbytes, layer.neurons.predictor
+        gates, predictor = sparse * layer.gates.nbytes, layer.predictor
         if words[L.F_CANDIDATES] != L.ALL:
             gates = min(candidates * sizes[0], gates)
-        if words[L.F_CANDIDATES] == L.PREDICTED and predictor is not None and layer.scores:
-            gates += sparse * (predictor.axes.nbytes + layer.scores.nbytes)
+        if words[L.F_CANDIDATES] == L.PREDICTED and predictor is not None:
+            gates += sparse * (predictor.axes.nbytes + predictor.scores.nbytes)
         return read + gates + gated * sizes[1]
 
     def _record_sizes(self, index: int, parts: Parts) -> tuple[int, int, int]:
@@ -233,16 +237,19 @@ class NeuronTables:
         fits = all(array.shape == shape for array, shape in shapes)
         if not (fits and self._matrices_fit(layer) and _names_neurons(layer.implied, ffn)):
             raise UsageError(f"The neurons of layer {index} belong to a model of another shape.")
-        cutoffs, scores, tiled = np.full(ffn, np.inf, np.float32), None, layer.tiled()
-        if layer.predictor is not None:
-            cutoffs = layer.predictor.cutoffs
-            scores = rows_kept(layer.predictor.scores, bits_of(tiled, ffn))
+        cutoffs, tiled = np.full(ffn, np.inf, np.float32), layer.tiled()
+        predictor = layer.predictor
+        if predictor is not None:
+            cutoffs = predictor.cutoffs
+            scores = rows_kept(predictor.scores, bits_of(tiled, ffn))
+            predictor = replace(predictor, scores=scores)
         return _Layer(
             layer,
             _padded(layer.weights, self._groups, 0.0),
             _padded(layer.norms, self._groups, 0.0),
             _padded(cutoffs, self._groups, np.inf),
-            scores,
+            predictor,
+            layer.stored.gates or self._matrix(index, "gate"),
             tiled,
             np.cumsum([0, *np.bitwise_count(tiled)], dtype=np.int32),
         )
@@ -270,8 +277,7 @@ class NeuronTables:
             L.GATE_ROWS if gate else -1,
         )
         words[L.F_UP], words[L.F_DOWN] = gate, gate + up
-        gates = neurons.stored.gates or self._matrix(index, "gate")
-        words[L.F_GATES : L.F_GATES + L.MATRIX_WORDS] = matrix_words(gates)
+        words[L.F_GATES : L.F_GATES + L.MATRIX_WORDS] = matrix_words(layer.gates)
         words[L.F_TILED], words[L.F_TILED_FIRST] = (
             layer.tiled.ctypes.data,
             layer.tiled_first.ctypes.data,
@@ -279,10 +285,10 @@ class NeuronTables:
         words[L.F_WEIGHTS], words[L.F_NORMS] = layer.weights.ctypes.data, layer.norms.ctypes.data
         words[L.F_ALIVE] = neurons.alive.ctypes.data
         words[L.F_PREDICTED] = layer.cutoffs.ctypes.data
-        if neurons.predictor is not None and layer.scores is not None:
+        if layer.predictor is not None:
             for place, matrix in (
-                (L.F_AXES, neurons.predictor.axes),
-                (L.F_SCORES, layer.scores),
+                (L.F_AXES, layer.predictor.axes),
+                (L.F_SCORES, layer.predictor.scores),
             ):
                 words[place : place + L.MATRIX_WORDS] = matrix_words(matrix)
 
