@@ -343,13 +343,22 @@ class Look:
     def __init__(self, head: HeadLook, threads: int) -> None:
         self._head = head
         self._list = np.zeros(TILE * tiles_of(len(head.rows)), np.int32)
+        self._near = np.zeros(len(self._list), np.float32)
         self._counts = np.zeros((threads, L.LOOK_COUNT_WORDS), np.int64)
         self.words: Words = np.zeros(L.LOOK_WORDS, np.int64)
-        for place, matrix in ((L.LOOK_ROTATION, head.rotation), (L.LOOK_SCORES, head.look)):
-            self.words[place : place + L.MATRIX_WORDS] = matrix_words(matrix)
+        matrices = {
+            L.LOOK_ROTATION: head.rotation,
+            L.LOOK_SCORES: head.look,
+            L.LOOK_MEAN: head.mean,
+        }
+        for place, matrix in matrices.items():
+            if matrix is not None:
+                self.words[place : place + L.MATRIX_WORDS] = matrix_words(matrix)
         self.words[L.LOOK_ROWS] = head.rows.ctypes.data
         self.words[L.LOOK_MARGIN], self.words[L.LOOK_LIMIT] = bits(head.margin), head.limit
-        self.words[L.LOOK_LIST] = self._list.ctypes.data
+        self.words[L.LOOK_LIST], self.words[L.LOOK_NEAR] = (
+            array.ctypes.data for array in (self._list, self._near)
+        )
         self.words[L.LOOK_COUNTS] = self._counts.ctypes.data
 
     def nbytes(self, rows: float) -> int:

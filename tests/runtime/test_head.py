@@ -11,7 +11,7 @@ import pytest
 from stem_runtime.engine import Engine
 from stem_runtime.errors import UsageError
 from stem_runtime.formats.packed import PackedModel, open_packed
-from stem_runtime.kernels.cpu.layout import BINS_PER_NAT, LAG_BINS
+from stem_runtime.kernels.cpu.layout import BINS_PER_NAT, LAG_BINS, NEAR
 from stem_runtime.kernels.oracle import OUTLIERS, matmul
 from stem_runtime.kernels.oracle_sparse import head_rows
 from stem_runtime.quant import pack, unpack, unpack_plain
@@ -43,7 +43,7 @@ from .looks import make_look
 from .tiny import random_matrix, random_packed, tiny_config
 
 TOKENS = [5, 60, 200, 7, 130, 44, 9, 250]
-MARGIN = 1.0  # keeps some rows and not others
+MARGIN = 8.0  # keeps some rows and not others
 
 
 @pytest.fixture(scope="module", params=[True, False], ids=["tied", "untied"])
@@ -72,6 +72,31 @@ def hidden_of(model: PackedModel) -> np.ndarray:
     """What the head gets after each token."""
     with Engine(model, threads=1) as engine:
         return engine.hidden(engine.new_cache(len(TOKENS)), TOKENS)
+
+
+def sharp_look(model: PackedModel, margin: float, limit: int | None = None) -> HeadLook:
+    """A look along axes that hold the states after TOKENS."""
+    head, hidden = head_of(model), hidden_of(model)
+    axes = principal_axes(hidden, 32)
+    looks = Looks(head, axes, np.sqrt(np.mean((hidden @ axes.T) ** 2, axis=0)))
+    return looks.make(32, margin, limit or head.rows, row_major(head))
+
+
+def logits_of(model: PackedModel, look: HeadLook) -> np.ndarray:
+    """Logits after each token, less what the mean row adds to all."""
+    assert look.mean is not None
+    hidden = hidden_of(model)
+    return matmul(head_of(model), hidden, OUTLIERS) - matmul(look.mean, hidden, OUTLIERS)
+
+
+def marks(model: PackedModel, look: HeadLook) -> tuple[np.ndarray, np.ndarray]:
+    """What margins are measured from after each token, [n, 1], and the scores [n, vocab]."""
+    scores = matmul(look.look, matmul(look.rotation, hidden_of(model), OUTLIERS))
+    best = scores.max(axis=1, keepdims=True)
+    if look.mean is None:
+        return best, scores
+    near = np.where(scores >= best - NEAR, logits_of(model, look), -np.inf)
+    return (best + near.max(axis=1, keepdims=True)) / 2, scores
 
 
 def test_rows_are_the_head_bit_for_bit() -> None:
@@ -145,7 +170,7 @@ def test_a_wide_margin_is_the_whole_head(model: PackedModel) -> None:
 
 def test_a_small_margin_leaves_rows_out(model: PackedModel) -> None:
     whole, _ = decoded(model, None)
-    found, rows = decoded(model, make_look(model, MARGIN))
+    found, rows = decoded(model, sharp_look(model, MARGIN))
     kept = np.isfinite(found)
     assert (found[~kept] == -np.inf).all()
     assert rows == kept.sum(axis=1).tolist()
@@ -158,9 +183,9 @@ def test_a_small_margin_leaves_rows_out(model: PackedModel) -> None:
 
 def test_beyond_the_limit_the_best_are_computed(model: PackedModel) -> None:
     whole, _ = decoded(model, None)
-    free, rows = decoded(model, make_look(model, MARGIN))
+    free, rows = decoded(model, sharp_look(model, MARGIN))
     limit = sorted(rows)[len(rows) // 2]
-    found, limited = decoded(model, make_look(model, MARGIN, limit))
+    found, limited = decoded(model, sharp_look(model, MARGIN, limit))
     assert max(limited) <= limit < max(rows)
     for logits, full, kept, count, before in zip(found, whole, free, limited, rows, strict=True):
         assert count == np.isfinite(logits).sum()
@@ -178,17 +203,22 @@ def test_the_whole_head_is_computed_where_the_look_tells_nothing(model: PackedMo
     assert np.array_equal(found, whole)
 
 
+@pytest.mark.parametrize("anchored", [True, False], ids=["mark", "best score"])
 @pytest.mark.parametrize("threads", [1, 3])
-@pytest.mark.parametrize(("wide", "limit"), [(2.0, 309), (4.0, 40), (9.0, 150), (1.0, 7)])
+@pytest.mark.parametrize(
+    ("wide", "limit"), [(6.0, 309), (8.0, 40), (12.0, 150), (7.0, 7), (1.0, 309)]
+)
 def test_the_rows_are_the_oracles(
-    model: PackedModel, threads: int, wide: float, limit: int
+    model: PackedModel, threads: int, wide: float, limit: int, anchored: bool
 ) -> None:
     look = make_look(model, wide, limit)
-    scores = matmul(look.look, matmul(look.rotation, hidden_of(model), OUTLIERS))
-    expected = head_rows(scores, wide, limit)
+    look = look if anchored else dataclasses.replace(look, mean=None)
+    mark, scores = marks(model, look)
+    apart = logits_of(model, look) if anchored else None
+    expected = head_rows(scores, wide, limit, apart)
     found, rows = decoded(model, look, threads)
     # a score next to an edge may round to its other side, and with it all rows of a bin
-    lags = (scores.max(axis=1, keepdims=True) - scores) * BINS_PER_NAT
+    lags = (mark - scores) * BINS_PER_NAT
     near = (np.abs(lags - np.rint(lags)) < 1e-4) & (lags > 0)
     clear = [token for token, edge in enumerate(near.any(axis=1)) if not edge]
     assert len(clear) >= len(TOKENS) // 2
@@ -198,9 +228,9 @@ def test_the_rows_are_the_oracles(
 
 
 def test_as_many_rows_as_the_limit_are_computed(model: PackedModel) -> None:
-    look = make_look(model, 4.0)
-    scores = matmul(look.look, matmul(look.rotation, hidden_of(model), OUTLIERS))
-    bins = ((scores.max(axis=1, keepdims=True) - scores) * BINS_PER_NAT).astype(np.int64)
+    look = sharp_look(model, 2 * MARGIN)
+    mark, scores = marks(model, look)
+    bins = np.maximum((mark - scores) * BINS_PER_NAT, 0).astype(np.int64)
     exact = []
     for token, row in enumerate(bins):
         limit = int((row < 24).sum())
@@ -221,7 +251,7 @@ def test_a_trial_counts_what_the_engine_computes(model: PackedModel) -> None:
     assert np.array_equal(ids[:, 0], whole.argmax(axis=1))
     assert np.allclose(logits, -np.sort(-whole, axis=1)[:, :TOP], rtol=1e-2, atol=1e-2)
     for dims in (32, 64):
-        seen = see(looks, hidden, ids, dims)
+        seen = see(looks, hidden, ids, logits, dims)
         for limit in (head.rows, 40):
             outcome = judge(looks, head, seen, logits, dims, MARGIN, limit)
             found, rows = decoded(model, looks.make(dims, MARGIN, limit, row_major(head)))

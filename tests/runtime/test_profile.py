@@ -70,7 +70,7 @@ def test_what_is_written_is_read(folder: Path) -> None:
     assert written.head is not None
     assert found.head.setting == written.head.setting
     assert found.head.setting.miss_rate == 0.001
-    for name in ("rotation", "look"):
+    for name in ("rotation", "look", "mean"):
         left, right = getattr(found.head.look, name), getattr(written.head.look, name)
         assert np.array_equal(left.joined(), right.joined())
         assert not left.quants.flags.writeable
@@ -80,6 +80,18 @@ def test_what_is_written_is_read(folder: Path) -> None:
     starts = [e["data_offsets"][0] for n, e in header.items() if not n.startswith("pad.")]
     assert all((base + start) % 64 == 0 for start in starts)
     assert [path.name for path in folder.glob("profile*")] == [FILE]
+
+
+def test_looks_of_before_they_had_a_mean_row_are_read(folder: Path) -> None:
+    written = add_profile(folder)
+    assert written.head is not None
+    look = dataclasses.replace(written.head.look, mean=None)
+    older = dataclasses.replace(written, head=dataclasses.replace(written.head, look=look))
+    write_profile(folder, older)
+    found = read(folder)
+    assert found is not None
+    assert found.head is not None
+    assert found.head.look.mean is None
 
 
 def test_one_in_use_can_be_replaced_on_windows(
@@ -183,6 +195,7 @@ def flip(path: Path, place: int) -> None:
         ("profile.json", False),
         ("head.rotation.tiles", False),
         ("head.look.tiles", False),
+        ("head.mean.tiles", False),
         ("head.rows", True),
     ],
 )

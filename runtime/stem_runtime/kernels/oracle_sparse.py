@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from .cpu.layout import BINS_PER_NAT, LAG_BINS
+from .cpu.layout import BINS_PER_NAT, LAG_BINS, NEAR
 from .oracle import F64, FloatArray, Packed, ffn_hidden, matmul
 
 Bools = NDArray[np.bool_]
@@ -124,20 +124,25 @@ def multiplier(strength: float, mean: float, spread: float, sharpness: float) ->
     return math.exp(min(max(power, -math.log(4)), math.log(4)))
 
 
-def head_rows(scores: F64, margin: float, limit: int) -> Bools:
+def head_rows(scores: F64, margin: float, limit: int, logits: F64 | None = None) -> Bools:
     """The rows of the output head [n, vocab] that are computed after a look gave them `scores`.
 
-    Those within `margin` of the best; of more than `limit` as many bins of them, best first, as
-    have no more rows; all rows where the first bin has.
+    Those within `margin` of the mark: halfway between the best score and the best of the `logits`,
+    less what the mean row adds to all, among rows that score nearly as well. Of more than `limit`
+    as many bins of them, best first, as have no more rows; all rows where none is left.
     """
-    lags = scores.max(axis=1, keepdims=True) - scores
-    bins = np.minimum(lags * BINS_PER_NAT, LAG_BINS - 1).astype(np.int64)
+    mark = scores.max(axis=1, keepdims=True)
+    if logits is not None:
+        among = np.where(scores >= mark - NEAR, logits, -np.inf)
+        mark = (mark + among.max(axis=1, keepdims=True)) / 2
+    lags = mark - scores
+    bins = np.clip(lags * BINS_PER_NAT, 0, LAG_BINS - 1).astype(np.int64)
     near: Bools = lags <= margin
     for row, (mask, places) in enumerate(zip(near, bins, strict=True)):
         if mask.sum() > limit:
             totals = np.cumsum(np.bincount(places[mask], minlength=LAG_BINS))
             end = np.count_nonzero(totals <= limit)
             near[row] &= places < end
-            if end == 0:
-                near[row] = True
+        if not near[row].any():
+            near[row] = True
     return near

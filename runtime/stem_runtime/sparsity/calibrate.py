@@ -196,7 +196,7 @@ def _calibrate_head(run: Run, read: Material, before: HeadProfile | None) -> Hea
     kept = _found(model, folder).head
     if kept and (kept.setting.kernels, kept.setting.threads) == (kernels, threads):
         return kept
-    if before is not None and before.material == folder.name:
+    if before and before.look.mean is not None and before.material == folder.name:
         look = before.look
         outcome = Outcome(**{name: getattr(before.setting, name) for name in _OUTCOME})
     else:

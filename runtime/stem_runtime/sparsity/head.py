@@ -45,10 +45,15 @@ class HeadLook:
 
     `rotation` int8 [dims, d_model] turns the head's input into principal axes; `look` int4
     [vocab, dims] scores every row from them, all of them too high or too low by as much. A row is
-    computed in full when its score is at least the best one less `margin`; of more than `limit`
-    such rows the best are, and the whole head where not even that tells them apart. `rows` uint8
+    computed in full when its score is at least the mark less `margin`; of more than `limit` such
+    rows the best are, and the whole head where not even that tells them apart. `rows` uint8
     [vocab, groups, 34] is the int8 head row by row, since rows of its tiles do not lie alone: a
     float16 scale and 32 bytes of quants + 128 for each group of 32 columns.
+
+    The mark is halfway between the best score and the best logit among the rows that score within
+    `layout.NEAR` of it, less what `mean` adds to all: int8 [1, d_model], the mean of the rows. The
+    best of many scores is too high, by more the less the look tells; one logit is not. Without
+    `mean` the mark is the best score.
     """
 
     rotation: PackedMatrix
@@ -56,6 +61,7 @@ class HeadLook:
     rows: U8
     margin: float
     limit: int
+    mean: PackedMatrix | None = None
 
     @property
     def dims(self) -> int:
@@ -131,9 +137,14 @@ class Looks:
         weights: F32 = np.sqrt(np.maximum(spread, least))
         self._rotation = quantize(axes / weights[:, None], "int8")
         turned = np.empty((head.rows, len(axes)), np.float32)
+        total = np.zeros(head.cols)
         for start, block in blocks(head):
-            turned[start : start + block.rows] = unpack(block) @ axes.T
-        turned -= turned.mean(axis=0)
+            rows = unpack(block)
+            turned[start : start + block.rows] = rows @ axes.T
+            total += rows.sum(axis=0, dtype=np.float64)
+        mean = (total / head.rows).astype(np.float32)
+        self._mean = quantize(mean[None], "int8")
+        turned -= mean @ axes.T
         self._look = quantize(turned * weights, "int4")
 
     def make(self, dims: int, margin: float, limit: int, rows: U8) -> HeadLook:
@@ -148,6 +159,7 @@ class Looks:
             rows,
             margin,
             limit,
+            pack(self._mean, "head.mean", self._head.cols),
         )
 
     @cached_property
@@ -155,6 +167,11 @@ class Looks:
         """The rotation [dims, d_model] and the look [vocab, dims] as they are after rounding."""
         rotation = dequantize_plain(self._rotation)[:, : self._head.cols]
         return rotation, dequantize_plain(self._look)
+
+    @cached_property
+    def mean(self) -> F32:
+        """The mean of the head's rows, float32 [d_model], as it is after rounding."""
+        return np.ascontiguousarray(dequantize_plain(self._mean)[0, : self._head.cols])
 
     @property
     def row_bytes(self) -> int:

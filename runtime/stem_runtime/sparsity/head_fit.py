@@ -71,14 +71,14 @@ def fit_look(
     rules = []
     for done, r in enumerate(dims, start=2):
         step(done, steps)
-        rules.append(_rule(looks, head, see(looks, chosen_on, ids, r), logits, r))
+        rules.append(_rule(looks, head, see(looks, chosen_on, ids, logits, r), logits, r))
     rules.sort(key=lambda outcome: (not outcome.passes, _reading(looks, outcome)))
     step(steps - 2, steps)
     ids, logits = leaders(head, judged_on)
     step(steps - 1, steps)
     tried: list[Outcome] = []
     for rule in rules:
-        seen = see(looks, judged_on, ids, rule.dims)
+        seen = see(looks, judged_on, ids, logits, rule.dims)
         tried.append(judge(looks, head, seen, logits, rule.dims, rule.margin, rule.limit))
         if tried[-1].passes:
             break

@@ -30,6 +30,7 @@ MIN_MASS = 0.999
 """Least share of the probability that sampling would draw from and that must be kept."""
 
 _ROTATION, _LOOK, _ROWS = "head.rotation.tiles", "head.look.tiles", "head.rows"
+_MEAN = "head.mean.tiles"
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,7 +151,8 @@ def read_profile(
 
 
 def _head_arrays(look: HeadLook) -> Arrays:
-    return {_ROTATION: look.rotation.joined(), _LOOK: look.look.joined(), _ROWS: look.rows}
+    mean = {} if look.mean is None else {_MEAN: look.mean.joined()}
+    return {_ROTATION: look.rotation.joined(), _LOOK: look.look.joined(), **mean, _ROWS: look.rows}
 
 
 def _read_head(file: Container, config: ModelConfig) -> HeadProfile:
@@ -168,6 +170,7 @@ def _read_head(file: Container, config: ModelConfig) -> HeadProfile:
         rows,
         setting.margin,
         limit,
+        file.matrix(_MEAN, 1, d) if file.has(_MEAN) else None,  # margins were from the best score
     )
     material = file.table.get("head_material", "")  # profiles of before it was told have none
     if not isinstance(material, str) or len(material) > MAX_TEXT:

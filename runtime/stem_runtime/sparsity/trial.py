@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from ..kernels.cpu.layout import BINS_PER_NAT, LAG_BINS
+from ..kernels.cpu.layout import BINS_PER_NAT, LAG_BINS, NEAR
 from ..kernels.oracle import OUTLIERS
 from ..quant import PackedMatrix, unpack
 from ..sampling import SamplingParams
@@ -99,7 +99,7 @@ def _merge(ids: Ids, logits: F32, found: F32, start: int) -> None:
 class Seen:
     """What a look sees at some positions, in the bins that the kernels count rows in.
 
-    `behind` int64 [n, k] is how far the likeliest tokens score below the best row, `counts` int64
+    `behind` int64 [n, k] is how far the likeliest tokens score below the mark, `counts` int64
     [n, LAG_BINS] how many rows are that far behind or less.
     """
 
@@ -108,38 +108,57 @@ class Seen:
 
     def ends(self, margin: float, limit: int) -> Ids:
         """The first bin at each position whose rows are left out; 0 where the whole head is
-        computed, since the first bin alone has more than `limit`.
+        computed, since the first bin alone has more than `limit`, or no row is within the margin.
         """
         ends: Ids = np.count_nonzero(self.counts <= limit, axis=1)
-        return np.minimum(ends, round(margin * BINS_PER_NAT))
+        ends = np.minimum(ends, round(margin * BINS_PER_NAT))
+        return np.where(self._before(ends) > 0, ends, 0)
 
     def rows(self, ends: Ids, vocab: int) -> Ids:
         """How many rows are computed at each position."""
-        before = np.take_along_axis(self.counts, np.maximum(ends - 1, 0)[:, None], axis=1)[:, 0]
-        return np.where(ends == 0, vocab, before)
+        return np.where(ends == 0, vocab, self._before(ends))
 
     def kept(self, ends: Ids) -> NDArray[np.bool_]:
         """Which of the likeliest tokens [n, k] are computed."""
         kept: NDArray[np.bool_] = (self.behind < ends[:, None]) | (ends == 0)[:, None]
         return kept
 
+    def _before(self, ends: Ids) -> Ids:
+        return np.take_along_axis(self.counts, np.maximum(ends - 1, 0)[:, None], axis=1)[:, 0]
 
-def see(looks: Looks, hidden: F32, ids: Ids, dims: int) -> Seen:
-    """What the look of some number of dimensions sees; `ids` [n, k] are the likeliest tokens."""
+
+def see(looks: Looks, hidden: F32, ids: Ids, logits: F32, dims: int) -> Seen:
+    """What the look of some number of dimensions sees; `ids`, `logits` [n, k] are of the likeliest
+    tokens.
+    """
     rotation, look = looks.values
-    turned = rounded(rounded(hidden, OUTLIERS) @ rotation.T)[:, :dims]
+    states = rounded(hidden, OUTLIERS)
+    turned, apart = rounded(states @ rotation.T)[:, :dims], logits - (states @ looks.mean)[:, None]
     columns = look[:, :dims].T
     behind, counts = [], []
     step = max(1, _SCORES // len(look))
     for first in range(0, len(hidden), step):
         part = slice(first, first + step)
         lags = turned[part] @ columns
-        np.subtract(lags.max(axis=1, keepdims=True), lags, out=lags)
+        np.subtract(_mark(lags, ids[part], apart[part]), lags, out=lags)
         lags *= np.float32(BINS_PER_NAT)
-        bins = np.minimum(lags, np.float32(_WIDEST), out=lags).astype(np.uint8)
+        bins = np.clip(lags, 0, np.float32(_WIDEST), out=lags).astype(np.uint8)
         behind.append(np.take_along_axis(bins, ids[part], axis=1).astype(np.int64))
         counts.append(np.array([np.bincount(row, minlength=LAG_BINS) for row in bins]))
     return Seen(np.concatenate(behind), np.cumsum(np.concatenate(counts), axis=1))
+
+
+def _mark(scores: F32, ids: Ids, logits: F32) -> F32:
+    """What margins are measured from, float32 [n, 1].
+
+    `logits` [n, k] are those of `ids` less what the mean row adds. Where none of these tokens
+    scores near the best row, those that do have no higher logits than the least of them.
+    """
+    best = scores.max(axis=1, keepdims=True)
+    near = np.take_along_axis(scores, ids, axis=1) >= best - np.float32(NEAR)
+    found = np.where(near, logits, logits[:, -1:]).max(axis=1, keepdims=True)
+    mark: F32 = (best + found) / 2
+    return mark
 
 
 def least_margin(seen: Seen, logits: F32, limit: int) -> float | None:

@@ -1,8 +1,8 @@
 """The output head of decoded tokens: all of it, or only the rows that can still matter.
 
 A look scores every row cheaply, from the hidden state's first principal axes; rows that score less
-than the best by more than a calibrated margin are left out, and where too many remain, the lowest
-of them. The others are computed in full.
+than a mark by more than a calibrated margin are left out, and where too many remain, the lowest of
+them. The others are computed in full.
 """
 
 from __future__ import annotations
@@ -51,18 +51,43 @@ def keep_best(_context: Any, _scores: Any, _least: Any) -> Any:
     return types.int64(types.int64, types.float64), codegen
 
 
+@intrinsic
+def reaching(_context: Any, _scores: Any, _least: Any) -> Any:
+    """(address of 16 float32, least): a bit for each that is at least that."""
+
+    def codegen(_context: Any, b: Builder, _signature: Any, args: Any) -> Value:
+        least = splat(b, b.fptrunc(args[1], F32))
+        reached = b.fcmp_ordered(">=", load(b, args[0], V16F32), least)
+        return b.zext(b.bitcast(reached, I16), I64)
+
+    return types.int64(types.int64, types.float64), codegen
+
+
 @helper
-def lag_bin(best: float, score: float) -> int:
-    """How far a score is behind the best, in parts of a nat."""
-    lag = (best - score) * L.BINS_PER_NAT
-    return int(lag) if lag < L.LAG_BINS - 1 else L.LAG_BINS - 1
+def lag_bin(mark: float, score: float) -> int:
+    """How far a score is behind the mark, in parts of a nat; the first one where it is not."""
+    lag = (mark - score) * L.BINS_PER_NAT
+    return int(max(lag, 0.0)) if lag < L.LAG_BINS - 1 else L.LAG_BINS - 1
+
+
+@helper
+def list_near(scores: int, first: int, last: int, least: float, out: int) -> int:
+    """List the rows of tiles [first, last) that score at least that; returns how many."""
+    rows, count = i32_at(out), 0
+    for tile in range(first, last):
+        mask = reaching(scores + 64 * tile, least)
+        while mask != 0:
+            rows[count] = 16 * tile + lowest(mask)
+            mask &= mask - 1
+            count += 1
+    return count
 
 
 @helper
 def pick(
-    scores: int, first: int, last: int, best: float, margin: float, out: int, bins: int
+    scores: int, first: int, last: int, mark: float, margin: float, out: int, bins: int
 ) -> int:
-    """List the rows of tiles [first, last) that score at least `best` - `margin`.
+    """List the rows of tiles [first, last) that score at least `mark` - `margin`.
 
     They keep their score, and are counted by how far behind they are; the others get -inf. Returns
     how many there are.
@@ -71,13 +96,13 @@ def pick(
     for place in range(L.LAG_BINS):
         counts[place] = 0
     for tile in range(first, last):
-        mask = keep_best(scores + 64 * tile, best - margin)
+        mask = keep_best(scores + 64 * tile, mark - margin)
         while mask != 0:
             row = 16 * tile + lowest(mask)
             mask &= mask - 1
             rows[count] = row
             count += 1
-            counts[lag_bin(best, s[row])] += 1
+            counts[lag_bin(mark, s[row])] += 1
     return count
 
 
@@ -92,7 +117,7 @@ def cut(words: Any, threads: int) -> tuple[int, int]:
     """The first bin whose rows are too many, and how many rows those before it have."""
     total, limit = 0, words[L.LOOK_LIMIT]
     for thread in range(threads):
-        total += i64_at(counts_of(words, thread))[0]
+        total += i64_at(counts_of(words, thread))[L.FOUND_ROWS]
     if total <= limit:
         return L.LAG_BINS, total
     total = 0
@@ -133,26 +158,47 @@ def build(isa: Isa, multiply: Any, barrier: Any, project: Any) -> Any:
         s = f32_at(scores)
         for row in range(max(16 * first, args[L.VOCAB]), 16 * last):
             s[row] = MASKED
-        peak = counts_of(words, tid) + 8
+        peak = counts_of(words, tid) + 8 * L.FOUND_SCORE
         f32_at(peak)[0] = MASKED
         max_scores(scores + 64 * first, last - first, peak)
         barrier(args[L.TEAM], args[L.THREADS])
         best = MASKED
         for thread in range(args[L.THREADS]):
-            best = max(best, f32_at(counts_of(words, thread) + 8)[0])
+            best = max(best, f32_at(counts_of(words, thread) + 8 * L.FOUND_SCORE)[0])
         return best
 
     @helper
-    def compute_rows(args: Any, acts: int, out: int, best: float, end: int, tid: int) -> None:
+    def mark_of(args: Any, acts: int, scores: int, tid: int) -> float:
+        """What margins are measured from: see `sparsity.head.HeadLook`."""
+        best, words = best_score(args, scores, tid), i64_at(args[L.LOOK])
+        if words[L.LOOK_MEAN + L.TILE] == 0:
+            return best
+        first, last = share(i64_at(args[L.HEAD])[L.TILES], tid, args[L.THREADS])
+        here, found, near = words[L.LOOK_LIST] + 64 * first, counts_of(words, tid), MASKED
+        count = list_near(scores, first, last, best - L.NEAR, here)
+        logits, groups = f32_at(words[L.LOOK_NEAR]), i64_at(args[L.HEAD])[L.GROUPS]
+        rows_product(words[L.LOOK_ROWS], here, count, acts, groups, words[L.LOOK_NEAR])
+        for i in range(count):
+            near = max(near, logits[i32_at(here)[i]])
+        f32_at(found + 8 * L.FOUND_LOGIT)[0] = near
+        barrier(args[L.TEAM], args[L.THREADS])
+        for thread in range(args[L.THREADS]):
+            near = max(near, f32_at(counts_of(words, thread) + 8 * L.FOUND_LOGIT)[0])
+        common = found + 8 * L.LINE  # where nothing is counted yet
+        multiply(args[L.LOOK] + 8 * L.LOOK_MEAN, 0, acts, 0, 1, common, 0)
+        return (best + near - f32_at(common)[0]) / 2
+
+    @helper
+    def compute_rows(args: Any, acts: int, out: int, mark: float, end: int, tid: int) -> None:
         """This thread's part of all listed rows before bin `end`, whoever listed them."""
         words, logits, total = i64_at(args[L.LOOK]), f32_at(out), 0
         groups, tiles = i64_at(args[L.HEAD])[L.GROUPS], i64_at(args[L.HEAD])[L.TILES]
         for thread in range(args[L.THREADS]):
-            total += i64_at(counts_of(words, thread))[0]
+            total += i64_at(counts_of(words, thread))[L.FOUND_ROWS]
         begin, stop = share(total, tid, args[L.THREADS])
         before = 0
         for thread in range(args[L.THREADS]):
-            count = i64_at(counts_of(words, thread))[0]
+            count = i64_at(counts_of(words, thread))[L.FOUND_ROWS]
             here = words[L.LOOK_LIST] + 64 * share(tiles, thread, args[L.THREADS])[0]
             rows = i32_at(here)
             first, last = max(begin - before, 0), min(stop - before, count)
@@ -161,7 +207,7 @@ def build(isa: Isa, multiply: Any, barrier: Any, project: Any) -> Any:
                 kept = first
                 for i in range(first, last):
                     row = rows[i]
-                    if lag_bin(best, logits[row]) < end:
+                    if lag_bin(mark, logits[row]) < end:
                         rows[kept] = row
                         kept += 1
                     else:
@@ -177,17 +223,17 @@ def build(isa: Isa, multiply: Any, barrier: Any, project: Any) -> Any:
         `acts` are of that token alone. Rows that the look leaves out get -inf.
         """
         words, threads = i64_at(args[L.LOOK]), args[L.THREADS]
-        best, margin = best_score(args, logits, tid), float_of_bits(words[L.LOOK_MARGIN])
+        mark, margin = mark_of(args, acts, logits, tid), float_of_bits(words[L.LOOK_MARGIN])
         first, last = share(i64_at(args[L.HEAD])[L.TILES], tid, threads)
         rows, found = words[L.LOOK_LIST] + 64 * first, counts_of(words, tid)
-        count = pick(logits, first, last, best, margin, rows, found + 8 * L.LINE)
-        i64_at(found)[0] = count
+        count = pick(logits, first, last, mark, margin, rows, found + 8 * L.LINE)
+        i64_at(found)[L.FOUND_ROWS] = count
         barrier(args[L.TEAM], threads)
         end, total = cut(words, threads)
-        if total == 0:  # scores that are no numbers, or more equal ones than may be computed
+        if total == 0:  # scores that are no numbers or tell nothing, or more than may be computed
             project(args, args[L.HEAD], acts, logits, 0, tid, 1)
             return args[L.VOCAB]
-        compute_rows(args, acts, logits, best, end, tid)
+        compute_rows(args, acts, logits, mark, end, tid)
         return total
 
     @helper

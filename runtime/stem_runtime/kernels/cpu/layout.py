@@ -121,18 +121,22 @@ LINE = 8
 
 # a look at the vocabulary before the head
 _W = MATRIX_WORDS
-LOOK_ROTATION, LOOK_SCORES = 0, _W  # matrices: hidden state to few axes, axes to scores
+# matrices: hidden state to few axes, axes to scores, and the mean row of the head; no tiles: none
+LOOK_ROTATION, LOOK_SCORES, LOOK_MEAN = 0, _W, 2 * _W
 (
     LOOK_ROWS,  # the head by rows: [vocab, groups, 34 bytes]
-    LOOK_MARGIN,  # float64 bits: rows scoring less than the best by more are left out
+    LOOK_MARGIN,  # float64 bits: rows that score less than the mark by more are left out
     LOOK_LIMIT,  # rows; where more come within the margin, the best of them are computed
     LOOK_LIST,  # int32 [16 * tiles]: rows within the margin, each thread's from its first row on
-    LOOK_COUNTS,  # int64 [threads, LOOK_COUNT_WORDS]: how many, best score, then int32 [LAG_BINS]
+    LOOK_NEAR,  # float32 [16 * tiles]: logits of rows that score nearly as well as the best
+    LOOK_COUNTS,  # int64 [threads, LOOK_COUNT_WORDS]: see FOUND_ below, then int32 [LAG_BINS]
     LOOK_DONE,  # rows computed in full by the last step
     LOOK_WORDS,
-) = range(2 * _W, 2 * _W + 7)
+) = range(3 * _W, 3 * _W + 8)
+FOUND_ROWS, FOUND_SCORE, FOUND_LOGIT = range(3)  # rows within the margin; float32: the best ones
+NEAR = 2.0  # nats
 ROW_GROUP_BYTES = 34  # float16 scale, 32 bytes
-LAG_BINS, BINS_PER_NAT = 256, 16  # rows are counted by how far they score below the best
+LAG_BINS, BINS_PER_NAT = 256, 16  # rows are counted by how far they score below the mark
 LOOK_COUNT_WORDS = LINE + LAG_BINS // 2
 
 # the FFN of a layer neuron by neuron (see sparsity/neurons.py) and what is left out of it
