@@ -98,6 +98,8 @@ class Team:
     def _wake_sleepers(self) -> None:
         """Wake those that the last job found asleep; waking one twice does no harm."""
         asleep = int(self._words[L.JOB + 1])
+        if not asleep:
+            return
         for tid in range(1, len(self._wake)):
             if asleep >> tid & 1 and self._wake[tid].locked():
                 self._wake[tid].release()

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import weakref
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -73,6 +74,7 @@ class Workspace:
         self.chunk = min(_CHUNK, max(64, fit))
         self.row: Floats = np.zeros((1, self._d_pad), np.float32)
         self._room = self._logits_room = 0
+        self._aimed: Callable[[], KVCache | None] = _nothing
         self._set_sizes()
         self._layers = np.zeros((config.n_layers, L.LAYER_WORDS), np.int64)
         self._set_weights()
@@ -94,24 +96,32 @@ class Workspace:
         sparse: bool = False,
     ) -> None:
         """Point the next step at a cache, the tokens after it and the first wanted logits."""
-        if cache.room > self._room:
-            self._room = 0  # until all is made, since Ctrl-C can fall in between
-            self._set_rope(cache.room)
-            self._set_partials(cache.room)
-            self._room = cache.room
+        if self._aimed() is not cache:
+            self._aim_cache(cache)
         count = len(tokens)
         self._reserve_logits(max(L.STEP_TOKENS, count - logits_from))
         self._tokens[:count] = tokens
         args = self.args
         args[L.N_TOKENS], args[L.POSITION], args[L.LOGITS_FROM] = count, cache.length, logits_from
+        if look and self._look is None:
+            raise UsageError("This engine has no look at the vocabulary; calibrate first.")
+        args[L.LOOK] = self._look.address if look and self._look else 0
+        self._aim_ffn(cache, sparse)
+
+    def _aim_cache(self, cache: KVCache) -> None:
+        """Point at another cache than that of the step before."""
+        args = self.args
+        self._aimed = _nothing  # until all is done, since Ctrl-C can fall in between
+        if cache.room > self._room:
+            self._room = 0
+            self._set_rope(cache.room)
+            self._set_partials(cache.room)
+            self._room = cache.room
         args[L.KEYS], args[L.VALUES] = cache.keys.ctypes.data, cache.values.ctypes.data
         args[L.HEAD_BYTES] = cache.keys.strides[0]
         args[L.CACHE] = _CACHES[cache.kind]
         args[L.HEAD_PAD] = head_pad(self._model.config.head_dim, cache.kind)
-        if look and self._look is None:
-            raise UsageError("This engine has no look at the vocabulary; calibrate first.")
-        args[L.LOOK] = self._look.words.ctypes.data if look and self._look else 0
-        self._aim_ffn(cache, sparse)
+        self._aimed = weakref.ref(cache)
 
     def _aim_ffn(self, cache: KVCache, sparse: bool) -> None:
         args, ffn = self.args, self.ffn
@@ -360,11 +370,16 @@ class Look:
             array.ctypes.data for array in (self._list, self._near)
         )
         self.words[L.LOOK_COUNTS] = self._counts.ctypes.data
+        self.address = self.words.ctypes.data
 
     def nbytes(self, rows: float) -> int:
         """Bytes read where `rows` rows are computed in full."""
         head = self._head
         return int(head.rotation.nbytes + head.look.nbytes + rows * head.rows[0].nbytes)
+
+
+def _nothing() -> None:
+    """What a reference to a cache that is no more gives."""
 
 
 def _round_up(value: int, step: int) -> int:
