@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 
@@ -21,7 +22,7 @@ from stem_runtime.sparsity.ffn_profile import FfnProfile
 from stem_runtime.sparsity.head import HeadLook
 from stem_runtime.sparsity.head_fit import dims_for, split
 from stem_runtime.sparsity.plan import FfnPlan
-from stem_runtime.sparsity.profile import FILE, Profile, read_profile
+from stem_runtime.sparsity.profile import FILE, Profile, read_profile, write_profile
 
 from ..quick import shorten
 from .fitted import SPARSE
@@ -372,6 +373,19 @@ def test_the_head_alone_is_calibrated_and_built_on(
     assert ffn_of(other).settings == ffn_of(whole).settings
     read = read_profile(model.folder, model.config, weights)
     assert ffn_of(read).settings == ffn_of(whole).settings
+
+
+def test_a_look_whose_margin_is_from_the_best_score_is_fitted_anew(model: PackedModel) -> None:
+    first = calibrate_head(model, material(), threads=1)
+    assert first is not None
+    assert first.head is not None
+    older = dataclasses.replace(first.head.look, mean=None)
+    write_profile(
+        model.folder, dataclasses.replace(first, head=dataclasses.replace(first.head, look=older))
+    )
+    again = calibrate_head(model, material(), threads=1)
+    assert again is not None
+    assert look_of(again).mean is not None
 
 
 @pytest.mark.parametrize("stage", HEAD_STEPS)

@@ -186,6 +186,11 @@ def _found(model: PackedModel, folder: Path) -> Profile:
     return found or Profile(_weights(model), None, None)
 
 
+def _current(head: HeadProfile | None) -> HeadProfile | None:
+    """A look that is of use to a new calibration: none whose margin is from the best score."""
+    return head if head is not None and head.look.mean is not None else None
+
+
 def _calibrate_head(run: Run, read: Material, before: HeadProfile | None) -> HeadProfile:
     """A look that was fitted to these texts and timed on this machine.
 
@@ -193,10 +198,11 @@ def _calibrate_head(run: Run, read: Material, before: HeadProfile | None) -> Hea
     """
     model, head, folder = run.model, head_of(run.model), folder_of(run.model, read)
     kernels, threads = choose(run.kernels).name, count_threads(run.threads)
-    kept = _found(model, folder).head
+    kept = _current(_found(model, folder).head)
     if kept and (kept.setting.kernels, kept.setting.threads) == (kernels, threads):
         return kept
-    if before and before.look.mean is not None and before.material == folder.name:
+    before = _current(before)
+    if before and before.material == folder.name:
         look = before.look
         outcome = Outcome(**{name: getattr(before.setting, name) for name in _OUTCOME})
     else:
