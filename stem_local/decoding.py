@@ -110,10 +110,6 @@ class Decoding:
     def step(self, token: int) -> Logits:
         """Read one token; see `Engine.decode` for what it returns."""
         engine, cache, look = self._model.engine, self._cache, self._choice.look
-        if self._choice.plan is None:
-            logits = engine.decode(cache, token, look=look)
-            self._count()
-            return logits
         with self._counted() as sparse:
             return engine.decode(cache, token, look=look, sparse=sparse)
 

@@ -38,13 +38,17 @@ from .vector import float_of_bits, helper, max_scores
 EXCLUDED = -float("inf")
 
 
+def _reached(b: Builder, address: Value, least: Value) -> tuple[Value, Value]:
+    scores = load(b, address, V16F32)
+    return scores, b.fcmp_ordered(">=", scores, splat(b, b.fptrunc(least, F32)))
+
+
 @intrinsic
 def keep_best(_context: Any, _scores: Any, _least: Any) -> Any:
     """(address of 16 float32, least): a bit for each that is at least that; the others get -inf."""
 
     def codegen(_context: Any, b: Builder, _signature: Any, args: Any) -> Value:
-        scores, least = load(b, args[0], V16F32), b.fptrunc(args[1], F32)
-        kept = b.fcmp_ordered(">=", scores, splat(b, least))
+        scores, kept = _reached(b, *args)
         store(b, b.select(kept, scores, const(V16F32, EXCLUDED)), args[0])
         return b.zext(b.bitcast(kept, I16), I64)
 
@@ -56,9 +60,7 @@ def reaching(_context: Any, _scores: Any, _least: Any) -> Any:
     """(address of 16 float32, least): a bit for each that is at least that."""
 
     def codegen(_context: Any, b: Builder, _signature: Any, args: Any) -> Value:
-        least = splat(b, b.fptrunc(args[1], F32))
-        reached = b.fcmp_ordered(">=", load(b, args[0], V16F32), least)
-        return b.zext(b.bitcast(reached, I16), I64)
+        return b.zext(b.bitcast(_reached(b, *args)[1], I16), I64)
 
     return types.int64(types.int64, types.float64), codegen
 
@@ -71,15 +73,22 @@ def lag_bin(mark: float, score: float) -> int:
 
 
 @helper
+def list_rows(out: int, count: int, tile: int, mask: int) -> int:
+    """Put a tile's rows in `mask` behind the `count` in a list; returns how many those are."""
+    rows = i32_at(out)
+    while mask != 0:
+        rows[count] = 16 * tile + lowest(mask)
+        mask &= mask - 1
+        count += 1
+    return count
+
+
+@helper
 def list_near(scores: int, first: int, last: int, least: float, out: int) -> int:
     """List the rows of tiles [first, last) that score at least that; returns how many."""
-    rows, count = i32_at(out), 0
+    count = 0
     for tile in range(first, last):
-        mask = reaching(scores + 64 * tile, least)
-        while mask != 0:
-            rows[count] = 16 * tile + lowest(mask)
-            mask &= mask - 1
-            count += 1
+        count = list_rows(out, count, tile, reaching(scores + 64 * tile, least))
     return count
 
 
@@ -96,13 +105,10 @@ def pick(
     for place in range(L.LAG_BINS):
         counts[place] = 0
     for tile in range(first, last):
-        mask = keep_best(scores + 64 * tile, mark - margin)
-        while mask != 0:
-            row = 16 * tile + lowest(mask)
-            mask &= mask - 1
-            rows[count] = row
-            count += 1
-            counts[lag_bin(mark, s[row])] += 1
+        end = list_rows(out, count, tile, keep_best(scores + 64 * tile, mark - margin))
+        for i in range(count, end):
+            counts[lag_bin(mark, s[rows[i]])] += 1
+        count = end
     return count
 
 
